@@ -1,0 +1,51 @@
+"""Every error that this project raises on purpose: one sentence a class.
+
+An error of this tree is *expected trouble*: it is shown to the caller as its message, without
+a traceback. Anything else that is raised is a defect and is logged with its traceback.
+"""
+
+from __future__ import annotations
+
+
+class PoCError(Exception):
+    """The parent of every expected error; its text says what is wrong and what to do."""
+
+
+class ConfigError(PoCError):
+    """A setting, an option or the environment can't be used as given."""
+
+
+class InvalidRequest(PoCError):
+    """A command's arguments are refused; nothing was changed."""
+
+
+class RoundInProgress(PoCError):
+    """A round is generating and the command would have replaced it."""
+
+
+class RoundNotInitialized(PoCError):
+    """The command needs a round and there is none."""
+
+
+class RoundMismatch(PoCError):
+    """The command names another round, or another block, than the current one."""
+
+
+class RoundFailed(PoCError):
+    """The round was ended by an error instead of by a command."""
+
+
+class ModelMismatch(PoCError):
+    """The namespace runs another model than this worker has loaded."""
+
+
+class EngineError(PoCError):
+    """The engine can't load its model or can't compute a batch."""
+
+
+class CouldNotCompute(PoCError):
+    """A validation has nonces without a finite distance, so it has no verdict."""
+
+
+class StoreUnavailable(PoCError):
+    """Redis can't be reached, or is not the Redis that the store needs."""

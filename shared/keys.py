@@ -1,0 +1,95 @@
+"""Every key in Redis: its type, what it holds, who owns it, how long it lives.
+
+`docs/redis.md` holds the table made from `KEYS` (`python -m shared.keys` prints it). The names
+of `status`, `round` and `nonces` are part of the contract; all others are private.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One family of keys: `poc:<namespace>:<name>`, or with `:<id>` behind it."""
+
+    kind: str
+    holds: str
+    #: The scripts that write it.
+    writers: str
+    #: What removes it.
+    lives: str
+    #: What the `<id>` is; empty for a key of the whole namespace.
+    per: str = ""
+
+
+_ROUND = "while its round is current, then POC_KEEP_ROUNDS_S"
+_NAMESPACE = "as long as the namespace"
+_EMPTY = "until it is empty"
+
+KEYS: dict[str, Key] = {
+    "status": Key("hash", "the newest round, for pollers", "all that change a round", _NAMESPACE),
+    "clock": Key("hash", "last time seen, and what keeps it from going back", "all", _NAMESPACE),
+    "round": Key("hash", "as status, of each round kept", "as status", _ROUND, "round"),
+    "nonces": Key("hash", "valid nonce -> distance", "commit", _ROUND, "round"),
+    "found": Key("list", "valid nonces in order of discovery", "commit", _ROUND, "round"),
+    "run": Key("hash", "config, epoch, cursor and clocks", "as status", _ROUND, "round"),
+    "claims": Key("hash", "token -> claimed positions", "claim, commit, give_back", _ROUND, "round"),
+    "leases": Key("zset", "token -> end of its lease, ms", "as claims, heartbeat", _ROUND, "round"),
+    "tickets": Key("set", "tasks that wait for the end", "generate, stop, ...", _ROUND, "round"),
+    "tombstone": Key("string", "a round stopped before it began", "stop", "a day", "round"),
+    "command": Key("string", "outcome of a command", "init, ...", "POC_COMMAND_MEMORY_S", "task"),
+    "jobs": Key("zset", "open validations -> since, ms", "open_job, finish_job", _EMPTY),
+    "job": Key(
+        "hash",
+        "a validation: batch, config, verdict",
+        "open_job, commit_chunk, finish_job",
+        "while open, then POC_KEEP_ROUNDS_S",
+        "task",
+    ),
+    "job_dist": Key(
+        "hash", "chunk start -> distances", "commit_chunk", "while its job is open", "task"
+    ),
+    "chunks": Key("list", "chunks that wait for a worker", "open_job, claim_chunk", _EMPTY),
+    "chunk_claims": Key("hash", "token -> claimed chunk", "claim_chunk, commit_chunk", _EMPTY),
+    "chunk_leases": Key("zset", "token -> end of its lease, ms", "as chunk_claims", _EMPTY),
+    "verdicts": Key("list", "computed jobs that wait for a verdict", "commit_chunk", _EMPTY),
+    "endings": Key("list", "ends to be told to Celery", "stop, finish_job, ...", _EMPTY),
+    "reporter": Key("string", "who reports progress now", "the clerk", "a second"),
+    "outbox": Key("stream", "callbacks to deliver", "commit, finish_job, settle", _NAMESPACE),
+    "workers": Key("zset", "worker -> last heartbeat, ms", "heartbeat", _NAMESPACE),
+    "worker": Key("hash", "a worker's device, rate, ...", "heartbeat", "30 s", "worker"),
+    "model": Key("hash", "the model of the namespace", "heartbeat", "30 s"),
+    "dead_letters": Key("list", "messages that are none", "the transport", "7 days"),
+}
+
+
+class Keys:
+    """The names of the keys of one namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self.prefix = f"poc:{namespace}:"
+        #: The channel that is rung when there is something new to do.
+        self.wake = f"{self.prefix}wake"
+
+    def __call__(self, name: str, id: str = "") -> str:
+        """The key `name`; `id` for a family that has one per round, task or worker."""
+        if bool(KEYS[name].per) != bool(id):
+            raise KeyError(f"key {name!r} is per {KEYS[name].per or 'namespace'}, got id {id!r}")
+        return f"{self.prefix}{name}:{id}" if id else f"{self.prefix}{name}"
+
+
+def table() -> str:
+    """All keys as a Markdown table."""
+    rows = ["| key | type | holds | written by | lives |", "| --- | --- | --- | --- | --- |"]
+    for name, key in KEYS.items():
+        suffix = f":<{key.per}>" if key.per else ""
+        rows.append(
+            f"| `poc:<namespace>:{name}{suffix}` | {key.kind} | {key.holds} "
+            f"| {key.writers} | {key.lives} |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

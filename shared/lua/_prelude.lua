@@ -1,0 +1,87 @@
+-- Put before every script. A call passes KEYS in the order of A.keys, and all else as one JSON
+-- object A, so that scripts name what they touch: K.status, A.token.
+--
+-- Nonces and distances are strings here, always: a Lua number would round them.
+
+local A = cjson.decode(ARGV[1])
+local K = {}
+for i, name in ipairs(A.keys) do K[name] = KEYS[i] end
+
+local function int(x) return string.format('%.0f', x) end
+local function seconds(ms) return string.format('%.3f', ms / 1000) end
+local function number(x) return tonumber(x or '0') or 0 end
+
+-- Milliseconds by Redis' clock. A step back is made up for by an offset, so that elapsed times
+-- never shrink and leases never live again.
+local clock_now
+local function now_ms()
+  if clock_now then return clock_now end
+  local t = redis.call('TIME')
+  local clock = redis.call('HMGET', K.clock, 'last', 'offset')
+  local last, offset = number(clock[1]), number(clock[2])
+  clock_now = t[1] * 1000 + math.floor(t[2] / 1000) + offset
+  if clock_now < last then
+    offset = offset + last - clock_now
+    clock_now = last
+  end
+  redis.call('HSET', K.clock, 'last', int(clock_now), 'offset', int(offset))
+  return clock_now
+end
+
+local function hash(key)
+  local flat, map = redis.call('HGETALL', key), {}
+  for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
+  return map
+end
+
+local function ring(what) redis.call('PUBLISH', A.wake, what) end
+
+-- The caller declared the keys of the round that it took for the current one. When it was wrong
+-- it gets the right id and calls again.
+local function moved()
+  local current = redis.call('HGET', K.status, 'round_id') or ''
+  if current ~= A.round then return cjson.encode({moved = current}) end
+end
+
+-- Claims: a token -> positions, and a token -> end of its lease. Rounds and validations have a
+-- pair each. An ended lease is a worker that died; a lease of 0 was given back by a live one.
+
+-- Take over the oldest claim whose lease ended. Gives it with its failures counted, or nil.
+local function take_expired(claims, leases)
+  for _, token in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', int(now_ms()), 'LIMIT', 0, 64)) do
+    local raw = redis.call('HGET', claims, token)
+    local died = number(redis.call('ZSCORE', leases, token)) > 0
+    redis.call('ZREM', leases, token)
+    redis.call('HDEL', claims, token)
+    if raw then
+      local claim = cjson.decode(raw)
+      if died then
+        claim.attempts = claim.attempts + 1
+        claim.error = 'worker ' .. claim.worker .. ' did not finish it'
+      end
+      return claim
+    end
+  end
+end
+
+local function hold(claims, leases, claim)
+  claim.worker, claim.at = A.worker, int(now_ms())
+  redis.call('HSET', claims, A.token, cjson.encode(claim))
+  redis.call('ZADD', leases, int(now_ms() + A.lease_ms), A.token)
+end
+
+-- Ends.
+
+-- Tell the world the end of task `id`: the clerk moves it into Celery's result backend.
+local function ending(fields)
+  redis.call('RPUSH', K.endings, cjson.encode(fields))
+  ring('endings')
+end
+
+-- Queue one frozen callback message. The counters live in the round that it belongs to.
+local function post(message)
+  redis.call('XADD', K.outbox, '*',
+    'url', message.url, 'body', message.body, 'key', message.key, 'round', message.round,
+    'expires_at', int(now_ms() + message.deadline_s * 1000))
+  ring('outbox')
+end

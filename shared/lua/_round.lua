@@ -1,0 +1,139 @@
+-- What the scripts that change a round share. K.round, K.run, ... are the current round's.
+
+local state = redis.call('HGET', K.status, 'state') or 'IDLE'
+local round = A.round
+
+local function put(...)
+  redis.call('HSET', K.status, ...)
+  if round ~= '' then redis.call('HSET', K.round, ...) end
+end
+
+local function count(field, by)
+  if by == 0 then return end
+  redis.call('HINCRBY', K.status, field, by)
+  redis.call('HINCRBY', K.round, field, by)
+end
+
+-- Bring the fields that flow with time up to date.
+local function refresh()
+  if round == '' then return end
+  local now, run = now_ms(), hash(K.run)
+  local elapsed, generating = number(run.elapsed_ms), number(run.generating_ms)
+  if number(run.elapsed_since) > 0 then elapsed = elapsed + now - run.elapsed_since end
+  if number(run.generating_since) > 0 then generating = generating + now - run.generating_since end
+  local checked = number(redis.call('HGET', K.round, 'total_checked'))
+  local rate = 0
+  if elapsed > 0 then rate = checked * 1000 / elapsed end
+  -- The recent rate looks back over five to ten seconds of generating.
+  local from_ms, from_checked = number(run.window_ms), number(run.window_checked)
+  if generating - number(run.next_window_ms) >= 5000 then
+    redis.call('HSET', K.run,
+      'window_ms', run.next_window_ms or '0', 'window_checked', run.next_window_checked or '0',
+      'next_window_ms', int(generating), 'next_window_checked', int(checked))
+    from_ms, from_checked = number(run.next_window_ms), number(run.next_window_checked)
+  end
+  local recent = 0
+  if state == 'GENERATING' and generating > from_ms then
+    recent = (checked - from_checked) * 1000 / (generating - from_ms)
+  end
+  put('elapsed_seconds', seconds(elapsed), 'generating_seconds', seconds(generating),
+    'rate_per_second', string.format('%.3f', rate),
+    'recent_rate_per_second', string.format('%.3f', recent),
+    'updated_at', seconds(now))
+end
+
+-- A new state. `epoch` fences: what was in flight under the old one is refused.
+local function enter(new)
+  local now, run = now_ms(), hash(K.run)
+  if state == 'GENERATING' and new ~= 'GENERATING' then
+    redis.call('HSET', K.run, 'generating_since', '0', 'generating_ms',
+      int(number(run.generating_ms) + now - number(run.generating_since)))
+    -- Positions in flight are free at once; their late commits fail on the epoch.
+    for _, token in ipairs(redis.call('ZRANGE', K.leases, 0, -1)) do
+      redis.call('ZADD', K.leases, 0, token)
+    end
+  end
+  if new == 'GENERATING' and state ~= 'GENERATING' then
+    redis.call('HSET', K.run, 'generating_since', int(now))
+  end
+  if new == 'STOPPED' and number(run.elapsed_since) > 0 then
+    redis.call('HSET', K.run, 'elapsed_since', '0', 'elapsed_ms',
+      int(number(run.elapsed_ms) + now - run.elapsed_since))
+  elseif new ~= 'STOPPED' and number(run.elapsed_since) == 0 then
+    redis.call('HSET', K.run, 'elapsed_since', int(now))
+  end
+  redis.call('HSET', K.run, 'epoch', A.epoch)
+  state = new
+  put('state', state)
+  refresh()
+  ring('work')
+end
+
+local function end_tickets(failure)
+  local final = hash(K.round)
+  for _, task in ipairs(redis.call('SMEMBERS', K.tickets)) do
+    ending({task = task, round = round, status = final, error = failure})
+  end
+  redis.call('DEL', K.tickets)
+end
+
+-- End the running generation, as `new`; `failure` is what the tickets then fail with.
+local function leave_for(new, failure)
+  local was = state
+  enter(new)
+  if was == 'GENERATING' then end_tickets(failure) end
+end
+
+-- Open round A.new_round with A.config (as JSON) and A.fields (as the status shows it).
+-- Gives nothing, or the error that refuses it.
+local function open_round()
+  if redis.call('EXISTS', K.tombstone) == 1 then
+    return {error = 'RoundMismatch', message = 'Round ' .. A.new_round .. ' was stopped before it began'}
+  end
+  if redis.call('EXISTS', K.new_round) == 1 then
+    return {error = 'InvalidRequest', message = 'Round id ' .. A.new_round .. ' was used before'}
+  end
+  if state == 'GENERATING' and not A.replace then
+    return {error = 'RoundInProgress', message = 'Round already in progress'}
+  end
+  if round ~= '' then
+    leave_for('STOPPED')
+    redis.call('UNLINK', K.claims, K.leases)
+    for _, name in ipairs({'round', 'nonces', 'found', 'run'}) do
+      redis.call('EXPIRE', K[name], A.keep_s)
+    end
+  end
+  for _, name in ipairs({'round', 'nonces', 'found', 'run', 'claims', 'leases', 'tickets'}) do
+    K[name] = K['new_' .. name]
+  end
+  round, state = A.new_round, 'IDLE'
+  local now = now_ms()
+  redis.call('DEL', K.status)
+  put(unpack(A.fields))
+  put('round_id', round, 'state', state, 'started_at', seconds(now))
+  redis.call('HSET', K.run, 'config', A.config, 'epoch', A.epoch, 'cursor', '0',
+    'elapsed_ms', '0', 'elapsed_since', int(now), 'generating_ms', '0', 'generating_since', '0')
+  refresh()
+  ring('work')
+end
+
+-- Commands are remembered by id: the same id again gives the same answer and changes nothing.
+local function remembered() return redis.call('GET', K.command) end
+
+local function answer(reply)
+  local json = cjson.encode(reply)
+  redis.call('SET', K.command, json, 'EX', A.memory_s)
+  return json
+end
+
+local function answer_status() return answer({status = hash(K.status)}) end
+
+-- The refusal of a command that names another round than the current one, or that has none.
+local function not_current()
+  if round == '' then
+    return {error = 'RoundNotInitialized', message = 'Round not initialized'}
+  end
+  if A.round_id and A.round_id ~= round then
+    return {error = 'RoundMismatch', message = 'Round ' .. A.round_id .. ' is not the current one, which is ' .. round}
+  end
+end

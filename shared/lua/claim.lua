@@ -1,0 +1,27 @@
+-- Claim the next positions of the round: those of a dead claim first, else at the cursor.
+local told = moved()
+if told then return told end
+if state ~= 'GENERATING' then return cjson.encode({idle = true}) end
+local run = hash(K.run)
+local function reply(claim)
+  return cjson.encode({claim = claim, epoch = run.epoch, config = run.config})
+end
+-- A repeat of a claim whose answer was lost on the way.
+local raw = redis.call('HGET', K.claims, A.token)
+if raw then return reply(cjson.decode(raw)) end
+
+local claim = take_expired(K.claims, K.leases)
+while claim and claim.attempts >= A.max_attempts do
+  count('total_failed', claim.count)
+  put('error', 'positions ' .. claim.start .. ' to ' .. int(claim.start + claim.count - 1) ..
+    ' failed ' .. claim.attempts .. ' times: ' .. claim.error)
+  claim = take_expired(K.claims, K.leases)
+end
+if not claim then
+  local batch = number(redis.call('HGET', K.round, 'batch_size'))
+  claim = {start = run.cursor, count = batch, attempts = 0}
+  redis.call('HSET', K.run, 'cursor', int(run.cursor + batch))
+end
+claim.epoch = run.epoch
+hold(K.claims, K.leases, claim)
+return reply(claim)

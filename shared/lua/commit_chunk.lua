@@ -1,0 +1,17 @@
+-- Keep the distances of a chunk, once; the last chunk makes the job ready for its verdict.
+if redis.call('HEXISTS', K.claims, A.token) == 0 then
+  return cjson.encode({refused = 'its chunk was taken over'})
+end
+redis.call('HDEL', K.claims, A.token)
+redis.call('ZREM', K.leases, A.token)
+if redis.call('HGET', K.job, 'state') ~= 'OPEN' then
+  return cjson.encode({refused = 'the validation has ended'})
+end
+redis.call('HSET', K.job_dist, A.start, A.dist)
+if A.error then redis.call('HSET', K.job, 'error', A.error) end
+local done = redis.call('HINCRBY', K.job, 'done', A.count)
+if done >= number(redis.call('HGET', K.job, 'total')) then
+  redis.call('RPUSH', K.verdicts, A.job)
+  ring('verdicts')
+end
+return cjson.encode({committed = true})

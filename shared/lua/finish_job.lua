@@ -1,0 +1,19 @@
+-- End a validation with A.result or A.error, once: its ticket, its callback, its keys.
+redis.call('LREM', K.verdicts, 0, A.job)
+redis.call('ZREM', K.jobs, A.job)
+if redis.call('HGET', K.job, 'state') ~= 'OPEN' then return 0 end
+redis.call('HSET', K.job, 'state', 'DONE')
+redis.call('HDEL', K.job, 'batch')
+redis.call('EXPIRE', K.job, A.keep_s)
+redis.call('UNLINK', K.job_dist)
+ending({task = A.job, result = A.result, error = A.error})
+if A.message then
+  post(A.message)
+  if redis.call('EXISTS', K.round) == 1 then
+    redis.call('HINCRBY', K.round, 'callbacks_pending', 1)
+    if redis.call('HGET', K.status, 'round_id') == A.message.round then
+      redis.call('HINCRBY', K.status, 'callbacks_pending', 1)
+    end
+  end
+end
+return 1

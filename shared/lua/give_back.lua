@@ -1,0 +1,13 @@
+-- Give a claim back: unharmed (a shutdown), or with A.error (the engine failed on it).
+-- A.pool is the pair of keys that the claim is in.
+local raw = redis.call('HGET', K.claims, A.token)
+if not raw then return 0 end
+local claim = cjson.decode(raw)
+if A.error then
+  claim.attempts = claim.attempts + 1
+  claim.error = A.error
+  redis.call('HSET', K.claims, A.token, cjson.encode(claim))
+end
+redis.call('ZADD', K.leases, 0, A.token)
+ring('work')
+return 1

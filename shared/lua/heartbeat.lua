@@ -1,0 +1,34 @@
+-- A worker lives: show it, keep its model, renew the leases of what it computes, and bring the
+-- round's clocks up to date. A worker with another model than the namespace's is refused.
+local told = moved()
+if told then return told end
+local now = now_ms()
+local held = redis.call('HGET', K.model, 'fingerprint')
+local wanted = A.pinned or held
+if wanted and wanted ~= A.fingerprint then
+  return cjson.encode({error = 'ModelMismatch', message = wanted})
+end
+redis.call('HSET', K.model, unpack(A.model))
+redis.call('PEXPIRE', K.model, A.live_ms)
+redis.call('HSET', K.worker, 'heartbeat_at', seconds(now), unpack(A.fields))
+redis.call('PEXPIRE', K.worker, A.live_ms)
+redis.call('ZADD', K.workers, int(now), A.worker)
+redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms))
+
+local function renew(claims, leases, epoch)
+  for _, token in ipairs(A.tokens) do
+    local raw = redis.call('HGET', claims, token)
+    if raw then
+      local claim = cjson.decode(raw)
+      -- A claim of an older epoch is refused anyway, and its positions must stay free; one past
+      -- its deadline is taken for hung.
+      if claim.epoch == epoch and now < claim.at + A.deadline_ms then
+        redis.call('ZADD', leases, 'XX', int(now + A.lease_ms), token)
+      end
+    end
+  end
+end
+if round ~= '' then renew(K.claims, K.leases, redis.call('HGET', K.run, 'epoch')) end
+renew(K.chunk_claims, K.chunk_leases, nil)
+if state == 'GENERATING' then refresh() end
+return cjson.encode({alive = true})

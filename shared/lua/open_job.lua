@@ -1,0 +1,16 @@
+-- Record a validation as a job: A.command is its id and its ticket. The round is not touched.
+local told = remembered() or moved()
+if told then return told end
+redis.call('HSET', K.job, 'batch', A.batch, 'config', A.config, 'state', 'OPEN',
+  'round', A.job_round, 'total', A.total, 'done', '0')
+redis.call('ZADD', K.jobs, int(now_ms()), A.command)
+for _, chunk in ipairs(A.chunks) do
+  redis.call('RPUSH', K.chunks, cjson.encode(
+    {job = A.command, start = chunk[1], count = chunk[2], attempts = 0}))
+end
+if #A.chunks == 0 then
+  redis.call('RPUSH', K.verdicts, A.command)
+  ring('verdicts')
+end
+ring('work')
+return answer({ticket = A.command})

@@ -1,0 +1,178 @@
+"""Settings: one frozen object, built once from `POC_*` variables and passed in.
+
+Every field is a variable (`redis_url` is `POC_REDIS_URL`) and, where a command needs it, an
+option of the same name (`--redis-url`). An unknown `POC_*` variable is an error, since a
+misspelt setting that is silently ignored costs a night of wrong results. A variable that is
+set to nothing counts as not set, since compose files and unit files can't leave one out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from shared.errors import ConfigError
+
+PREFIX = "POC_"
+
+#: A namespace is part of key and queue names, so only characters that need no quoting there.
+Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Field descriptions are what `poc doctor` and the docs show.
+
+    Built by `load_settings`; the class alone takes only what it is given.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
+    )
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Redis that holds broker, results and rounds: redis://, rediss://, sentinel://",
+        pattern=r"^(rediss?|sentinel)://",
+    )
+    namespace: Namespace = Field(
+        "default",
+        description="one node: its rounds, keys and queue; letters, digits, dots, dashes and "
+        "underscores, at most 64; several may share a Redis",
+    )
+    engine: str = Field(
+        "auto",
+        description="auto, transformers, vllm, or module:factory for an engine of your own",
+        pattern=r"^(auto|transformers|vllm|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+    )
+    model: str | None = Field(None, description="a model directory or hub id; no default")
+    dtype: str = Field(
+        "auto", description="auto, float32, bfloat16 or float16", pattern=r"^(auto|b?float(16|32))$"
+    )
+    device: str = Field(
+        "auto", description="auto, cpu, cuda or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
+    )
+    gpu: str | None = Field(
+        None, description="GPU index or UUID that this worker is pinned to", pattern=r"^[\w-]+$"
+    )
+    tile: int | None = Field(
+        None, ge=1, le=4096, description="sequences in one forward; default 8 on CPU, 32 on GPU"
+    )
+    model_fingerprint: str | None = Field(
+        None, description="the only model fingerprint that workers may have"
+    )
+    worker_name: str | None = Field(
+        None,
+        description="name in status and Flower; default poc-<pid>@<host>",
+        pattern=r"^[^\s@]+(@[^\s@]+)?$",
+    )
+    lease_s: float = Field(30.0, ge=0.5, le=3600, description="a claim's life without a heartbeat")
+    heartbeat_s: float = Field(2.0, ge=0.1, le=60, description="seconds between heartbeats")
+    batch_deadline: float = Field(
+        300.0, gt=0, le=86400, description="seconds after which a batch's claim is given up"
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="attempts before a batch is marked failed"
+    )
+    max_valid: int = Field(
+        1_000_000, ge=1, le=100_000_000, description="valid nonces a round may hold"
+    )
+    keep_rounds_s: int = Field(
+        86_400, ge=1, le=31_536_000, description="seconds an ended round or validation is kept"
+    )
+    command_memory_s: int = Field(
+        86_400, ge=60, le=31_536_000, description="seconds a command's outcome is remembered"
+    )
+    result_expires_s: int = Field(
+        86_400, ge=60, le=31_536_000, description="seconds a task's result is kept"
+    )
+    callback_timeout_s: float = Field(
+        10.0, gt=0, le=300, description="seconds one delivery may take"
+    )
+    run_callbacks: bool = Field(True, description="whether `poc worker` also delivers callbacks")
+    api_host: str = Field("127.0.0.1", description="address that the status API listens on")
+    api_port: int = Field(8080, ge=0, le=65535, description="port of the status API")
+    log_level: str = Field(
+        "INFO", description="log level", pattern=r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments are the only source, so that nothing depends on where a test runs."""
+        return (init_settings,)
+
+    @property
+    def queue(self) -> str:
+        """The Celery queue that this namespace's workers consume."""
+        return f"poc.{self.namespace}"
+
+    @property
+    def safe_redis_url(self) -> str:
+        """The Redis URL with its password hidden, for logs and screens."""
+        return _hide_passwords(self.redis_url)
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Build the settings from `environ` (default: the process') with `overrides` on top.
+
+    An override that is `None` means "not given". Raises `ConfigError` that names the variable,
+    what is wrong and what would be right; for an unknown name, the nearest known one.
+    """
+    source = os.environ if environ is None else environ
+    given: dict[str, Any] = {
+        name: value for name, value in source.items() if name.startswith(PREFIX)
+    }
+    given.update({_variable(name): value for name, value in overrides.items() if value is not None})
+    known = {_variable(name): name for name in Settings.model_fields}
+    unknown = sorted(given.keys() - known.keys())
+    if unknown:
+        hints = ", ".join(_with_hint(name, list(known)) for name in unknown)
+        raise ConfigError(f"unknown settings: {hints}; unset them or mend the spelling")
+    try:
+        return Settings(**{known[name]: value for name, value in given.items() if value != ""})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(each) for each in error.errors())) from None
+
+
+def _variable(field: str) -> str:
+    return PREFIX + field.upper()
+
+
+def _with_hint(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """`POC_API_PORT='x': what is wrong; what would be right`, on one line."""
+    name = str(error["loc"][0])
+    field = Settings.model_fields[name]
+    if error["type"] == "string_pattern_mismatch":
+        # The pattern itself helps nobody; the description says what is allowed.
+        wrong = f"not allowed; it is {field.description}"
+    else:
+        wrong = error["msg"].replace("Input should", "should")
+        wrong += "" if field.default is None else f"; the default is {field.default}"
+    return f"{_variable(name)}={_hide_passwords(repr(error['input']))}: {wrong}"
+
+
+def _hide_passwords(url: str) -> str:
+    """Up to the last @ before the next URL: a password may hold @, : and /."""
+    return re.sub(r"(//[^:/@;]*:)[^;]*@", r"\1***@", url)

@@ -1,0 +1,288 @@
+"""A real Celery worker over our transport meets items that are not messages."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import celery
+import kombu
+import pytest
+import redis
+from support import wait_until
+
+from worker.children import end, spawn
+
+pytestmark = pytest.mark.functional
+
+ROOT = Path(__file__).parents[2]
+QUEUE = "poc.test"
+DEAD = "poc:test:dead_letters"
+TRANSPORT = "worker.transport:Transport"
+OPTIONS = {"dead_letter_key": DEAD}
+
+APP = f"""
+import os
+from celery import Celery
+
+url = os.environ["TEST_REDIS_URL"]
+app = Celery("t", broker=url, backend=url)
+app.conf.update(
+    broker_transport={TRANSPORT!r},
+    broker_transport_options={OPTIONS!r},
+    task_default_queue={QUEUE!r},
+    broker_connection_retry_on_startup=True,
+    worker_disable_prefetch=True,
+)
+
+@app.task(name="t.add")
+def add(a, b):
+    return a + b
+"""
+
+
+def envelope(**changes: Any) -> dict[str, Any]:
+    """A good task message as another language would push it; None removes a part."""
+    task_id = changes.pop("task_id", None) or str(uuid.uuid4())
+    body = json.dumps([[2, 3], {}, {"callbacks": None, "errbacks": None}]).encode()
+    message: dict[str, Any] = {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "t.add", "id": task_id, "root_id": task_id},
+        "properties": {
+            "correlation_id": task_id,
+            "body_encoding": "base64",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "delivery_tag": str(uuid.uuid4()),
+        },
+    }
+    for path, value in changes.items():
+        holder, (*parents, last) = message, path.split("__")
+        for parent in parents:
+            holder = holder[parent]
+        holder[last] = value
+    return message
+
+
+def without(*path: str) -> dict[str, Any]:
+    """A task message that lacks one part."""
+    message = holder = envelope()
+    for part in path[:-1]:
+        holder = holder[part]
+    del holder[path[-1]]
+    return message
+
+
+V1_BODY = base64.b64encode(b'{"task": "t.add", "args": [1, 2], "kwargs": {}}').decode()
+
+POISON: dict[str, bytes] = {
+    "text": b"hello",
+    "nothing": b"",
+    "not UTF-8": b"\xff\xfe\x00{",
+    "null": b"null",
+    "number": b"42",
+    "a list": b"[1, 2]",
+    "an empty object": b"{}",
+    "deep list": b"[" * 200_000,
+    "deep object": b'{"a":' * 200_000,
+    "huge number": b"9" * 10_000,
+    **{
+        name: json.dumps(message).encode()
+        for name, message in {
+            "no properties": without("properties"),
+            "no delivery_info": without("properties", "delivery_info"),
+            "no delivery_tag": without("properties", "delivery_tag"),
+            "no exchange": without("properties", "delivery_info", "exchange"),
+            "tag is null": envelope(properties__delivery_tag=None),
+            "tag is a list": envelope(properties__delivery_tag=[1]),
+            "tag is half a character": envelope(properties__delivery_tag="\ud800"),
+            "properties is text": envelope(properties="x"),
+            "headers is text": envelope(headers="x"),
+            "headers is a list": envelope(headers=["x"]),
+            "task is a list": envelope(headers__task=["t.add"]),
+            "task has no id": without("headers", "id"),
+            "old protocol": envelope(headers={}, body=V1_BODY),
+            "no headers": without("headers"),
+            "headers is null": envelope(headers=None),
+            "eta is an object": envelope(headers__eta={}),
+            "expires is a list": envelope(headers__expires=[]),
+            "time limit is text": envelope(headers__timelimit="x"),
+            "one time limit": envelope(headers__timelimit=[1]),
+            "retries is text": envelope(headers__retries="x"),
+            "body is not base64": envelope(body="x"),
+            "body is a number": envelope(body=42),
+            "body in an unknown code": envelope(properties__body_encoding="rot13"),
+        }.items()
+    },
+}
+
+#: Bad in a way that Celery itself handles: it logs, acknowledges and drops these.
+DROPPED: dict[str, bytes] = {
+    name: json.dumps(message).encode()
+    for name, message in {
+        "no body": without("body"),
+        "unknown task": envelope(headers__task="t.unknown"),
+        "unknown content type": envelope(**{"content-type": "application/x-python-serialize"}),
+        "deep body": envelope(body=base64.b64encode(b"[" * 200_000).decode()),
+        "bad eta": envelope(headers__eta="yesterday"),
+        "bad expires": envelope(headers__expires="tomorrow"),
+        "unknown compression": envelope(headers__compression="x"),
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def client(redis_server: Any) -> Iterator[redis.Redis]:
+    """A client of a server that holds nothing."""
+    with contextlib.closing(redis.Redis.from_url(redis_server.url)) as connected:
+        connected.flushall()
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def worker(
+    client: redis.Redis, redis_server: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A worker process and its log; the same one for all tests: it must survive them all."""
+    directory = tmp_path_factory.mktemp("worker")
+    (directory / "poisoned.py").write_text(APP)
+    log = directory / "log"
+    options = ["-P", "threads", "-c", "2", "--without-gossip", "--without-mingle", "-l", "INFO"]
+    process = spawn(
+        [sys.executable, "-m", "celery", "-A", "poisoned", "worker", *options],
+        env=os.environ | {"PYTHONPATH": f"{directory}:{ROOT}", "TEST_REDIS_URL": redis_server.url},
+        cwd=directory,
+        log_path=log,
+    )
+    try:
+        wait_until(lambda: b" ready." in log.read_bytes(), 60, "the worker to be ready")
+        yield process, log
+    finally:
+        end(process)
+
+
+def runs_a_good_task(client: redis.Redis) -> bool:
+    """Push a good task behind whatever lies in the queue and see its result."""
+    task_id = str(uuid.uuid4())
+    client.lpush(QUEUE, json.dumps(envelope(task_id=task_id)))
+    raw = wait_until(lambda: client.get(f"celery-task-meta-{task_id}"), 10, "a good task's result")
+    return bool(json.loads(raw)["result"] == 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_a_poison_item_is_kept_and_the_worker_goes_on(
+    name: str, client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """The same process runs the next task, and the item can be inspected, whole."""
+    process, log = worker
+    client.delete(DEAD)
+    said = log.stat().st_size
+    client.lpush(QUEUE, POISON[name])
+    assert runs_a_good_task(client)
+    assert process.poll() is None
+    assert client.lrange(DEAD, 0, -1) == [POISON[name]]
+    assert 6 * 86_400 < client.ttl(DEAD) <= 7 * 86_400  # type: ignore[operator]
+    new = log.read_bytes()[said:]
+    assert new.count(b"that are not a task message") == 1
+    assert b"Traceback" not in new
+    wait_until(lambda: not client.hlen("unacked"), 5, "nothing to be delivered again")
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_what_celery_drops_itself_does_no_harm(
+    name: str, client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """Well-formed envelopes around nonsense: the next task runs, nothing comes back."""
+    process, _ = worker
+    client.lpush(QUEUE, DROPPED[name])
+    assert runs_a_good_task(client)
+    assert process.poll() is None
+    wait_until(lambda: not client.hlen("unacked"), 5, "nothing to be delivered again")
+
+
+@pytest.mark.parametrize("payload", [b"{}", b"hello", b"\xff", b"[" * 200_000])
+def test_a_bad_broadcast_does_no_harm(
+    payload: bytes, client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """Control commands come by publish and subscribe; the same stray bytes can come there."""
+    process, _ = worker
+    assert client.publish("/0.celery.pidbox", payload) == 1
+    assert runs_a_good_task(client)
+    assert process.poll() is None
+
+
+def test_the_list_is_capped(
+    client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """A sender gone mad fills neither Redis nor the disk: the newest hundred stay."""
+    client.delete(DEAD)
+    client.lpush(QUEUE, *(f"bad {i}" for i in range(150)))
+    assert runs_a_good_task(client)
+    kept = client.lrange(DEAD, 0, -1)
+    assert kept[0] == b"bad 149"  # type: ignore[index]
+    assert len(kept) == 100  # type: ignore[arg-type]
+
+
+def test_an_item_that_cannot_be_kept_is_logged_whole(
+    client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """A key of another type in the way ends no worker and loses no item silently."""
+    process, log = worker
+    client.set(DEAD, "in the way")
+    item = b"z" * 1000
+    client.lpush(QUEUE, item)
+    assert runs_a_good_task(client)
+    client.delete(DEAD)
+    assert process.poll() is None
+    assert item in log.read_bytes()
+
+
+def test_control_commands_still_get_their_answers(
+    redis_server: Any, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """Answers are no tasks, and pass through lists as well: Flower and `inspect` need them."""
+    app = celery.Celery("caller", broker=redis_server.url)
+    app.conf.update(broker_transport=TRANSPORT, broker_transport_options=OPTIONS)
+    with contextlib.closing(app):
+        (answer,) = app.control.ping(timeout=5, limit=1)
+    assert list(answer.values()) == [{"ok": "pong"}]
+
+
+def test_direct_access_passes_over_poison(redis_server: Any) -> None:
+    """`basic_get` finds the good message behind the bad ones."""
+    with contextlib.closing(redis.Redis.from_url(redis_server.url)) as direct:
+        good = envelope()
+        queue = "poc.nobody"  # the worker does not consume it
+        direct.lpush(queue, b"\xff", b"{}", json.dumps(good))
+        direct.delete(DEAD)
+        with kombu.Connection(
+            redis_server.url, transport=TRANSPORT, transport_options=OPTIONS
+        ) as broker:
+            message = broker.default_channel.basic_get(queue)
+            assert message.headers["id"] == good["headers"]["id"]
+            message.ack()
+            assert broker.default_channel.basic_get(queue) is None
+        assert direct.lrange(DEAD, 0, -1) == [b"{}", b"\xff"]
+
+
+def test_tls_and_sentinel_urls_keep_their_meaning() -> None:
+    """Naming the transport must not lose what the URL's scheme says."""
+    from worker.transport import SentinelChannel
+
+    tls = kombu.Connection("rediss://:pw@h:6380/1?ssl_cert_reqs=CERT_REQUIRED", transport=TRANSPORT)
+    assert tls.ssl
+    sentinel = kombu.Connection(
+        "sentinel://a:26379;sentinel://b:26380", transport="worker.transport:SentinelTransport"
+    )
+    assert sentinel.get_transport_cls().Channel is SentinelChannel
+    assert sentinel.alt == ["sentinel://a:26379", "sentinel://b:26380"]

@@ -1,0 +1,123 @@
+"""Settings come from `POC_*` variables, and every mistake is named in one line."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from shared.errors import ConfigError
+from shared.settings import Settings, load_settings
+
+
+def message(environ: dict[str, str]) -> str:
+    """The text of the ConfigError that `environ` causes."""
+    with pytest.raises(ConfigError) as caught:
+        load_settings(environ)
+    return str(caught.value)
+
+
+def test_defaults_need_no_environment() -> None:
+    """Everything has a default, and the queue follows from the namespace."""
+    settings = load_settings({})
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.queue == "poc.default"
+
+
+def test_variables_are_read_and_converted() -> None:
+    """Text becomes numbers and booleans; what is not ours is left alone."""
+    settings = load_settings(
+        {"POC_API_PORT": "9000", "POC_RUN_CALLBACKS": "false", "POC_TILE": "4", "PATH": "/bin"}
+    )
+    assert (settings.api_port, settings.run_callbacks, settings.tile) == (9000, False, 4)
+
+
+def test_a_given_environment_is_the_only_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process' own variables, wrong ones too, don't leak into it."""
+    monkeypatch.setenv("POC_NAMESPACE", "outer")
+    monkeypatch.setenv("POC_API_PORT", "not a port")
+    assert load_settings({}).namespace == "default"
+    assert Settings().namespace == "default"
+
+
+def test_the_process_environment_is_the_default_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an argument the variables of the process count."""
+    monkeypatch.setenv("POC_NAMESPACE", "outer")
+    assert load_settings().namespace == "outer"
+
+
+def test_overrides_win_unless_none() -> None:
+    """A command line option beats the variable; one that was not given does not."""
+    settings = load_settings({"POC_NAMESPACE": "a", "POC_GPU": "1"}, namespace="b", gpu=None)
+    assert (settings.namespace, settings.gpu) == ("b", "1")
+
+
+def test_a_variable_set_to_nothing_counts_as_not_set() -> None:
+    """Compose files pass `POC_MODEL=` for a model that was not chosen."""
+    assert load_settings({"POC_MODEL": "", "POC_API_PORT": ""}) == load_settings({})
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_known_one() -> None:
+    """A misspelt setting is an error, not silence."""
+    assert "POC_NAMESPCE (did you mean POC_NAMESPACE?)" in message({"POC_NAMESPCE": "x"})
+
+
+def test_an_unknown_override_is_refused_too() -> None:
+    """The same for a program that builds settings."""
+    with pytest.raises(ConfigError, match=r"POC_NAMESPCE \(did you mean POC_NAMESPACE"):
+        load_settings({}, namespce="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("POC_API_PORT", "x", "valid integer"),
+        ("POC_API_PORT", "70000", "less than or equal to 65535; the default is 8080"),
+        ("POC_LEASE_S", "nan", "finite number"),
+        ("POC_LEASE_S", "inf", "finite number"),
+        ("POC_DEVICE", "gpu", "auto, cpu, cuda or mps"),
+        ("POC_NAMESPACE", "a b", "letters, digits"),
+        ("POC_NAMESPACE", "a\n", "letters, digits"),
+        ("POC_REDIS_URL", "localhost:6379", "redis://"),
+        ("POC_ENGINE", "magic", "auto, transformers, vllm"),
+        ("POC_LOG_LEVEL", "loud", "not allowed"),
+        ("POC_RUN_CALLBACKS", "perhaps", "valid boolean"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_right(name: str, value: str, says: str) -> None:
+    """One line: the variable, its value, what would do."""
+    text = message({name: value})
+    assert text.startswith(f"{name}={value!r}: ")
+    assert says in text
+    assert "\n" not in text
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    """Nobody wants to mend settings one restart at a time."""
+    text = message({"POC_API_PORT": "x", "POC_TILE": "0"})
+    assert "POC_API_PORT" in text
+    assert "POC_TILE" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://:secret@h:6379/0", "redis://:***@h:6379/0"),
+        ("rediss://me:s@cr/e:t@h/0", "rediss://me:***@h/0"),
+        ("sentinel://:secret@a;sentinel://:pw@b", "sentinel://:***@a;sentinel://:***@b"),
+    ],
+)
+def test_passwords_are_hidden(url: str, shown: str) -> None:
+    """What logs and screens show of the Redis URL."""
+    assert load_settings({"POC_REDIS_URL": url}).safe_redis_url == shown
+
+
+def test_an_error_hides_the_password_too() -> None:
+    """A URL with a wrong scheme is still a secret."""
+    assert "secret" not in message({"POC_REDIS_URL": "http://:secret@h"})
+
+
+def test_settings_are_frozen() -> None:
+    """What was read at the start holds until the end."""
+    with pytest.raises(ValidationError):
+        load_settings({}).namespace = "other"  # type: ignore[misc]

@@ -1,0 +1,82 @@
+"""Child processes that never outlive the process that started them.
+
+The embedded server, the demo and the functional tests start processes. A parent can end in ways
+that run no clean-up (kill -9, a crash in native code), so on Linux the kernel is asked to kill
+the child with its parent. Elsewhere `end` is all there is.
+
+Mind: the kernel counts the *thread* that started a child as its parent. Start children from a
+thread that lives as long as they shall, normally the main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+#: prctl(2): the signal that the kernel sends to a process when its parent ends.
+_PR_SET_PDEATHSIG = 1
+
+# Loaded before any fork: between fork and exec a child of a threaded process may find the
+# loader's lock held for ever.
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def spawn(
+    args: Sequence[str | os.PathLike[str]],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    log_path: str | os.PathLike[str] | None = None,
+    own_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start `args` as a child that the kernel kills when the calling thread ends.
+
+    `env` replaces the environment (default: this process'). Standard output and error are
+    appended to `log_path`, or shared with this process. With `own_session` a Ctrl-C at the
+    terminal reaches only this process, which then decides about its children.
+    """
+    with contextlib.ExitStack() as stack:
+        log = None if log_path is None else stack.enter_context(Path(log_path).open("ab"))
+        # preexec_fn is unsafe among threads only where it takes locks; this one makes two
+        # system calls through a library that is already loaded.
+        return subprocess.Popen(
+            list(args),
+            env=None if env is None else dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=own_session,
+            preexec_fn=_die_with(os.getpid()),
+        )
+
+
+def end(process: subprocess.Popen[bytes], timeout: float = 10.0) -> int:
+    """End `process` and wait: SIGTERM, after `timeout` seconds SIGKILL. Returns its exit status."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """What the child runs between fork and exec, or None where the kernel can't be asked."""
+    if _libc is None:
+        return None
+    libc = _libc
+
+    def ask_the_kernel() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)  # the parent ended before the request: no signal will ever come
+
+    return ask_the_kernel

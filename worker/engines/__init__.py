@@ -1,0 +1,64 @@
+"""Engines: jobs in, distances out. `load_engine` picks and loads the one that is configured.
+
+Importing this package is cheap: torch and its friends come with the engine that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from shared.errors import EngineError
+from shared.settings import Settings
+from worker.engines.base import Engine, EngineInfo, Job, Pending
+
+__all__ = ["Engine", "EngineInfo", "Job", "Pending", "load_engine"]
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Load the engine that `settings.engine` names; takes as long as loading the model does.
+
+    `auto` is transformers, which runs anywhere. `module:factory` calls `factory(settings)`.
+    Raises `EngineError` if there is no such engine or it can't load its model.
+    """
+    match settings.engine:
+        case "auto" | "transformers":
+            return _load_transformers(settings)
+        case "vllm":
+            raise EngineError(
+                "POC_ENGINE=vllm: the vllm engine is not part of this version; "
+                "use POC_ENGINE=transformers"
+            )
+        case path:
+            return _load_custom(path, settings)
+
+
+def _load_transformers(settings: Settings) -> Engine:
+    try:
+        from worker.engines.transformers_engine import TransformersEngine
+    except ImportError as error:
+        raise EngineError(
+            f"the transformers engine can't be imported ({error}); install torch, transformers "
+            "and safetensors into this environment"
+        ) from error
+    return TransformersEngine(
+        settings.model, dtype=settings.dtype, device=settings.device, tile=settings.tile
+    )
+
+
+def _load_custom(path: str, settings: Settings) -> Engine:
+    module_name, _, factory_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise EngineError(
+            f"POC_ENGINE={path}: can't import {module_name!r} ({error}); "
+            "give module:factory of a module on the Python path"
+        ) from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise EngineError(
+            f"POC_ENGINE={path}: {module_name!r} has no callable {factory_name!r}; "
+            "it must take the settings and return an engine"
+        )
+    return cast(Engine, factory(settings))

@@ -1,0 +1,72 @@
+"""What an engine is: jobs in, distances out. It never sees Redis and holds no round.
+
+`submit` queues a job and returns at once, `Pending.result` waits for its distances. Keeping
+one job queued behind the one that computes is all a caller must do to keep the device busy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Nonces to compute: the same work for generation and for anybody's validation."""
+
+    block_hash: str
+    public_key: str
+    nonces: tuple[int, ...]
+    seq_len: int
+    strong_rng: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a loaded engine says of itself.
+
+    `fingerprint` names the weights (config and safetensors digest) and must be equal between
+    the workers of a namespace; `profile` names everything else that moves the last bits of a
+    distance (engine, dtype, attention, tile, ...) and is recorded with rounds and verdicts.
+    """
+
+    model: str
+    device: str
+    fingerprint: str
+    vocab_size: int
+    hidden_size: int
+    max_seq_len: int
+    profile: dict[str, str] = field(default_factory=dict)
+
+
+class Pending(Protocol):
+    """A job that was queued."""
+
+    def result(self) -> list[float]:
+        """Wait for the job; one distance in [0, 2] per nonce, NaN where logits were not finite.
+
+        Raises `shared.errors.EngineError` if the job as a whole could not be computed.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """A model on a device."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded."""
+        ...
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds that the device has computed since the engine was loaded."""
+        ...
+
+    def submit(self, job: Job) -> Pending:
+        """Queue `job` behind those before it and return at once."""
+        ...
+
+    def close(self) -> None:
+        """End the engine; jobs still queued fail with `EngineError`."""
+        ...

@@ -1,0 +1,215 @@
+"""Celery's Redis transport, made to survive what is not a message.
+
+A stock worker ends when it pops a list item that is not a task envelope: one stray LPUSH would
+cost every worker of the node a model load. Here such an item is kept, whole, in a capped list
+for inspection, a warning says so, and the worker goes on.
+
+Select it with `broker_transport = "worker.transport:Transport"` beside a `redis://` or
+`rediss://` broker URL, or `"worker.transport:SentinelTransport"` beside `sentinel://`. The
+transport option `dead_letter_key` names the list.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import NoneType
+from typing import Any
+
+import redis
+from kombu.transport import redis as stock
+from kombu.transport import virtual
+from kombu.utils.json import loads
+
+log = logging.getLogger(__name__)
+
+#: The items kept for inspection, the newest first; older ones are dropped.
+KEEP_ITEMS = 100
+#: Seconds after the last one until the list is removed.
+KEEP_S = 7 * 86_400
+#: The bytes of an item that are logged.
+SHOW_BYTES = 200
+
+#: What reading a bad item raises, anywhere between its first byte and the pool. Nothing else is
+#: caught: a lost connection must reach Celery, which reconnects, and a pool that is shutting
+#: down (RuntimeError) leaves a good message unacknowledged, to be restored.
+BAD_ITEM = (
+    ValueError,  # not UTF-8, not JSON, a body that is not base64, a lone surrogate
+    TypeError,  # JSON of another shape: a number, a list, an unhashable delivery tag or task name
+    LookupError,  # an envelope without properties, delivery_info, delivery_tag or id
+    AttributeError,  # properties or headers that are not objects
+    ArithmeticError,  # times that no calendar has
+    RecursionError,  # nested deeper than Python follows
+    redis.DataError,  # a delivery tag that is null or a boolean
+)
+
+
+#: The headers that Celery trusts blindly, and the types that it can stand. A request that breaks
+#: half way to the pool would hold one of the worker's places for ever.
+_HEADERS: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "id": (str,),
+    "root_id": (str, NoneType),
+    "parent_id": (str, NoneType),
+    "group": (str, NoneType),
+    "eta": (str, NoneType),
+    "expires": (str, NoneType),
+    "retries": (int, NoneType),
+    "timelimit": (list, NoneType),
+}
+#: Where answers to control commands come through; they are no tasks.
+_CONTROL = ".pidbox"
+
+
+class _Message(virtual.Message):  # type: ignore[misc]
+    """A message that is refused before Celery sees it if it is not a task of protocol 2."""
+
+    def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
+        super().__init__(payload, channel=channel, **kwargs)
+        if channel.popped and not str(self.delivery_info["exchange"]).endswith(_CONTROL):
+            _check_task(self.headers)
+
+
+def _check_task(headers: dict[str, Any]) -> None:
+    for name, types in _HEADERS.items():
+        if not isinstance(headers.get(name), types):
+            raise TypeError(f"header {name!r} is {headers.get(name)!r}")
+    limits = headers.get("timelimit")
+    if limits is None:
+        return
+    if len(limits) != 2 or not all(isinstance(each, int | float | NoneType) for each in limits):
+        raise ValueError(f"header 'timelimit' is {limits!r}, not two numbers or nulls")
+
+
+class _Survivor:
+    """The mixin for kombu's Redis channels; it holds the item that was popped last."""
+
+    #: The list that bad items are kept in; set by the transport option of the same name.
+    dead_letter_key = "poc:dead_letters"
+
+    Message = _Message
+
+    _item: bytes | None = None
+
+    @property
+    def popped(self) -> bool:
+        """Whether what is being read was popped from a list, and not broadcast."""
+        return self._item is not None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        # kombu pops and parses in one breath. A response callback sees the bytes in between.
+        client = super()._create_client(asynchronous)  # type: ignore[misc]
+        for command, pick in (("BRPOP", _second), ("RPOP", _itself)):
+            client.set_response_callback(command, self._noting(client, command, pick))
+        return client
+
+    def _noting(self, client: Any, command: str, pick: Callable[[Any], Any]) -> Callable[..., Any]:
+        parse = client.response_callbacks.get(command, _itself)
+
+        def note(reply: Any, **options: Any) -> Any:
+            reply = parse(reply, **options)
+            self._item = pick(reply) if reply else None
+            return reply
+
+        return note
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """A worker's way to its tasks."""
+        self._item = None
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]
+        except BAD_ITEM as error:
+            if self._item is None:
+                raise  # nothing was popped: not an item's fault
+            self._set_aside(self._item, error)
+            return True
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """One message by direct access, past whatever is none."""
+        while True:
+            self._item = None
+            try:
+                return super().basic_get(queue, no_ack=no_ack, **kwargs)  # type: ignore[misc]
+            except BAD_ITEM as error:
+                if self._item is None:
+                    raise
+                self._set_aside(self._item, error)
+
+    def _receive_one(self, client: Any) -> Any:
+        """Broadcast commands; what is published is kept nowhere, so a bad one is only logged."""
+        self._item = None
+        try:
+            return super()._receive_one(client)  # type: ignore[misc]
+        except BAD_ITEM as error:
+            log.warning("dropped a broadcast that is not a message: %s", _sentence(error))
+            return True
+
+    def _set_aside(self, item: bytes, error: Exception) -> None:
+        log.warning(
+            "kept %d bytes that are not a task message in %r: %s; they begin with %r. Look at them "
+            "with LRANGE %s 0 -1 and mend what sends them: see the wire contract for the message",
+            len(item),
+            self.dead_letter_key,
+            _sentence(error),
+            item[:SHOW_BYTES],
+            self.dead_letter_key,
+        )
+        try:
+            with self.conn_or_acquire() as client, client.pipeline() as pipe:  # type: ignore[attr-defined]
+                pipe.lpush(self.dead_letter_key, item)
+                pipe.ltrim(self.dead_letter_key, 0, KEEP_ITEMS - 1)
+                pipe.expire(self.dead_letter_key, KEEP_S)
+                pipe.execute()
+        except redis.RedisError as trouble:
+            # The log is the only place left. Celery itself finds out whether Redis is gone.
+            log.error("could not keep it (%s); the whole item was: %r", _sentence(trouble), item)
+        self._forget(item)
+
+    def _forget(self, item: bytes) -> None:
+        """Acknowledge a bad item that came as far as the unacknowledged messages.
+
+        Otherwise it would come back after the visibility timeout, for ever.
+        """
+        try:
+            tag = loads(item.decode())["properties"]["delivery_tag"]
+            delivered = tag in self.qos._delivered  # type: ignore[attr-defined]  # noqa: SLF001
+        except BAD_ITEM:
+            return  # then it did not come that far
+        if delivered:
+            self.qos.ack(tag)  # type: ignore[attr-defined]
+
+
+class Channel(_Survivor, stock.Channel):  # type: ignore[misc]
+    """A channel to one Redis."""
+
+    from_transport_options = (*stock.Channel.from_transport_options, "dead_letter_key")
+
+
+class SentinelChannel(_Survivor, stock.SentinelChannel):  # type: ignore[misc]
+    """A channel to a Redis behind Sentinel."""
+
+    from_transport_options = (*stock.SentinelChannel.from_transport_options, "dead_letter_key")
+
+
+class Transport(stock.Transport):  # type: ignore[misc]
+    """For redis:// and rediss:// URLs."""
+
+    Channel = Channel
+
+
+class SentinelTransport(stock.SentinelTransport):  # type: ignore[misc]
+    """For sentinel:// URLs."""
+
+    Channel = SentinelChannel
+
+
+def _itself(reply: Any, **_: Any) -> Any:
+    return reply
+
+
+def _second(reply: Any) -> Any:
+    return reply[1]
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:SHOW_BYTES]
