@@ -110,17 +110,18 @@ def generate_inputs(
     texts = [f"{block_hash}_{public_key}_nonce{nonce}" for nonce in nonces]
     n = seq_len * dim
     if not strong_rng:
-        return normal([seed(text) for text in texts], n, device, dtype).view(-1, seq_len, dim)
+        seeds = [seed(text) for text in texts]
+        return normal(seeds, n, device, dtype).view(len(texts), seq_len, dim)
 
     out = torch.empty(len(texts), n, dtype=dtype, device=device)
-    seeds = _upload([each for text in texts for each in strong_seeds(text)], out.device)
-    seeds = seeds.view(-1, _STRONG_SEGMENTS)
+    digests = [each for text in texts for each in strong_seeds(text)]
+    segments = _upload(digests, out.device).view(len(texts), _STRONG_SEGMENTS)
     length = -(-n // _STRONG_SEGMENTS)
     whole, rest = divmod(n, length)
-    _fill_normal(out[:, : whole * length].unflatten(1, (whole, length)), seeds[:, :whole])
+    _fill_normal(out[:, : whole * length].view(len(texts), whole, length), segments[:, :whole])
     if rest:
-        _fill_normal(out[:, None, whole * length :], seeds[:, whole : whole + 1])
-    return out.view(-1, seq_len, dim)
+        _fill_normal(out[:, None, whole * length :], segments[:, whole : whole + 1])
+    return out.view(len(texts), seq_len, dim)
 
 
 def generate_permutations(
@@ -165,7 +166,7 @@ def compute_distances(logits: Tensor, permutations: Tensor, target: Tensor) -> T
     """
     out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     target = target.to(torch.float32)
-    for rows in _row_blocks(*logits.shape, logits.device):
+    for rows in _row_blocks(len(logits), logits.shape[1], logits.device):
         shuffled = logits[rows].to(torch.float32).gather(1, permutations[rows])
         norms = torch.linalg.vector_norm(shuffled, dim=1, keepdim=True)
         # Without this an overflowing norm would give a row of zeros and a plausible distance.

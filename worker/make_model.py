@@ -10,15 +10,6 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 
-#: What a checkpoint leaves in its directory, and so what overwriting one removes first: a stale
-#: shard or index beside the new weights would be loaded instead of them.
-_CHECKPOINT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-)
-
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -32,20 +23,19 @@ def make_model(
     head_dim: int | None = None,
     intermediate_size: int = 128,
     vocab_size: int = 1024,
-    max_positions: int = 4096,
+    max_seq_len: int = 4096,
     seed: int = 0,
     dtype: str = "float32",
-    overwrite: bool = False,
 ) -> Path:
     """Write a random Qwen3 checkpoint to the directory `path` and return it.
 
     The defaults load in a blink. `head_dim` is `hidden_size / heads` unless given (real Qwen3
     models have 128). The same arguments write the same weights; another `dtype` rounds them.
-    Raises `ConfigError` for sizes that make no model, and for a directory that is not empty
-    unless `overwrite` says to replace the checkpoint in it.
+    Raises `ConfigError` for sizes that make no model, and for a path that is anything but a new or
+    empty directory.
     """
     directory = Path(path)
-    _check_directory(directory, overwrite)
+    _check_directory(directory)
     sizes = {
         "hidden_size": hidden_size,
         "layers": layers,
@@ -53,7 +43,7 @@ def make_model(
         "kv_heads": kv_heads,
         "intermediate_size": intermediate_size,
         "vocab_size": vocab_size,
-        "max_positions": max_positions,
+        "max_seq_len": max_seq_len,
     }
     for name, value in sizes.items():
         if value < 1:
@@ -83,26 +73,21 @@ def make_model(
         head_dim=head_dim,
         intermediate_size=intermediate_size,
         vocab_size=vocab_size,
-        max_position_embeddings=max_positions,
+        max_position_embeddings=max_seq_len,
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):  # the caller's random state is none of our business
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         model = Qwen3ForCausalLM(config).to(getattr(torch, dtype))
     directory.mkdir(parents=True, exist_ok=True)
-    for pattern in _CHECKPOINT_FILES:
-        for stale in directory.glob(pattern):
-            stale.unlink()
     model.save_pretrained(directory)
     return directory
 
 
-def _check_directory(directory: Path, overwrite: bool) -> None:
+def _check_directory(directory: Path) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
         raise ConfigError(f"{directory}: is a file; give a directory for the checkpoint")
-    if any(directory.iterdir()) and not overwrite:
-        raise ConfigError(
-            f"{directory}: is not empty; give another directory, or ask to overwrite the checkpoint"
-        )
+    if any(directory.iterdir()):
+        raise ConfigError(f"{directory}: is not empty; give another directory, or empty it first")

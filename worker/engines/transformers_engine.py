@@ -17,7 +17,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 #: Architectures that are known to give the right numbers: each has a test that holds its
 #: distances against an independent computation. Anything else is refused, not guessed at:
-#: multimodal positions, recurrent state and per-layer embeddings need more than inputs_embeds.
-ARCHITECTURES = frozenset(
-    {"gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe"}
-)
+#: multimodal positions, recurrent state and per-layer embeddings need more than inputs_embeds,
+#: and how many rows an expert of a mixture gets depends on the other nonces of a tile, which
+#: moves the last bits of a distance.
+ARCHITECTURES = frozenset({"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"})
 
 #: Sequences in one forward, unless the settings say otherwise.
 DEFAULT_TILE_CPU = 8
@@ -51,7 +51,9 @@ _TARGETS_KEPT = 8
 #: Keys of config.json that say where a model came from or how to run it, not what it computes.
 _NOT_THE_MODEL = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "use_cache"})
 
-_REMEDY = "give a model directory or hub id as POC_MODEL, or make one with `poc make-model`"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_REMEDY = "set POC_MODEL to a model directory or hub id, or make one with `poc make-model`"
 
 
 class TransformersPending:
@@ -84,6 +86,8 @@ class TransformersEngine:
         `dtype` auto is the checkpoint's own; `device` auto is cuda where there is one, else
         cpu. Raises `EngineError` that says what can't be loaded, why, and what to do.
         """
+        if dtype not in _DTYPES:
+            raise EngineError(f"POC_DTYPE={dtype}: must be one of {', '.join(_DTYPES)}")
         target = _choose_device(device)
         directory = _find_checkpoint(model)
         config = _load_config(directory)
@@ -269,7 +273,8 @@ def _load_config(directory: Path) -> PretrainedConfig:
     if not (directory / "config.json").is_file():
         raise EngineError(f"{directory}: has no config.json, so it is no model; {_REMEDY}")
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(directory)
+        # Never run code that came with a model, nor ask on a terminal whether to.
+        config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # whatever a broken or unknown config makes the library raise
         raise EngineError(
             f"{directory}: its config.json can't be used ({_first_line(error)}); {_REMEDY}"
@@ -313,6 +318,7 @@ def _load_model(
             config=config,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
         model = model.to(device).eval().requires_grad_(False)
@@ -341,12 +347,16 @@ def _choose_device(device: str) -> torch.device:
     """The device that `device` names; auto never picks mps, whose numbers nobody has checked."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
-    available: Callable[[], bool] = {
-        "cuda": lambda: (chosen.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available,
-    }.get(chosen.type, lambda: True)
-    if not available():
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")  # a name that torch does not know: refused below
+    usable = {
+        "cpu": True,
+        "cuda": (chosen.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not usable.get(chosen.type, False):
         raise EngineError(
             f"POC_DEVICE={device}: torch {torch.__version__} sees no such device; "
             "use POC_DEVICE=cpu, or install a torch built for this machine's GPU"
@@ -362,19 +372,17 @@ def _describe(device: torch.device) -> str:
 
 def _profile(model: PreTrainedModel, device: torch.device, tile: int) -> dict[str, str]:
     """What moves the last bits of a distance, weights aside."""
-    profile = {
+    return {
         "engine": "transformers",
         "forward": "stock",
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device.type,
-        "attention": str(model.config._attn_implementation),
+        # Nothing public says which one the library chose.
+        "attention": str(model.config._attn_implementation),  # noqa: SLF001
         "tile": str(tile),
         "tensor_parallel": "1",
         "quantisation": "none",
     }
-    if hasattr(model.config, "num_experts"):
-        profile["experts"] = str(model.config._experts_implementation)
-    return profile
 
 
 def _out_of_memory(tile: int, seq_len: int, error: BaseException) -> EngineError:
