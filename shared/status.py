@@ -1,0 +1,100 @@
+"""The status of a round: what pollers, tasks and the status API show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.config import PoCConfig, PoCState
+
+#: The fields of a config that the status shows under the same names.
+_FROM_CONFIG = (
+    "block_hash",
+    "block_height",
+    "public_key",
+    "r_target",
+    "fraud_threshold",
+    "node_id",
+    "node_count",
+    "batch_size",
+    "seq_len",
+    "strong_rng",
+    "submit_margin",
+)
+
+
+class RoundStatus(BaseModel):
+    """One round as its hash shows it; all zero before the first init."""
+
+    # Lax where the config is strict: a hash holds strings.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    state: PoCState = PoCState.IDLE
+    round_id: str = ""
+    block_hash: str = ""
+    block_height: int = 0
+    public_key: str = ""
+    r_target: float = 0
+    fraud_threshold: float = 0
+    node_id: int = 0
+    node_count: int = 0
+    batch_size: int = 0
+    seq_len: int = 0
+    strong_rng: bool = False
+    submit_margin: float = 0
+    #: Nonces computed and counted, each once.
+    total_checked: int = 0
+    total_valid: int = 0
+    #: Nonces without a finite distance, and those of batches that failed too often.
+    total_failed: int = 0
+    #: Unix time of the init by Redis' clock.
+    started_at: float = 0
+    updated_at: float = 0
+    #: Seconds since the init, not counting those while STOPPED.
+    elapsed_seconds: float = 0
+    generating_seconds: float = 0
+    #: total_checked / elapsed_seconds.
+    rate_per_second: float = 0
+    #: The same over the last seconds of generating.
+    recent_rate_per_second: float = 0
+    callbacks_pending: int = 0
+    callbacks_delivered: int = 0
+    callbacks_refused: int = 0
+    callback_error: str = ""
+    error: str = ""
+    #: What computed the distances, as JSON: model fingerprint, engine, dtype, tile, ...
+    profile: str = ""
+    #: The newest valid nonces, oldest first, and their distances.
+    valid_nonces: list[int] = Field(default_factory=list)
+    valid_distances: list[float] = Field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        fields: Mapping[str, str],
+        nonces: Sequence[int] = (),
+        distances: Sequence[float] = (),
+    ) -> Self:
+        """The status that the hash `fields` holds."""
+        known: dict[str, Any] = dict(fields)
+        return cls(**known | {"valid_nonces": list(nonces), "valid_distances": list(distances)})
+
+    @staticmethod
+    def fields_of(config: PoCConfig) -> dict[str, str]:
+        """The hash of a round that just began."""
+        zeros = ("checked", "valid", "failed")
+        callbacks = ("pending", "delivered", "refused")
+        return (
+            {name: _text(getattr(config, name)) for name in _FROM_CONFIG}
+            | {f"total_{name}": "0" for name in zeros}
+            | {f"callbacks_{name}": "0" for name in callbacks}
+            | {"error": "", "callback_error": "", "profile": ""}
+        )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else repr(value)

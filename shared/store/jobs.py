@@ -1,0 +1,185 @@
+"""Validations: jobs that are cut into chunks, shared by all workers, and judged once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+
+from redis import Redis
+
+from shared.config import PoCConfig
+from shared.data import ProofBatch
+from shared.errors import PoCError
+from shared.keys import Keys
+from shared.settings import Settings
+from shared.store.rounds import Message
+from shared.store.scripts import Scripts, redis_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some nonces of a validation that one worker computes under a lease."""
+
+    token: str
+    job: str
+    start: int
+    count: int
+    attempts: int
+    #: It failed too often: it is only to be committed, without distances.
+    given_up: bool
+    error: str
+    batch: ProofBatch
+    config: PoCConfig
+
+    @property
+    def nonces(self) -> tuple[int, ...]:
+        """The nonces to compute."""
+        return tuple(self.batch.nonces[self.start : self.start + self.count])
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A validation whose chunks are all in. `dist` is NaN where nothing could be computed."""
+
+    id: str
+    round_id: str
+    batch: ProofBatch
+    config: PoCConfig
+    dist: list[float]
+    error: str
+
+
+class Jobs:
+    """The validations of a namespace."""
+
+    def __init__(self, redis: Redis, scripts: Scripts, keys: Keys, settings: Settings) -> None:
+        self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
+
+    def claim(self, worker: str, token: str) -> Chunk | None:
+        """The next chunk for `worker`; the caller chooses `token` so that it can ask again."""
+        while True:
+            claim = self._scripts.call(
+                "claim_chunk",
+                self._claim_keys() | {"chunks": self._keys("chunks"), "clock": self._keys("clock")},
+                token=token,
+                worker=worker,
+                lease_ms=round(self._settings.lease_s * 1000),
+                max_attempts=self._settings.max_attempts,
+            )
+            if claim is None:
+                return None
+            with redis_errors():
+                batch, config = self._redis.hmget(
+                    self._keys("job", claim["job"]), ["batch", "config"]
+                )
+            chunk = Chunk(
+                token=token,
+                job=claim["job"],
+                start=int(claim["start"]),
+                count=int(claim["count"]),
+                attempts=int(claim["attempts"]),
+                given_up=claim["given_up"],
+                error=claim.get("error", ""),
+                batch=ProofBatch.model_validate_json(batch) if batch else ProofBatch.empty(),
+                config=PoCConfig.model_validate_json(config) if config else _NO_CONFIG,
+            )
+            if batch and config:
+                return chunk
+            # The validation ended while the chunk waited: drop it and look on.
+            self.commit(chunk, [])
+
+    def commit(self, chunk: Chunk, dist: Sequence[float], error: str | None = None) -> str | None:
+        """Keep a chunk's distances (NaN: could not) once; None, or why they were refused."""
+        answer = self._scripts.call(
+            "commit_chunk",
+            self._claim_keys()
+            | {name: self._keys(name, chunk.job) for name in ("job", "job_dist")}
+            | {"verdicts": self._keys("verdicts")},
+            token=chunk.token,
+            job=chunk.job,
+            start=str(chunk.start),
+            count=chunk.count,
+            dist=json.dumps([d if isfinite(d) else None for d in dist]),
+            error=error,
+            wake=self._keys.wake,
+        )
+        refused: str | None = answer.get("refused")
+        return refused
+
+    def give_back(self, chunk: Chunk, error: str | None = None) -> None:
+        """Free a chunk; `error` counts as a failed attempt."""
+        self._scripts.call(
+            "give_back",
+            self._claim_keys() | {"clock": self._keys("clock")},
+            token=chunk.token,
+            error=error,
+            wake=self._keys.wake,
+        )
+
+    def next_computed(self) -> Computed | None:
+        """A validation that waits for its verdict; it stays in the queue until `finish`."""
+        with redis_errors():
+            while job := self._redis.lindex(self._keys("verdicts"), 0):
+                fields = self._redis.hgetall(self._keys("job", job))
+                if "batch" in fields:
+                    parts = self._redis.hgetall(self._keys("job_dist", job))
+                    return _computed(job, fields, parts)
+                self._redis.lrem(self._keys("verdicts"), 0, job)
+        return None
+
+    def finish(
+        self,
+        job: Computed,
+        result: str | None = None,
+        error: PoCError | None = None,
+        message: Message | None = None,
+    ) -> None:
+        """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once."""
+        names = ("verdicts", "jobs", "endings", "outbox", "status", "clock")
+        keys = {name: self._keys(name) for name in names}
+        keys |= {name: self._keys(name, job.id) for name in ("job", "job_dist")}
+        if job.round_id:
+            keys["round"] = self._keys("round", job.round_id)
+        self._scripts.call(
+            "finish_job",
+            keys,
+            job=job.id,
+            result=result,
+            error=error and {"error": type(error).__name__, "message": str(error)},
+            message=message and message.as_args(),
+            keep_s=self._settings.keep_rounds_s,
+            wake=self._keys.wake,
+        )
+
+    def progress(self) -> dict[str, dict[str, int]]:
+        """Nonces done and total of each open validation."""
+        with redis_errors():
+            jobs = self._redis.zrange(self._keys("jobs"), 0, -1)
+            counts = [self._redis.hmget(self._keys("job", job), ["done", "total"]) for job in jobs]
+        return {
+            job: {"done": int(done or 0), "total": int(total or 0)}
+            for job, (done, total) in zip(jobs, counts, strict=True)
+        }
+
+    def _claim_keys(self) -> dict[str, str]:
+        return {"claims": self._keys("chunk_claims"), "leases": self._keys("chunk_leases")}
+
+
+# Stands in for the config of a validation that has ended and is not looked at.
+_NO_CONFIG = PoCConfig(block_hash="-", block_height=0, public_key="-", r_target=1.0)
+
+
+def _computed(job: str, fields: dict[str, str], parts: dict[str, str]) -> Computed:
+    dist: list[float] = []
+    for _, part in sorted((int(start), part) for start, part in parts.items()):
+        dist.extend(nan if d is None else d for d in json.loads(part))
+    return Computed(
+        id=job,
+        round_id=fields["round"],
+        batch=ProofBatch.model_validate_json(fields["batch"]),
+        config=PoCConfig.model_validate_json(fields["config"]),
+        dist=dist,
+        error=fields.get("error", ""),
+    )

@@ -1,0 +1,382 @@
+"""The round: its commands, its claims, its status. Each method is one atomic script."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from shared.config import PoCConfig
+from shared.data import ProofBatch
+from shared.errors import RoundMismatch, RoundNotInitialized
+from shared.keys import KEYS, Keys
+from shared.settings import Settings
+from shared.status import RoundStatus
+from shared.store.scripts import Scripts, redis_errors
+from shared.transitions import MESSAGES
+
+#: The keys that every round has its own of.
+_PER_ROUND = ("round", "nonces", "found", "run", "claims", "leases", "tickets")
+assert all(KEYS[name].per == "round" for name in _PER_ROUND)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Positions of a round's nonce sequence that one worker computes under a lease."""
+
+    token: str
+    round_id: str
+    epoch: str
+    config: PoCConfig
+    start: int
+    count: int
+    attempts: int
+
+    @property
+    def nonces(self) -> tuple[int, ...]:
+        """The nonces at these positions."""
+        return self.config.nonces(self.start, self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A callback, frozen: it is delivered as it is, or not at all."""
+
+    url: str
+    body: str
+    #: What tells a receiver that it has this message already.
+    key: str
+    #: The round whose counters show it; empty when there is none.
+    round: str
+    deadline_s: float
+
+    def as_args(self) -> dict[str, Any]:
+        """What a script takes."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Rounds:
+    """The current round of a namespace."""
+
+    def __init__(self, redis: Redis, scripts: Scripts, keys: Keys, settings: Settings) -> None:
+        self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
+        # Which round the scripts should declare keys of: a hint that they correct.
+        self._current = ""
+
+    def init(
+        self, command: str, config: PoCConfig, round_id: str | None = None, replace: bool = False
+    ) -> RoundStatus:
+        """Open a round. Raises `RoundInProgress` while one is generating, unless `replace`."""
+        return self._command("init", command, **self._opening(config, round_id, replace))
+
+    def generate(
+        self,
+        command: str,
+        config: PoCConfig | None = None,
+        round_id: str | None = None,
+        replace: bool = False,
+    ) -> RoundStatus:
+        """Generate, after opening a round when there is a `config`; `command` becomes a ticket.
+
+        Raises `RoundNotInitialized`, `RoundMismatch` when `round_id` is not the current one, and
+        with a `config` what `init` raises.
+        """
+        if config is None:
+            return self._command("generate", command, round_id=round_id)
+        return self._command("generate", command, **self._opening(config, round_id, replace))
+
+    def validate(
+        self,
+        command: str,
+        config: PoCConfig | None = None,
+        round_id: str | None = None,
+        replace: bool = False,
+    ) -> RoundStatus:
+        """End generation. Raises as `generate` does."""
+        if config is None:
+            return self._command("validate", command, round_id=round_id)
+        return self._command("validate", command, **self._opening(config, round_id, replace))
+
+    def stop(self, command: str, round_id: str | None = None) -> RoundStatus:
+        """Stop the round; one that is named and not there yet will be refused when it comes."""
+        named = self._keys("round", round_id) if round_id else None
+        return self._command("stop", command, named=named, tombstone=round_id, round_id=round_id)
+
+    def open_job(
+        self,
+        command: str,
+        batch: ProofBatch,
+        config: PoCConfig | None,
+        chunk: int,
+    ) -> None:
+        """Record the validation of `batch` in chunks of `chunk` nonces; `command` is its ticket.
+
+        `config` says what it is judged by; None takes the current round's, which then must be of
+        the same block. Raises `RoundNotInitialized` or `RoundMismatch`.
+        """
+        chunks = [
+            (start, min(chunk, len(batch) - start)) for start in range(0, len(batch), chunk)
+        ]
+        while True:
+            job_round, judged_by = ("", config) if config else self.current()
+            if judged_by is None:
+                raise RoundNotInitialized(MESSAGES[RoundNotInitialized])
+            _check_ownership(batch, judged_by, named=config is not None)
+            args = {
+                "command": command,
+                "batch": batch.model_dump_json(),
+                "config": judged_by.model_dump_json(),
+                "job_round": job_round,
+                "total": len(batch),
+                "chunks": chunks,
+                "memory_s": self._settings.command_memory_s,
+            }
+            keys = {
+                name: self._keys(name, command if KEYS[name].per else "")
+                for name in ("command", "job", "jobs", "chunks", "verdicts")
+            }
+            hint = self._current if config else job_round
+            if not self._moved(self._call_once("open_job", hint, keys, **args)):
+                return
+
+    def claim(self, worker: str, token: str) -> Claim | None:
+        """The next positions for `worker`, or None unless a round is generating.
+
+        The caller chooses `token`, so that it can ask again when the answer was lost.
+        """
+        answer = self._call(
+            "claim",
+            {},
+            token=token,
+            worker=worker,
+            lease_ms=round(self._settings.lease_s * 1000),
+            max_attempts=self._settings.max_attempts,
+        )
+        if "idle" in answer:
+            return None
+        claim = answer["claim"]
+        return Claim(
+            token=token,
+            round_id=self._current,
+            epoch=answer["epoch"],
+            config=PoCConfig.model_validate_json(answer["config"]),
+            start=int(claim["start"]),
+            count=int(claim["count"]),
+            attempts=int(claim["attempts"]),
+        )
+
+    def commit(
+        self,
+        claim: Claim,
+        checked: int,
+        valid: Sequence[tuple[int, float]],
+        failed: int = 0,
+        error: str | None = None,
+        message: Message | None = None,
+        profile: str = "",
+    ) -> str | None:
+        """Count a computed claim once; None when it counted, else why it was refused."""
+        answer = self._call_once(
+            "commit",
+            claim.round_id,
+            {"outbox": self._keys("outbox")},
+            epoch=claim.epoch,
+            next_epoch=_fresh(),
+            token=claim.token,
+            checked=checked,
+            failed=failed,
+            valid=[(str(nonce), repr(distance)) for nonce, distance in valid],
+            max_valid=self._settings.max_valid,
+            error=error,
+            message=message and message.as_args(),
+            profile=profile,
+        )
+        refused: str | None = answer.get("refused")
+        return refused
+
+    def give_back(self, claim: Claim, error: str | None = None) -> None:
+        """Free a claim's positions; `error` counts as a failed attempt."""
+        self._scripts.call(
+            "give_back",
+            {
+                "claims": self._keys("claims", claim.round_id),
+                "leases": self._keys("leases", claim.round_id),
+            },
+            token=claim.token,
+            error=error,
+            wake=self._keys.wake,
+        )
+
+    def heartbeat(
+        self,
+        worker: str,
+        model: Mapping[str, str],
+        fields: Mapping[str, str],
+        tokens: Sequence[str],
+    ) -> None:
+        """Show that `worker` lives, renew its leases and the round's clocks.
+
+        Raises `ModelMismatch` with the fingerprint that the namespace wants.
+        """
+        keys = {
+            "model": self._keys("model"),
+            "worker": self._keys("worker", worker),
+            "workers": self._keys("workers"),
+            "chunk_claims": self._keys("chunk_claims"),
+            "chunk_leases": self._keys("chunk_leases"),
+        }
+        self._call(
+            "heartbeat",
+            keys,
+            worker=worker,
+            fingerprint=model["fingerprint"],
+            pinned=self._settings.model_fingerprint,
+            model=_flat(model),
+            fields=_flat(fields),
+            tokens=list(tokens),
+            live_ms=round(self._settings.worker_lives_s * 1000),
+            lease_ms=round(self._settings.lease_s * 1000),
+            deadline_ms=round(self._settings.batch_deadline * 1000),
+        )
+
+    def current(self) -> tuple[str, PoCConfig | None]:
+        """Id and config of the current round; ("", None) before the first."""
+        with redis_errors():
+            while round_id := self._redis.hget(self._keys("status"), "round_id"):
+                config = self._redis.hget(self._keys("run", round_id), "config")
+                # It is missing when the round was replaced and expired in between.
+                if config:
+                    self._current = round_id
+                    return round_id, PoCConfig.model_validate_json(config)
+        return "", None
+
+    def status(self, round_id: str | None = None, newest: int = 0) -> RoundStatus | None:
+        """The current round, or the named one, with its `newest` valid nonces; None if unknown."""
+        key = self._keys("round", round_id) if round_id else self._keys("status")
+        with redis_errors():
+            fields = self._redis.hgetall(key)
+        if not fields and round_id:
+            return None
+        return self.complete(fields, newest)
+
+    def complete(self, fields: Mapping[str, str], newest: int) -> RoundStatus:
+        """The status of a round from its hash and the `newest` of the nonces that it counts."""
+        total = int(fields.get("total_valid", 0))
+        round_id = fields.get("round_id", "")
+        nonces, dist = self.found(round_id, max(0, total - newest), newest)
+        return RoundStatus.of(fields, nonces, dist)
+
+    def found(self, round_id: str, start: int, count: int) -> tuple[list[int], list[float]]:
+        """`count` valid nonces with their distances, in order of discovery from `start` on."""
+        if not round_id or count <= 0:
+            return [], []
+        with redis_errors():
+            nonces = self._redis.lrange(self._keys("found", round_id), start, start + count - 1)
+            dist = self._redis.hmget(self._keys("nonces", round_id), nonces) if nonces else []
+        return [int(n) for n in nonces], [float(d) for d in dist]
+
+    def open_tickets(self) -> tuple[RoundStatus, list[str]]:
+        """The current round and the tasks that wait for its end."""
+        status = self.status() or RoundStatus()
+        if not status.round_id:
+            return status, []
+        with redis_errors():
+            tasks = self._redis.smembers(self._keys("tickets", status.round_id))
+        return status, sorted(tasks)
+
+    # Calls.
+
+    def _opening(self, config: PoCConfig, round_id: str | None, replace: bool) -> dict[str, Any]:
+        new = round_id or _fresh()
+        return {
+            "new_round": new,
+            "tombstone": new,
+            "replace": replace,
+            "config": config.model_dump_json(),
+            "fields": _flat(RoundStatus.fields_of(config)),
+        }
+
+    def _command(
+        self,
+        verb: str,
+        command: str,
+        *,
+        named: str | None = None,
+        tombstone: str | None = None,
+        **args: Any,
+    ) -> RoundStatus:
+        keys = {"command": self._keys("command", command)}
+        if named:
+            keys["named"] = named
+        if tombstone:
+            keys["tombstone"] = self._keys("tombstone", tombstone)
+        if new := args.get("new_round"):
+            keys |= {f"new_{name}": self._keys(name, new) for name in _PER_ROUND}
+        answer = self._call(
+            verb,
+            keys,
+            command=command,
+            epoch=_fresh(),
+            memory_s=self._settings.command_memory_s,
+            keep_s=self._settings.keep_rounds_s,
+            **args,
+        )
+        return RoundStatus.of(answer["status"])
+
+    def _call(self, verb: str, keys: Mapping[str, str], **args: Any) -> Any:
+        while True:
+            answer = self._call_once(verb, self._current, keys, **args)
+            if not self._moved(answer):
+                return answer
+
+    def _call_once(self, verb: str, round_id: str, keys: Mapping[str, str], **args: Any) -> Any:
+        own = {name: self._keys(name) for name in ("status", "clock", "endings")}
+        if round_id:
+            own |= {name: self._keys(name, round_id) for name in _PER_ROUND}
+        return self._scripts.call(
+            verb, own | dict(keys), round=round_id, wake=self._keys.wake, **args
+        )
+
+    def _moved(self, answer: Any) -> bool:
+        if "moved" not in answer:
+            return False
+        self._current = answer["moved"]
+        return True
+
+
+def _check_ownership(batch: ProofBatch, config: PoCConfig, *, named: bool) -> None:
+    if batch.block_hash != config.block_hash:
+        of = "the config beside it" if named else "the current round"
+        raise RoundMismatch(
+            f"the batch is of block {batch.block_hash}, {of} is of block {config.block_hash}; "
+            "send the config that it was made with"
+        )
+    # With a single node every nonce is its own.
+    if config.node_count == 1:
+        return
+    if batch.node_id >= config.node_count:
+        raise RoundMismatch(f"node_id {batch.node_id} is not in [0, {config.node_count})")
+    strangers = [n for n in batch.nonces if n % config.node_count != batch.node_id]
+    if strangers:
+        raise RoundMismatch(
+            f"{len(strangers)} of {len(batch)} nonces are not of node {batch.node_id} of "
+            f"{config.node_count}, the first is {strangers[0]}"
+        )
+
+
+def _fresh() -> str:
+    # Random, never counted: a fail-over may undo the last writes.
+    return secrets.token_hex(8)
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [item for pair in fields.items() for item in pair]
+
+
+def encode(value: Any) -> str:
+    """JSON as Python writes it: floats keep all their digits."""
+    return json.dumps(value, allow_nan=False)

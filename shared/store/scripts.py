@@ -1,0 +1,139 @@
+"""How the store talks to Redis: one client, one Lua script per verb, one bell to wait at."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.client import PubSub
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from shared import errors
+from shared.settings import Settings
+
+_LUA = resources.files("shared.store") / "lua"
+
+#: Scripts that look at the current round; the others know only what they are given.
+_ROUND_VERBS = (
+    "init",
+    "generate",
+    "validate",
+    "stop",
+    "open_job",
+    "claim",
+    "commit",
+    "heartbeat",
+)
+_VERBS = (
+    *_ROUND_VERBS,
+    "give_back",
+    "claim_chunk",
+    "commit_chunk",
+    "finish_job",
+    "settle",
+    "leave",
+)
+
+
+def connect(settings: Settings) -> Redis:
+    """A client that gives up on a silent server after 5 s and retries a lost connection.
+
+    Every script can safely be sent twice, so a reply that was lost on the way is asked for again.
+    """
+    return Redis.from_url(
+        settings.redis_url,
+        decode_responses=True,
+        socket_timeout=5,
+        socket_connect_timeout=5,
+        socket_keepalive=True,
+        health_check_interval=10,
+        retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries=3),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError, BusyLoadingError],
+    )
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Turn what redis-py raises into `StoreUnavailable`."""
+    try:
+        yield
+    except RedisError as error:
+        raise errors.StoreUnavailable(f"Redis: {error}") from error
+
+
+class Scripts:
+    """The verbs of the store, ready to be called on one Redis."""
+
+    def __init__(self, redis: Redis) -> None:
+        prelude = (_LUA / "_prelude.lua").read_text()
+        shared_by_rounds = prelude + (_LUA / "_round.lua").read_text()
+        self._scripts = {
+            verb: redis.register_script(
+                (shared_by_rounds if verb in _ROUND_VERBS else prelude)
+                + (_LUA / f"{verb}.lua").read_text()
+            )
+            for verb in _VERBS
+        }
+
+    def call(self, verb: str, keys: Mapping[str, str], **args: Any) -> Any:
+        """Run `verb` atomically; `keys` and `args` are its K and A, an arg of None is left out.
+
+        Raises the error that the script answers with, or `StoreUnavailable`.
+        """
+        given = {name: value for name, value in args.items() if value is not None}
+        payload = json.dumps({"keys": list(keys), **given}, allow_nan=False)
+        with redis_errors():
+            reply = self._scripts[verb](keys=list(keys.values()), args=[payload])
+        if not isinstance(reply, str):
+            return reply
+        answer = json.loads(reply)
+        if name := answer.get("error"):
+            kind: type[errors.PoCError] = getattr(errors, name)
+            raise kind(answer["message"])
+        return answer
+
+
+class Bell:
+    """Waits for the namespace's wake channel; one for each thread that waits.
+
+    It may ring for nothing and miss a ring while Redis is away, so its user looks at the state
+    after every wait, however the wait ended.
+    """
+
+    def __init__(self, redis: Redis, channel: str) -> None:
+        self._redis, self._channel = redis, channel
+        self._pubsub: PubSub | None = None
+
+    def wait(self, timeout: float) -> None:
+        """Return at the next ring, or after `timeout` seconds; at once when newly connected."""
+        try:
+            if self._pubsub is None:
+                pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+                pubsub.subscribe(self._channel)
+                self._pubsub = pubsub
+                return
+            deadline = time.monotonic() + timeout
+            while (left := deadline - time.monotonic()) > 0:
+                if self._pubsub.get_message(timeout=left):
+                    break
+            # Rings that came together are one.
+            while self._pubsub.get_message(timeout=0):
+                pass
+        except RedisError:
+            self.close()
+            time.sleep(min(timeout, 1.0))
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._pubsub is not None:
+            self._pubsub.close()  # type: ignore[no-untyped-call]
+            self._pubsub = None
