@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 #: The largest nonce: what a signed 64-bit integer holds, so that every language can carry it.
 MAX_NONCE = 2**63 - 1
@@ -79,12 +87,13 @@ class PoCConfig(Strict):
     #: How far below r_target a prover stays.
     submit_margin: float = Field(default=0, ge=0, lt=2)
 
-    def model_post_init(self, _context: object, /) -> None:
-        """Check what concerns two fields."""
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
         if self.node_id >= self.node_count:
             raise ValueError(f"node_id {self.node_id} is not in [0, node_count={self.node_count})")
         if self.submit_margin >= self.r_target:
             raise ValueError("submit_margin must be below r_target, or nothing can be valid")
+        return self
 
     @property
     def valid_below(self) -> float:

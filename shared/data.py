@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.config import MAX_NONCE, Name, PoCConfig, Strict
 
@@ -28,20 +28,21 @@ class ProofBatch(Strict):
     dist: list[float] = Field(max_length=MAX_PROOF_NONCES)
     node_id: int = Field(default=0, ge=0)
 
-    def model_post_init(self, _context: object, /) -> None:
-        """Check what concerns two fields."""
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
         if len(self.nonces) != len(self.dist):
             raise ValueError(f"{len(self.nonces)} nonces but {len(self.dist)} distances")
         if len(set(self.nonces)) != len(self.nonces):
             raise ValueError("a nonce is repeated")
+        return self
 
     def __len__(self) -> int:
         return len(self.nonces)
 
     @classmethod
-    def empty(cls) -> Self:
+    def empty(cls) -> ProofBatch:
         """The batch of nothing: what a batch run outside GENERATING gives."""
-        return cls.model_construct(
+        return ProofBatch.model_construct(
             public_key="", block_hash="", block_height=0, nonces=[], dist=[], node_id=0
         )
 

@@ -34,7 +34,9 @@ KEYS: dict[str, Key] = {
     "nonces": Key("hash", "valid nonce -> distance", "commit", _ROUND, "round"),
     "found": Key("list", "valid nonces in order of discovery", "commit", _ROUND, "round"),
     "run": Key("hash", "config, epoch, cursor and clocks", "as status", _ROUND, "round"),
-    "claims": Key("hash", "token -> claimed positions", "claim, commit, give_back", _ROUND, "round"),
+    "claims": Key(
+        "hash", "token -> claimed positions", "claim, commit, give_back", _ROUND, "round"
+    ),
     "leases": Key("zset", "token -> end of its lease, ms", "as claims, heartbeat", _ROUND, "round"),
     "tickets": Key("set", "tasks that wait for the end", "generate, stop, ...", _ROUND, "round"),
     "tombstone": Key("string", "a round stopped before it began", "stop", "a day", "round"),
@@ -92,4 +94,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table())  # noqa: T201

@@ -12,9 +12,9 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -42,8 +42,8 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="Redis that holds broker, results and rounds: redis://, rediss://, sentinel://",
-        pattern=r"^(rediss?|sentinel)://",
+        description="Redis that holds broker, results and rounds: redis:// or rediss://",
+        pattern=r"^rediss?://",
     )
     namespace: Namespace = Field(
         "default",
@@ -118,6 +118,20 @@ class Settings(BaseSettings):
         """Arguments are the only source, so that nothing depends on where a test runs."""
         return (init_settings,)
 
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        if self.heartbeat_s > self.lease_s / 2:
+            raise ValueError(
+                f"POC_HEARTBEAT_S={self.heartbeat_s:g}: at most half of POC_LEASE_S="
+                f"{self.lease_s:g}, or live workers lose their claims"
+            )
+        return self
+
+    @property
+    def worker_lives_s(self) -> float:
+        """Seconds that a worker, and its hold on the namespace's model, last without heartbeat."""
+        return max(30.0, 5 * self.heartbeat_s)
+
     @property
     def queue(self) -> str:
         """The Celery queue that this namespace's workers consume."""
@@ -162,6 +176,8 @@ def _with_hint(name: str, known: list[str]) -> str:
 
 def _sentence(error: ErrorDetails) -> str:
     """`POC_API_PORT='x': what is wrong; what would be right`, on one line."""
+    if not error["loc"]:  # it concerns two fields, and says which
+        return error["msg"].removeprefix("Value error, ")
     name = str(error["loc"][0])
     field = Settings.model_fields[name]
     if error["type"] == "string_pattern_mismatch":
@@ -174,5 +190,5 @@ def _sentence(error: ErrorDetails) -> str:
 
 
 def _hide_passwords(url: str) -> str:
-    """Up to the last @ before the next URL: a password may hold @, : and /."""
-    return re.sub(r"(//[^:/@;]*:)[^;]*@", r"\1***@", url)
+    """Up to the last @: a password may hold @, : and /."""
+    return re.sub(r"(//[^:/@]*:).*@", r"\1***@", url)

@@ -98,3 +98,26 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else repr(value)
+
+
+class WorkerStatus(BaseModel):
+    """One worker as its last heartbeat shows it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    #: What it does: loading, idle, generating, validating.
+    state: str = ""
+    device: str = ""
+    model: str = ""
+    fingerprint: str = ""
+    #: Nonces per second since the last heartbeat but one.
+    rate_per_second: float = 0
+    #: Nonces computed since it started, counted by the round or not.
+    computed: int = 0
+    #: Share of the time since the last heartbeat but one that the device computed.
+    busy: float = 0
+    started_at: float = 0
+    heartbeat_at: float = 0
+    pid: int = 0
+    host: str = ""

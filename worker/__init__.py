@@ -1,1 +1,1 @@
-"""What runs beside the GPU: Celery app, tasks, manager, engines, generator, callbacks, command line."""
+"""What runs beside the GPU: Celery app, manager, engines, generator, callbacks, command line."""

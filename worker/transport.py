@@ -5,8 +5,7 @@ cost every worker of the node a model load. Here such an item is kept, whole, in
 for inspection, a warning says so, and the worker goes on.
 
 Select it with `broker_transport = "worker.transport:Transport"` beside a `redis://` or
-`rediss://` broker URL, or `"worker.transport:SentinelTransport"` beside `sentinel://`. The
-transport option `dead_letter_key` names the list.
+`rediss://` broker URL. The transport option `dead_letter_key` names the list.
 """
 
 from __future__ import annotations
@@ -185,22 +184,10 @@ class Channel(_Survivor, stock.Channel):  # type: ignore[misc]
     from_transport_options = (*stock.Channel.from_transport_options, "dead_letter_key")
 
 
-class SentinelChannel(_Survivor, stock.SentinelChannel):  # type: ignore[misc]
-    """A channel to a Redis behind Sentinel."""
-
-    from_transport_options = (*stock.SentinelChannel.from_transport_options, "dead_letter_key")
-
-
 class Transport(stock.Transport):  # type: ignore[misc]
     """For redis:// and rediss:// URLs."""
 
     Channel = Channel
-
-
-class SentinelTransport(stock.SentinelTransport):  # type: ignore[misc]
-    """For sentinel:// URLs."""
-
-    Channel = SentinelChannel
 
 
 def _itself(reply: Any, **_: Any) -> Any:

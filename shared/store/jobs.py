@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 
-from redis import Redis
-
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import PoCError
 from shared.keys import Keys
 from shared.settings import Settings
 from shared.store.rounds import Message
-from shared.store.scripts import Scripts, redis_errors
+from shared.store.scripts import Client, Scripts, redis_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class Computed:
 class Jobs:
     """The validations of a namespace."""
 
-    def __init__(self, redis: Redis, scripts: Scripts, keys: Keys, settings: Settings) -> None:
+    def __init__(self, redis: Client, scripts: Scripts, keys: Keys, settings: Settings) -> None:
         self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
 
     def claim(self, worker: str, token: str) -> Chunk | None:

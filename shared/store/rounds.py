@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from redis import Redis
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch
@@ -16,12 +13,11 @@ from shared.errors import RoundMismatch, RoundNotInitialized
 from shared.keys import KEYS, Keys
 from shared.settings import Settings
 from shared.status import RoundStatus
-from shared.store.scripts import Scripts, redis_errors
+from shared.store.scripts import Client, Scripts, redis_errors
 from shared.transitions import MESSAGES
 
 #: The keys that every round has its own of.
 _PER_ROUND = ("round", "nonces", "found", "run", "claims", "leases", "tickets")
-assert all(KEYS[name].per == "round" for name in _PER_ROUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ class Message:
 class Rounds:
     """The current round of a namespace."""
 
-    def __init__(self, redis: Redis, scripts: Scripts, keys: Keys, settings: Settings) -> None:
+    def __init__(self, redis: Client, scripts: Scripts, keys: Keys, settings: Settings) -> None:
         self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
         # Which round the scripts should declare keys of: a hint that they correct.
         self._current = ""
@@ -118,9 +114,7 @@ class Rounds:
         `config` says what it is judged by; None takes the current round's, which then must be of
         the same block. Raises `RoundNotInitialized` or `RoundMismatch`.
         """
-        chunks = [
-            (start, min(chunk, len(batch) - start)) for start in range(0, len(batch), chunk)
-        ]
+        chunks = [(start, min(chunk, len(batch) - start)) for start in range(0, len(batch), chunk)]
         while True:
             job_round, judged_by = ("", config) if config else self.current()
             if judged_by is None:
@@ -333,12 +327,12 @@ class Rounds:
             if not self._moved(answer):
                 return answer
 
-    def _call_once(self, verb: str, round_id: str, keys: Mapping[str, str], **args: Any) -> Any:
+    def _call_once(self, verb: str, current: str, keys: Mapping[str, str], **args: Any) -> Any:
         own = {name: self._keys(name) for name in ("status", "clock", "endings")}
-        if round_id:
-            own |= {name: self._keys(name, round_id) for name in _PER_ROUND}
+        if current:
+            own |= {name: self._keys(name, current) for name in _PER_ROUND}
         return self._scripts.call(
-            verb, own | dict(keys), round=round_id, wake=self._keys.wake, **args
+            verb, own | dict(keys), round=current, wake=self._keys.wake, **args
         )
 
     def _moved(self, answer: Any) -> bool:
@@ -375,8 +369,3 @@ def _fresh() -> str:
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
     return [item for pair in fields.items() for item in pair]
-
-
-def encode(value: Any) -> str:
-    """JSON as Python writes it: floats keep all their digits."""
-    return json.dumps(value, allow_nan=False)

@@ -44,7 +44,11 @@ _VERBS = (
 )
 
 
-def connect(settings: Settings) -> Redis:
+#: A `Redis` that decodes its replies, which redis-py's types can't say: they allow for bytes.
+Client = Any
+
+
+def connect(settings: Settings) -> Client:
     """A client that gives up on a silent server after 5 s and retries a lost connection.
 
     Every script can safely be sent twice, so a reply that was lost on the way is asked for again.
@@ -73,7 +77,7 @@ def redis_errors() -> Iterator[None]:
 class Scripts:
     """The verbs of the store, ready to be called on one Redis."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Client) -> None:
         prelude = (_LUA / "_prelude.lua").read_text()
         shared_by_rounds = prelude + (_LUA / "_round.lua").read_text()
         self._scripts = {
@@ -109,7 +113,7 @@ class Bell:
     after every wait, however the wait ended.
     """
 
-    def __init__(self, redis: Redis, channel: str) -> None:
+    def __init__(self, redis: Client, channel: str) -> None:
         self._redis, self._channel = redis, channel
         self._pubsub: PubSub | None = None
 

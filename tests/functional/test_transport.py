@@ -275,14 +275,7 @@ def test_direct_access_passes_over_poison(redis_server: Any) -> None:
         assert direct.lrange(DEAD, 0, -1) == [b"{}", b"\xff"]
 
 
-def test_tls_and_sentinel_urls_keep_their_meaning() -> None:
+def test_tls_urls_keep_their_meaning() -> None:
     """Naming the transport must not lose what the URL's scheme says."""
-    from worker.transport import SentinelChannel
-
     tls = kombu.Connection("rediss://:pw@h:6380/1?ssl_cert_reqs=CERT_REQUIRED", transport=TRANSPORT)
     assert tls.ssl
-    sentinel = kombu.Connection(
-        "sentinel://a:26379;sentinel://b:26380", transport="worker.transport:SentinelTransport"
-    )
-    assert sentinel.get_transport_cls().Channel is SentinelChannel
-    assert sentinel.alt == ["sentinel://a:26379", "sentinel://b:26380"]

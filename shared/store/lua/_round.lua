@@ -97,7 +97,7 @@ local function open_round()
     return {error = 'RoundInProgress', message = 'Round already in progress'}
   end
   if round ~= '' then
-    leave_for('STOPPED')
+    if state ~= 'STOPPED' then leave_for('STOPPED') end
     redis.call('UNLINK', K.claims, K.leases)
     for _, name in ipairs({'round', 'nonces', 'found', 'run'}) do
       redis.call('EXPIRE', K[name], A.keep_s)

@@ -26,6 +26,7 @@ for _, pair in ipairs(A.valid) do
   redis.call('HSET', K.nonces, pair[1], pair[2])
   redis.call('RPUSH', K.found, pair[1])
 end
+put('profile', A.profile)
 if A.error then put('error', A.error) end
 if A.message then
   post(A.message)

@@ -30,5 +30,5 @@ local function renew(claims, leases, epoch)
 end
 if round ~= '' then renew(K.claims, K.leases, redis.call('HGET', K.run, 'epoch')) end
 renew(K.chunk_claims, K.chunk_leases, nil)
-if state == 'GENERATING' then refresh() end
+if state ~= 'STOPPED' then refresh() end
 return cjson.encode({alive = true})

@@ -2,7 +2,7 @@
 redis.call('XACK', K.outbox, A.group, A.entry)
 if redis.call('XDEL', K.outbox, A.entry) == 0 then return 0 end
 -- A round that has expired must not come back as a key without a time to live.
-if redis.call('EXISTS', K.round) == 0 then return 1 end
+if not K.round or redis.call('EXISTS', K.round) == 0 then return 1 end
 local targets = {K.round}
 if redis.call('HGET', K.status, 'round_id') == A.round then targets[2] = K.status end
 for _, key in ipairs(targets) do

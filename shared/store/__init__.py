@@ -1,0 +1,52 @@
+"""Everything in Redis behind typed methods; no other package knows how a key is named.
+
+    Store ── rounds     commands, claims, commits and the status of the round
+          ├─ jobs       validations: chunks, their distances, verdicts
+          ├─ outbox     callbacks that wait for delivery
+          ├─ endings    ends of tickets that Celery has to be told
+          └─ workers    who lives, with which model
+
+What changes something is one Lua script (`lua/`), so no crash and no interleaving shows a half
+of it. Every method raises `StoreUnavailable` when Redis does not answer, and may be called again
+then: a script that did run is recognised by the id of its command or the token of its claim.
+"""
+
+from __future__ import annotations
+
+from shared.keys import Keys
+from shared.settings import Settings
+from shared.store.endings import Ending, Endings
+from shared.store.jobs import Chunk, Computed, Jobs
+from shared.store.outbox import Entry, Outbox
+from shared.store.rounds import Claim, Message, Rounds
+from shared.store.scripts import Bell, Client, Scripts, connect, redis_errors
+from shared.store.workers import Workers
+
+__all__ = ["Bell", "Chunk", "Claim", "Computed", "Ending", "Entry", "Message", "Store"]
+
+
+class Store:
+    """The state of one namespace. Thread-safe, except for the bells: one for each thread."""
+
+    def __init__(self, settings: Settings, redis: Client | None = None) -> None:
+        self._redis = redis = connect(settings) if redis is None else redis
+        self._keys = keys = Keys(settings.namespace)
+        scripts = Scripts(redis)
+        self.rounds = Rounds(redis, scripts, keys, settings)
+        self.jobs = Jobs(redis, scripts, keys, settings)
+        self.outbox = Outbox(redis, scripts, keys, settings)
+        self.endings = Endings(redis, keys)
+        self.workers = Workers(redis, scripts, keys, settings)
+
+    def bell(self) -> Bell:
+        """What the calling thread waits at for news."""
+        return Bell(self._redis, self._keys.wake)
+
+    def ping(self) -> str:
+        """The server's version; raises `StoreUnavailable`."""
+        with redis_errors():
+            return str(self._redis.info("server")["redis_version"])
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._redis.close()

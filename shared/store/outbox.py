@@ -1,0 +1,120 @@
+"""Callbacks that wait for delivery: a stream with one consumer group, `senders`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from redis.exceptions import ResponseError
+
+from shared.keys import Keys
+from shared.settings import Settings
+from shared.store.scripts import Client, Scripts, redis_errors
+
+GROUP = "senders"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A callback to deliver. Its body stays in Redis until it is sent: see `Outbox.body`."""
+
+    id: str
+    url: str
+    #: What tells a receiver that it has this message already.
+    key: str
+    round: str
+    #: When it is given up, by this process' `time.monotonic()`.
+    gives_up_at: float
+
+
+class Outbox:
+    """The callbacks of a namespace. Several senders share it; each entry is with one of them."""
+
+    def __init__(self, redis: Client, scripts: Scripts, keys: Keys, settings: Settings) -> None:
+        self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
+        self._stream = keys("outbox")
+
+    def take(self, sender: str, count: int) -> list[Entry]:
+        """Up to `count` entries that no sender has had, oldest first."""
+        with redis_errors():
+            try:
+                reply = self._redis.xreadgroup(GROUP, sender, {self._stream: ">"}, count=count)
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                self._create_group()
+                reply = self._redis.xreadgroup(GROUP, sender, {self._stream: ">"}, count=count)
+            return self._entries(reply[0][1]) if reply else []
+
+    def take_over(self, sender: str, count: int) -> list[Entry]:
+        """Up to `count` entries of senders that have not renewed theirs for a lease."""
+        idle_ms = round(self._settings.lease_s * 1000)
+        with redis_errors():
+            try:
+                _, entries, _ = self._redis.xautoclaim(
+                    self._stream, GROUP, sender, min_idle_time=idle_ms, count=count
+                )
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                return []
+            return self._entries(entries)
+
+    def renew(self, sender: str, ids: Sequence[str]) -> None:
+        """Keep entries with `sender` for another lease."""
+        if not ids:
+            return
+        with redis_errors():
+            self._redis.xclaim(
+                self._stream, GROUP, sender, min_idle_time=0, message_ids=list(ids), justid=True
+            )
+
+    def body(self, id: str) -> str | None:
+        """The message of an entry as it goes over the wire; None if it was settled meanwhile."""
+        with redis_errors():
+            found = self._redis.xrange(self._stream, id, id)
+        return found[0][1]["body"] if found else None
+
+    def settle(self, entry: Entry, error: str | None = None) -> None:
+        """Take an entry out, once: delivered, or refused with `error`."""
+        keys = {name: self._keys(name) for name in ("outbox", "status")}
+        if entry.round:
+            keys["round"] = self._keys("round", entry.round)
+        self._scripts.call(
+            "settle",
+            keys,
+            group=GROUP,
+            entry=entry.id,
+            round=entry.round,
+            outcome="refused" if error else "delivered",
+            error=error,
+        )
+
+    def waiting(self) -> int:
+        """How many callbacks are not settled."""
+        with redis_errors():
+            return int(self._redis.xlen(self._stream))
+
+    def _create_group(self) -> None:
+        try:
+            self._redis.xgroup_create(self._stream, GROUP, id="0", mkstream=True)
+        except ResponseError as error:  # another sender was faster
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _entries(self, raw: Sequence[tuple[str, Mapping[str, str]]]) -> list[Entry]:
+        if not raw:
+            return []
+        seconds, micros = self._redis.time()
+        redis_now, now = seconds + micros / 1e6, time.monotonic()
+        return [
+            Entry(
+                id=entry_id,
+                url=fields["url"],
+                key=fields["key"],
+                round=fields["round"],
+                gives_up_at=now + int(fields["expires_at"]) / 1000 - redis_now,
+            )
+            for entry_id, fields in raw
+        ]
