@@ -1,0 +1,60 @@
+"""Celery's settings that do not depend on where it runs, each with its reason.
+
+What does depend on it (broker, result backend, queue, expiry) is set by `shared.broker`.
+"""
+
+# JSON only: a pickle can run code, and other languages must be able to write what we read.
+task_serializer = "json"
+result_serializer = "json"
+event_serializer = "json"
+accept_content = ["json"]
+result_accept_content = ["json"]
+
+# Acknowledge before running. Rounds live in Redis, so a killed worker loses nothing that a second
+# delivery would bring back; late acknowledgement delivers long work again after the visibility
+# timeout, and in 5.7.0 ends the worker when the broker goes away in the middle of a task.
+task_acks_late = False
+task_reject_on_worker_lost = False
+worker_cancel_long_running_tasks_on_connection_loss = False
+# Take a message only when a thread is free: one in hand is lost with the worker.
+worker_disable_prefetch = True
+worker_prefetch_multiplier = 1
+
+# STARTED would be written by the worker after the loop may already have written the end.
+task_track_started = False
+# Which arguments a task had is what an operator looks for in Flower.
+result_extended = True
+# Flower shows tasks from their first moment, also those that no worker has taken yet.
+worker_send_task_events = True
+task_send_sent_event = True
+
+# Threads share the loaded model; tasks only write Redis, so eight are plenty.
+worker_pool = "threads"
+worker_concurrency = 8
+# The pool's threads are ours to name and log: the root logger stays as `poc worker` set it up.
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False
+
+# A broker that is away comes back: keep trying, from the start and for ever (100 is the default).
+broker_connection_retry = True
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+broker_transport_options = {
+    # Only a message that was popped and never acknowledged waits for this; ours are at once.
+    "visibility_timeout": 3600,
+    # A silent peer (a pulled cable) is noticed instead of waited for.
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+}
+redis_socket_timeout = 10
+redis_socket_connect_timeout = 5
+redis_socket_keepalive = True
+redis_backend_health_check_interval = 10
+redis_retry_on_timeout = True
+
+# Queues are named by namespace; a message to another one is a mistake to be seen, not a new queue.
+task_create_missing_queues = False
+enable_utc = True
+timezone = "UTC"

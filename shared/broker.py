@@ -1,0 +1,28 @@
+"""The Celery application that controllers and workers have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from shared.settings import Settings
+
+
+def celery_app(settings: Settings, **conf: Any) -> Celery:
+    """An application on the namespace's broker and queue, with `conf` on top of celeryconfig.py.
+
+    It knows no tasks: send them by name, or let `worker.app` register them.
+    """
+    app = Celery("poc", set_as_current=False)
+    app.config_from_object("celeryconfig")
+    app.conf.update(
+        broker_url=settings.redis_url,
+        result_backend=settings.redis_url,
+        result_expires=settings.result_expires_s,
+        task_default_queue=settings.queue,
+        task_queues=[Queue(settings.queue)],
+        **conf,
+    )
+    return app
