@@ -47,7 +47,7 @@ def _http_url(url: str) -> str:
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 #: An id that a caller may choose: part of key names, so only characters that need no quoting.
-RoundId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+RoundId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 HttpUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_http_url)]
 
 

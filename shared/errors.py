@@ -49,3 +49,7 @@ class CouldNotCompute(PoCError):
 
 class StoreUnavailable(PoCError):
     """Redis can't be reached, or is not the Redis that the store needs."""
+
+
+class NoAnswer(PoCError):
+    """A command has no answer after the time that its caller gave it; it may still be run."""

@@ -26,6 +26,8 @@ class Key:
 _ROUND = "while its round is current, then POC_KEEP_ROUNDS_S"
 _NAMESPACE = "as long as the namespace"
 _EMPTY = "until it is empty"
+_MEMORY = "POC_COMMAND_MEMORY_S"
+_ALIVE = "30 s, or five heartbeats"
 
 KEYS: dict[str, Key] = {
     "status": Key("hash", "the newest round, for pollers", "all that change a round", _NAMESPACE),
@@ -39,8 +41,8 @@ KEYS: dict[str, Key] = {
     ),
     "leases": Key("zset", "token -> end of its lease, ms", "as claims, heartbeat", _ROUND, "round"),
     "tickets": Key("set", "tasks that wait for the end", "generate, stop, ...", _ROUND, "round"),
-    "tombstone": Key("string", "a round stopped before it began", "stop", "a day", "round"),
-    "command": Key("string", "outcome of a command", "init, ...", "POC_COMMAND_MEMORY_S", "task"),
+    "tombstone": Key("string", "a round stopped before it began", "stop", _MEMORY, "round"),
+    "command": Key("string", "outcome of a command", "init, ...", _MEMORY, "task"),
     "jobs": Key("zset", "open validations -> since, ms", "open_job, finish_job", _EMPTY),
     "job": Key(
         "hash",
@@ -60,8 +62,8 @@ KEYS: dict[str, Key] = {
     "reporter": Key("string", "who reports progress now", "the clerk", "a second"),
     "outbox": Key("stream", "callbacks to deliver", "commit, finish_job, settle", _NAMESPACE),
     "workers": Key("zset", "worker -> last heartbeat, ms", "heartbeat", _NAMESPACE),
-    "worker": Key("hash", "a worker's device, rate, ...", "heartbeat", "30 s", "worker"),
-    "model": Key("hash", "the model of the namespace", "heartbeat", "30 s"),
+    "worker": Key("hash", "a worker's device, rate, ...", "heartbeat", _ALIVE, "worker"),
+    "model": Key("hash", "the model of the namespace", "heartbeat", _ALIVE),
     "dead_letters": Key("list", "messages that are none", "the transport", "7 days"),
 }
 

@@ -121,3 +121,11 @@ class WorkerStatus(BaseModel):
     heartbeat_at: float = 0
     pid: int = 0
     host: str = ""
+
+
+class NodeStatus(RoundStatus):
+    """The current round, and who works on it."""
+
+    workers: list[WorkerStatus] = Field(default_factory=list)
+    #: Nonces done and total of each validation that is open, by its task id.
+    validations: dict[str, dict[str, int]] = Field(default_factory=dict)

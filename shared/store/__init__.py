@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from shared.keys import Keys
 from shared.settings import Settings
+from shared.status import NodeStatus, RoundStatus
 from shared.store.endings import Ending, Endings
 from shared.store.jobs import Chunk, Computed, Jobs
 from shared.store.outbox import Entry, Outbox
@@ -22,7 +23,18 @@ from shared.store.rounds import Claim, Message, Rounds
 from shared.store.scripts import Bell, Client, Scripts, connect, redis_errors
 from shared.store.workers import Workers
 
-__all__ = ["Bell", "Chunk", "Claim", "Computed", "Ending", "Entry", "Message", "Store"]
+__all__ = [
+    "Bell",
+    "Chunk",
+    "Claim",
+    "Computed",
+    "Ending",
+    "Entry",
+    "Jobs",
+    "Message",
+    "Rounds",
+    "Store",
+]
 
 
 class Store:
@@ -37,6 +49,15 @@ class Store:
         self.outbox = Outbox(redis, scripts, keys, settings)
         self.endings = Endings(redis, keys)
         self.workers = Workers(redis, scripts, keys, settings)
+
+    def status(self, newest: int = 0) -> NodeStatus:
+        """The current round with its `newest` valid nonces, the workers, the open validations."""
+        round_status = self.rounds.status(newest=newest) or RoundStatus()
+        return NodeStatus(
+            **round_status.model_dump(),
+            workers=self.workers.listing(),
+            validations=self.jobs.progress(),
+        )
 
     def bell(self) -> Bell:
         """What the calling thread waits at for news."""

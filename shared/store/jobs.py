@@ -47,6 +47,8 @@ class Computed:
     config: PoCConfig
     dist: list[float]
     error: str
+    #: What computed it, as JSON; the last chunk's.
+    profile: str
 
 
 class Jobs:
@@ -58,7 +60,7 @@ class Jobs:
     def claim(self, worker: str, token: str) -> Chunk | None:
         """The next chunk for `worker`; the caller chooses `token` so that it can ask again."""
         while True:
-            claim = self._scripts.call(
+            answer = self._scripts.call(
                 "claim_chunk",
                 self._claim_keys() | {"chunks": self._keys("chunks"), "clock": self._keys("clock")},
                 token=token,
@@ -66,8 +68,9 @@ class Jobs:
                 lease_ms=round(self._settings.lease_s * 1000),
                 max_attempts=self._settings.max_attempts,
             )
-            if claim is None:
+            if answer is None:
                 return None
+            claim = answer["claim"]
             with redis_errors():
                 batch, config = self._redis.hmget(
                     self._keys("job", claim["job"]), ["batch", "config"]
@@ -88,7 +91,13 @@ class Jobs:
             # The validation ended while the chunk waited: drop it and look on.
             self.commit(chunk, [])
 
-    def commit(self, chunk: Chunk, dist: Sequence[float], error: str | None = None) -> str | None:
+    def commit(
+        self,
+        chunk: Chunk,
+        dist: Sequence[float],
+        error: str | None = None,
+        profile: str | None = None,
+    ) -> str | None:
         """Keep a chunk's distances (NaN: could not) once; None, or why they were refused."""
         answer = self._scripts.call(
             "commit_chunk",
@@ -101,6 +110,7 @@ class Jobs:
             count=chunk.count,
             dist=json.dumps([d if isfinite(d) else None for d in dist]),
             error=error,
+            profile=profile,
             wake=self._keys.wake,
         )
         refused: str | None = answer.get("refused")
@@ -170,14 +180,18 @@ _NO_CONFIG = PoCConfig(block_hash="-", block_height=0, public_key="-", r_target=
 
 
 def _computed(job: str, fields: dict[str, str], parts: dict[str, str]) -> Computed:
-    dist: list[float] = []
-    for _, part in sorted((int(start), part) for start, part in parts.items()):
-        dist.extend(nan if d is None else d for d in json.loads(part))
+    batch = ProofBatch.model_validate_json(fields["batch"])
+    # A chunk that was given up has no distances.
+    dist = [nan] * len(batch)
+    for start, part in parts.items():
+        found = [nan if d is None else d for d in json.loads(part)]
+        dist[int(start) : int(start) + len(found)] = found
     return Computed(
         id=job,
         round_id=fields["round"],
-        batch=ProofBatch.model_validate_json(fields["batch"]),
+        batch=batch,
         config=PoCConfig.model_validate_json(fields["config"]),
         dist=dist,
         error=fields.get("error", ""),
+        profile=fields.get("profile", ""),
     )

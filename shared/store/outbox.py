@@ -13,6 +13,8 @@ from shared.settings import Settings
 from shared.store.scripts import Client, Scripts, redis_errors
 
 GROUP = "senders"
+#: Where a search of the stream begins, and what it gives when it was at the end.
+_START = "0-0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Outbox:
     def __init__(self, redis: Client, scripts: Scripts, keys: Keys, settings: Settings) -> None:
         self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
         self._stream = keys("outbox")
+        # How far `take_over` has looked.
+        self._cursor = _START
 
     def take(self, sender: str, count: int) -> list[Entry]:
         """Up to `count` entries that no sender has had, oldest first."""
@@ -52,14 +56,19 @@ class Outbox:
         idle_ms = round(self._settings.lease_s * 1000)
         with redis_errors():
             try:
-                _, entries, _ = self._redis.xautoclaim(
-                    self._stream, GROUP, sender, min_idle_time=idle_ms, count=count
-                )
+                while True:
+                    # One call looks at ten times `count` entries; the next goes on behind them.
+                    # Redis 6.2 has no third part, and gives None for an entry settled meanwhile.
+                    self._cursor, found, *_ = self._redis.xautoclaim(
+                        self._stream, GROUP, sender, idle_ms, start_id=self._cursor, count=count
+                    )
+                    entries = [entry for entry in found if entry[0]]
+                    if entries or self._cursor == _START:
+                        return self._entries(entries)
             except ResponseError as error:
                 if "NOGROUP" not in str(error):
                     raise
                 return []
-            return self._entries(entries)
 
     def renew(self, sender: str, ids: Sequence[str]) -> None:
         """Keep entries with `sender` for another lease."""

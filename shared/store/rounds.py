@@ -114,6 +114,10 @@ class Rounds:
         `config` says what it is judged by; None takes the current round's, which then must be of
         the same block. Raises `RoundNotInitialized` or `RoundMismatch`.
         """
+        with redis_errors():
+            # A repeat of what was accepted must not be judged by a later round.
+            if self._redis.exists(self._keys("command", command)):
+                return
         chunks = [(start, min(chunk, len(batch) - start)) for start in range(0, len(batch), chunk)]
         while True:
             job_round, judged_by = ("", config) if config else self.current()
@@ -191,6 +195,12 @@ class Rounds:
         )
         refused: str | None = answer.get("refused")
         return refused
+
+    def wants(self, claim: Claim) -> bool:
+        """Whether a commit of `claim` could still count: its round did not change meanwhile."""
+        with redis_errors():
+            epoch = self._redis.hget(self._keys("run", claim.round_id), "epoch")
+        return bool(epoch == claim.epoch)
 
     def give_back(self, claim: Claim, error: str | None = None) -> None:
         """Free a claim's positions; `error` counts as a failed attempt."""

@@ -10,9 +10,9 @@ from typing import cast
 
 from shared.errors import EngineError
 from shared.settings import Settings
-from worker.engines.base import Engine, EngineInfo, Job, Pending
+from worker.engines.base import Engine, EngineInfo, Job, JobCancelled, Pending
 
-__all__ = ["Engine", "EngineInfo", "Job", "Pending", "load_engine"]
+__all__ = ["Engine", "EngineInfo", "Job", "JobCancelled", "Pending", "load_engine"]
 
 
 def load_engine(settings: Settings) -> Engine:

@@ -39,14 +39,23 @@ class EngineInfo:
     profile: dict[str, str] = field(default_factory=dict)
 
 
+class JobCancelled(Exception):
+    """The job was dropped before the device began it: nothing was wrong with it."""
+
+
 class Pending(Protocol):
     """A job that was queued."""
 
     def result(self) -> list[float]:
         """Wait for the job; one distance in [0, 2] per nonce, NaN where logits were not finite.
 
-        Raises `shared.errors.EngineError` if the job as a whole could not be computed.
+        Raises `shared.errors.EngineError` if the job as a whole could not be computed, and
+        `JobCancelled` once `cancel` gave True. May be called again.
         """
+        ...
+
+    def cancel(self) -> bool:
+        """Drop the job unless the device has begun it; whether it was dropped."""
         ...
 
 
@@ -68,5 +77,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """End the engine; jobs still queued fail with `EngineError`."""
+        """End the engine: the running job fails with `EngineError`, queued ones are cancelled."""
         ...

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from shared.errors import EngineError
 from worker import gpu_random
-from worker.engines.base import EngineInfo, Job
+from worker.engines.base import EngineInfo, Job, JobCancelled
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,11 @@ class TransformersPending:
         try:
             return self._future.result()
         except CancelledError:
-            raise EngineError("the engine was closed before it came to this job") from None
+            raise JobCancelled from None
+
+    def cancel(self) -> bool:
+        """Drop the job unless the engine's thread has begun it."""
+        return self._future.cancel()
 
 
 class TransformersEngine:

@@ -22,6 +22,5 @@ if not claim then
   claim = {start = run.cursor, count = batch, attempts = 0}
   redis.call('HSET', K.run, 'cursor', int(run.cursor + batch))
 end
-claim.epoch = run.epoch
 hold(K.claims, K.leases, claim)
 return reply(claim)

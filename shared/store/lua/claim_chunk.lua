@@ -1,7 +1,7 @@
 -- Claim the next chunk of a validation, one of a dead claim first. One that failed too often is
 -- handed out as given up: its job then ends with an error instead of a verdict.
 local raw = redis.call('HGET', K.claims, A.token)
-if raw then return raw end
+if raw then return cjson.encode({claim = cjson.decode(raw)}) end
 local claim = take_expired(K.claims, K.leases)
 if not claim then
   raw = redis.call('LPOP', K.chunks)
@@ -10,4 +10,4 @@ if not claim then
 end
 claim.given_up = claim.attempts >= A.max_attempts
 hold(K.claims, K.leases, claim)
-return cjson.encode(claim)
+return cjson.encode({claim = claim})

@@ -9,6 +9,7 @@ if redis.call('HGET', K.job, 'state') ~= 'OPEN' then
 end
 redis.call('HSET', K.job_dist, A.start, A.dist)
 if A.error then redis.call('HSET', K.job, 'error', A.error) end
+if A.profile then redis.call('HSET', K.job, 'profile', A.profile) end
 local done = redis.call('HINCRBY', K.job, 'done', A.count)
 if done >= number(redis.call('HGET', K.job, 'total')) then
   redis.call('RPUSH', K.verdicts, A.job)

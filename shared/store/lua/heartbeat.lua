@@ -15,20 +15,18 @@ redis.call('PEXPIRE', K.worker, A.live_ms)
 redis.call('ZADD', K.workers, int(now), A.worker)
 redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms))
 
-local function renew(claims, leases, epoch)
+local function renew(claims, leases)
   for _, token in ipairs(A.tokens) do
     local raw = redis.call('HGET', claims, token)
-    if raw then
-      local claim = cjson.decode(raw)
-      -- A claim of an older epoch is refused anyway, and its positions must stay free; one past
-      -- its deadline is taken for hung.
-      if claim.epoch == epoch and now < claim.at + A.deadline_ms then
-        redis.call('ZADD', leases, 'XX', int(now + A.lease_ms), token)
-      end
+    -- A lease of 0 was given back, or its round changed: its positions must stay free. A claim
+    -- past its deadline is taken for hung.
+    local free = number(redis.call('ZSCORE', leases, token)) == 0
+    if raw and not free and now < cjson.decode(raw).at + A.deadline_ms then
+      redis.call('ZADD', leases, 'XX', int(now + A.lease_ms), token)
     end
   end
 end
-if round ~= '' then renew(K.claims, K.leases, redis.call('HGET', K.run, 'epoch')) end
-renew(K.chunk_claims, K.chunk_leases, nil)
+if round ~= '' then renew(K.claims, K.leases) end
+renew(K.chunk_claims, K.chunk_leases)
 if state ~= 'STOPPED' then refresh() end
 return cjson.encode({alive = true})

@@ -18,7 +18,7 @@ from torch import Tensor
 from shared.errors import EngineError
 from shared.settings import load_settings
 from worker import gpu_random
-from worker.engines import Job, load_engine
+from worker.engines import Job, JobCancelled, load_engine
 from worker.engines.transformers_engine import ARCHITECTURES, TransformersEngine, fingerprint
 from worker.make_model import make_model
 
@@ -429,11 +429,32 @@ class TestJobs:
 
         with pytest.raises(EngineError, match="was closed while it computed"):
             running.result()
-        with pytest.raises(EngineError, match="was closed"):
+        with pytest.raises(JobCancelled):
             queued.result()
         with pytest.raises(EngineError, match="the engine is closed"):
             engine.submit(job(5))
         engine.close()  # twice is once
+
+    def test_a_job_that_is_not_begun_can_be_cancelled(
+        self, checkpoint: Callable[[str], Path], load: LoadEngine
+    ) -> None:
+        engine = load(checkpoint("qwen3"))
+        started, go_on = threading.Event(), threading.Event()
+
+        def hold(*_: Any) -> None:
+            started.set()
+            assert go_on.wait(timeout=30)
+
+        engine._model.lm_head.register_forward_hook(hold)
+        running, queued = engine.submit(job(1)), engine.submit(job(2))
+        assert started.wait(timeout=30)
+        assert not running.cancel()
+        assert queued.cancel()
+        go_on.set()
+
+        assert len(running.result()) == 1
+        with pytest.raises(JobCancelled):
+            queued.result()
 
 
 class TestLoadEngine:

@@ -1,0 +1,89 @@
+"""The arguments of each task, as they come over the wire."""
+
+from __future__ import annotations
+
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from shared.config import PoCConfig, RoundId, Strict
+from shared.data import ProofBatch
+from shared.errors import InvalidRequest
+
+#: Bad fields that an error names; a large batch may have thousands.
+SHOW_ERRORS = 5
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Opening(Strict):
+    """Open a round, or name the one that is meant."""
+
+    config: PoCConfig | None = None
+    round_id: RoundId | None = None
+    replace: bool = False
+
+    @model_validator(mode="after")
+    def _check_replace(self) -> Self:
+        if self.replace and self.config is None:
+            raise ValueError("replace is for a new round: it needs a config")
+        return self
+
+
+class InitRequest(Strict):
+    """`poc.init`."""
+
+    config: PoCConfig
+    round_id: RoundId | None = None
+    replace: bool = False
+
+
+class GenerateRequest(_Opening):
+    """`poc.generate`."""
+
+
+class ValidateRequest(_Opening):
+    """`poc.validate`: of the round, or of a `batch` that is judged by `config` if there is one."""
+
+    batch: ProofBatch | None = None
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        if self.batch is not None and (self.round_id is not None or self.replace):
+            raise ValueError("a batch is validated beside the rounds: no round_id, no replace")
+        return self
+
+
+class StopRequest(Strict):
+    """`poc.stop`."""
+
+    round_id: RoundId | None = None
+
+
+def read(model: type[Model], data: Any) -> Model:
+    """`data` as `model`. Raises `InvalidRequest` that names each bad field and what is wrong."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InvalidRequest(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with which field, in one line."""
+    found = error.errors(include_url=False, include_context=False)
+    sentences = [_sentence(each["loc"], each["msg"], each["input"]) for each in found[:SHOW_ERRORS]]
+    more = len(found) - len(sentences)
+    return "; ".join(sentences) + (f"; and {more} more" if more else "")
+
+
+def _sentence(loc: tuple[int | str, ...], message: str, value: Any) -> str:
+    path = ".".join(map(str, loc))
+    message = message.removeprefix("Value error, ")
+    # A container is shown by the field in it that is wrong, or by the message alone.
+    shown = "" if isinstance(value, dict | list | BaseModel) else f" (got {_short(value)})"
+    return f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,104 @@
+"""A small real engine without a model: distances from a hash, batches that take as long as asked.
+
+A worker process loads it with `POC_ENGINE=fake_engine:load` and `POC_MODEL=fake?seconds=0.05`
+(`tests` on the Python path). More knobs: `nan=7` gives no distance for every seventh nonce,
+`fail=3` fails every third job, `max_seq_len=64`, `weights=other` is another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from urllib.parse import parse_qsl, urlsplit
+
+from shared.errors import EngineError
+from shared.settings import Settings
+from worker.engines import EngineInfo, Job, JobCancelled
+
+
+def fake_distance(block_hash: str, public_key: str, nonce: int) -> float:
+    """A distance in [0, 2), the same wherever it is computed."""
+    digest = hashlib.sha256(f"{block_hash}_{public_key}_{nonce}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**63
+
+
+def fake_distances(job: Job) -> list[float]:
+    """What an engine without knobs gives for `job`."""
+    return [fake_distance(job.block_hash, job.public_key, nonce) for nonce in job.nonces]
+
+
+class FakePending:
+    def __init__(self, future: Future[list[float]]) -> None:
+        self._future = future
+
+    def result(self) -> list[float]:
+        try:
+            return self._future.result()
+        except CancelledError:
+            raise JobCancelled from None
+
+    def cancel(self) -> bool:
+        return self._future.cancel()
+
+
+class FakeEngine:
+    """`seconds` is what a job takes; a job is counted in `jobs` when it begins."""
+
+    def __init__(
+        self,
+        seconds: float = 0.0,
+        nan: int = 0,
+        fail: int = 0,
+        max_seq_len: int = 1024,
+        weights: str = "fake",
+    ) -> None:
+        self.seconds, self.nan, self.fail = seconds, nan, fail
+        self.jobs: list[Job] = []
+        self.busy_seconds = 0.0
+        self.info = EngineInfo(
+            model="fake",
+            device="none",
+            fingerprint=f"fingerprint-of-{weights}",
+            vocab_size=1,
+            hidden_size=1,
+            max_seq_len=max_seq_len,
+            profile={"engine": "fake"},
+        )
+        self._thread = ThreadPoolExecutor(max_workers=1)
+
+    def submit(self, job: Job) -> FakePending:
+        return FakePending(self._thread.submit(self._run, job))
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _run(self, job: Job) -> list[float]:
+        self.jobs.append(job)
+        began = time.perf_counter()
+        time.sleep(self.seconds)
+        self.busy_seconds += time.perf_counter() - began
+        if self.fail and len(self.jobs) % self.fail == 0:
+            raise EngineError("the fake engine was asked to fail")
+        return self._without_some(job.nonces, fake_distances(job))
+
+    def _without_some(self, nonces: Sequence[int], dist: list[float]) -> list[float]:
+        if not self.nan:
+            return dist
+        return [math.nan if n % self.nan == 0 else d for n, d in zip(nonces, dist, strict=True)]
+
+
+def load(settings: Settings) -> FakeEngine:
+    """The engine that `settings.model` describes."""
+    knobs = dict(parse_qsl(urlsplit(settings.model or "fake").query))
+    if "broken" in knobs:
+        raise EngineError("the fake engine was asked not to load")
+    return FakeEngine(
+        seconds=float(knobs.get("seconds", 0)),
+        nan=int(knobs.get("nan", 0)),
+        fail=int(knobs.get("fail", 0)),
+        max_seq_len=int(knobs.get("max_seq_len", 1024)),
+        weights=knobs.get("weights", "fake"),
+    )

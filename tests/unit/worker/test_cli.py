@@ -1,0 +1,287 @@
+"""The command line teaches, checks what it is given, and tells trouble in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from answering_worker import AnsweringWorker, Reply
+from typer.main import get_command
+
+from shared.config import PoCConfig
+from shared.data import ProofBatch, ValidatedBatch
+from shared.settings import Settings, load_settings
+from shared.status import RoundStatus
+from shared.store import Store
+from worker.cli import app, main, show
+from worker.cli.options import CONFIG_HELP
+
+CONFIG = ["--block-hash=b", "--block-height=1", "--public-key=k", "--r-target=1.5"]
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+class Ran(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Poc = Callable[..., Ran]
+
+
+@pytest.fixture
+def poc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Poc:
+    """Run `poc` with these arguments, on a Redis that is not there unless they name one."""
+    monkeypatch.setenv("POC_REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*args: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["poc", *args])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+def error_of(ran: Ran, status: int) -> str:
+    """The one line that a failed command said."""
+    assert (ran.status, ran.out) == (status, "")
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+    return ran.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches_by_an_example(poc: Poc, name: str) -> None:
+    """Its help has a line that can be pasted."""
+    ran = poc(name, "--help")
+    assert ran.status == 0
+    examples = [line for line in ran.out.splitlines() if line.strip().startswith(f"poc {name}")]
+    assert examples
+
+
+def test_the_help_needs_nothing_heavy() -> None:
+    """Whoever mistypes an option doesn't wait for torch."""
+    heavy = ["torch", "celery", "transformers", "fastapi", "redis", "scipy"]
+    code = (
+        "import sys, worker.cli\n"
+        "try: worker.cli.app(['--help'])\n"
+        f"finally: print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "[]"
+
+
+def test_the_version_is_shown(poc: Poc) -> None:
+    """One line, for scripts."""
+    ran = poc("--version")
+    assert (ran.status, ran.out.count("\n")) == (0, 1)
+
+
+def test_every_field_of_a_config_is_an_option() -> None:
+    """A new field needs a help text here."""
+    assert CONFIG_HELP.keys() == PoCConfig.model_fields.keys()
+
+
+def test_an_unknown_variable_is_an_error(poc: Poc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the nearest known name."""
+    monkeypatch.setenv("POC_NAMESPCE", "x")
+    assert "POC_NAMESPACE?" in error_of(poc("status"), 2)
+
+
+def test_a_bad_setting_is_named(poc: Poc) -> None:
+    """An option is checked as the variable is."""
+    assert "POC_NAMESPACE='a b'" in error_of(poc("status", "--namespace", "a b"), 2)
+
+
+def test_an_embedded_redis_and_a_named_one_exclude_each_other(poc: Poc) -> None:
+    """Which one is meant is not guessed."""
+    assert "--embedded" in error_of(poc("worker", "--embedded"), 2)
+
+
+@pytest.mark.parametrize("command", ["init", "generate", "validate"])
+def test_what_a_config_lacks_is_named_by_option(poc: Poc, command: str) -> None:
+    """All of it at once."""
+    error = error_of(poc(command, "--block-hash", "b", "--public-key", "k"), 1)
+    assert "lacks --block-height, --r-target;" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["init", *CONFIG, "--r-target=3"], "r_target: Input should be less than or equal to 2"),
+        (["init", *CONFIG, "--node-id=1"], "node_id 1 is not in [0, node_count=1)"),
+        (["generate", "--replace"], "it needs a config"),
+        (["validate", "--batch=/no/such/file"], "/no/such/file: can't be read: No such file"),
+        (["validate", "--batch=HERE/text"], "is not JSON"),
+        (["validate", "--batch=HERE/list"], "holds a list, not a JSON object"),
+        (["validate", "--batch=HERE/empty"], "batch.nonces: Field required"),
+        (["validate", "--batch=HERE/empty", "--replace"], "no --round-id, no --replace"),
+        (["init", "--config=HERE/text"], "is not JSON"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_sent(
+    poc: Poc, tmp_path: Path, args: list[str], says: str
+) -> None:
+    """Redis is away, and nobody notices."""
+    for name, text in {"text": "hello", "list": "[]", "empty": "{}"}.items():
+        (tmp_path / name).write_text(text)
+    placed = [arg.replace("HERE", str(tmp_path)) for arg in args]
+    assert says in error_of(poc(*placed), 1)
+
+
+def test_a_redis_that_is_away_is_told(poc: Poc) -> None:
+    """With where to look."""
+    assert "poc doctor" in error_of(poc("status"), 1)
+    assert "redis://127.0.0.1:1/0" in error_of(poc("stop", "--timeout", "0.1"), 1)
+
+
+def test_the_doctor_fails_when_something_does(poc: Poc) -> None:
+    """Its JSON has every finding."""
+    ran = poc("doctor", "--json")
+    assert ran.status == 1
+    levels = {each["name"]: each["level"] for each in json.loads(ran.out)}
+    assert levels["redis"] == "fail"
+
+
+def test_a_model_is_made(poc: Poc, tmp_path: Path) -> None:
+    """The options are those of the function."""
+    assert poc("make-model", str(tmp_path / "m"), "--layers", "1").status == 0
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+# With a real server, and a worker that answers as it is told.
+
+
+@pytest.fixture
+def settings(redis_url: str, poc: Poc, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("POC_REDIS_URL", redis_url)
+    return load_settings({}, redis_url=redis_url)
+
+
+@pytest.fixture
+def answers(settings: Settings) -> Iterator[Callable[[str, Any], AnsweringWorker]]:
+    """Have every command answered with this state and result."""
+    hired: list[AnsweringWorker] = []
+
+    def answers(state: str, result: Any) -> AnsweringWorker:
+        reply: Reply = (state, result)
+        hired.append(AnsweringWorker(settings, lambda _: reply))
+        hired[0].start()
+        return hired[0]
+
+    yield answers
+    for worker in hired:
+        worker.close()
+
+
+functional = pytest.mark.functional
+#: Celery's own result backend calls it.
+setex = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+
+
+@functional
+def test_the_status_before_the_first_round(poc: Poc, settings: Settings) -> None:
+    """It says what to do next."""
+    ran = poc("status")
+    assert ran.status == 0
+    assert "poc generate" in ran.out
+    assert "poc worker" in ran.out
+
+
+@functional
+def test_the_status_of_a_round(poc: Poc, settings: Settings) -> None:
+    """For people and for scripts."""
+    store = Store(settings)
+    config = PoCConfig(block_hash="[b]", block_height=1, public_key="k", r_target=1.5)
+    store.rounds.init("c", config, "r1")
+    store.close()
+    assert "[b] at 1" in poc("status").out
+    assert json.loads(poc("status", "--json").out)["round"]["round_id"] == "r1"
+    assert "no round r2 is kept" in error_of(poc("status", "--round", "r2"), 1)
+
+
+@functional
+@setex
+def test_options_count_more_than_the_file(
+    poc: Poc,
+    answers: Callable[[str, Any], AnsweringWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A config from standard input, with one field changed."""
+    worker = answers("SUCCESS", RoundStatus(round_id="r").model_dump(mode="json"))
+    config = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.5}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(config | {"seq_len": 8})))
+    ran = poc("init", "--config", "-", "--block-height", "2", "--json")
+    assert json.loads(ran.out)["round_id"] == "r"
+    sent = worker.got[0][2]["config"]
+    assert (sent["block_height"], sent["seq_len"]) == (2, 8)
+
+
+@functional
+@setex
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize(("received", "status"), [(0.5, 0), (1.9, 3)])
+def test_a_verdict_decides_the_exit_status(
+    poc: Poc,
+    answers: Callable[[str, Any], AnsweringWorker],
+    tmp_path: Path,
+    received: float,
+    status: int,
+    as_json: bool,
+) -> None:
+    """0 for an honest batch, 3 for fraud."""
+    config = PoCConfig(block_hash="b", block_height=1, public_key="k", r_target=1.5)
+    batch = ProofBatch.of(config, [0], [received])
+    verdict = ValidatedBatch.judge(batch, [0.5], config, {"engine": "transformers"})
+    answers("SUCCESS", verdict.model_dump(mode="json"))
+    (tmp_path / "batch").write_text(batch.model_dump_json())
+    ran = poc("validate", "--batch", str(tmp_path / "batch"), *(["--json"] if as_json else []))
+    assert ran.status == status
+    if as_json:
+        assert json.loads(ran.out)["fraud_detected"] is bool(status)
+    else:
+        assert ("FRAUD" if status else "honest") in ran.out
+
+
+@functional
+@setex
+def test_generating_gives_the_task_or_waits_for_the_end(
+    poc: Poc, answers: Callable[[str, Any], AnsweringWorker]
+) -> None:
+    """The task's id is what Flower shows."""
+    final = RoundStatus(round_id="r", total_checked=64).model_dump(mode="json")
+    worker = answers("SUCCESS", final)
+    assert json.loads(poc("generate", "--json").out)["task_id"] == worker.got[0][1]
+    assert json.loads(poc("generate", "--wait", "--json").out)["total_checked"] == 64
+
+
+@functional
+@setex
+def test_ctrl_c_ends_the_waiting_not_the_round(
+    poc: Poc,
+    answers: Callable[[str, Any], AnsweringWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It says so, and nothing is sent."""
+
+    def interrupt(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(show.RoundProgress, "update", interrupt)
+    worker = answers("PROGRESS", {"round_id": "r"})
+    ran = poc("generate", "--wait")
+    assert ran.status == 130
+    assert "the round goes on" in ran.err
+    assert [task for task, *_ in worker.got] == ["poc.generate"]

@@ -1,0 +1,90 @@
+"""The Celery side of a worker: its application, its boot step, and how it is run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+from celery.worker import state
+
+from shared.broker import celery_app
+from shared.errors import PoCError
+from shared.keys import Keys
+from shared.settings import Settings
+from worker import tasks
+from worker.node import Node
+from worker.tickets import CeleryTickets
+
+log = logging.getLogger(__name__)
+
+#: Exit status of a worker that could not start, and of one that failed while it ran.
+START_FAILED, FAILED = 2, 3
+
+
+class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Starts the node before the worker consumes, and stops it before the pool ends."""
+
+    # Requiring the consumer instead would silently drop the step.
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        """Load and register; what fails ends the process, before it took a task."""
+        node: Node = parent.app.node
+        try:
+            node.start(parent.hostname, CeleryTickets(parent.app, parent.hostname))
+        except PoCError as error:
+            log.critical("the worker can't start: %s", error)
+            node.stop()  # Celery does not stop what failed to start
+            raise SystemExit(START_FAILED) from None
+
+    def stop(self, parent: Any) -> None:
+        """Commit or give back, then end the threads."""
+        parent.app.node.stop()
+
+
+def create_app(settings: Settings) -> Celery:
+    """The application of a worker process, pinned to its GPU."""
+    if settings.gpu is not None:
+        # Before torch is imported, so that it sees no other device.
+        os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
+    app = celery_app(settings, broker_transport="worker.transport:Transport")
+    app.conf.broker_transport_options = {
+        **app.conf.broker_transport_options,
+        "dead_letter_key": Keys(settings.namespace)("dead_letters"),
+    }
+    app.node = Node(settings, on_failure=_end_process)
+    app.steps["worker"].add(NodeStep)
+    tasks.register(app, app.node)
+
+    @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def close(**_: Any) -> None:
+        # Celery only takes a note of a signal: a worker that waits for Redis has to be told.
+        app.node.closing.set()
+
+    return app
+
+
+def run_worker(settings: Settings) -> int:
+    """Run a worker in this process until it is told to end; its exit status."""
+    app = create_app(settings)
+    worker = app.Worker(
+        hostname=worker_name(settings),
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def worker_name(settings: Settings) -> str:
+    """The name in Redis and Flower. Two processes must not have the same one."""
+    name = settings.worker_name or f"poc-{os.getpid()}"
+    return name if "@" in name else f"{name}@%h"
+
+
+def _end_process() -> None:
+    # Celery's consumer looks at it: a warm shutdown that ends with this status.
+    state.should_stop = FAILED

@@ -1,0 +1,70 @@
+"""The command `poc`. Every command imports what it needs itself, so that `--help` is fast."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from shared.errors import ConfigError, PoCError, StoreUnavailable
+from worker.cli import processes, rounds
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(version("poc-worker"))
+        except PackageNotFoundError:
+            typer.echo("not installed: run from a source tree")
+        raise typer.Exit
+
+
+@app.callback()
+def _poc(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Proof of Compute rounds on a worker that is pinned to one GPU.
+
+    First steps: `poc demo` runs a whole round, `poc doctor` finds what is missing.
+
+    An option that is a setting can be a variable too: --redis-url is POC_REDIS_URL.
+
+    Exit status: 0 done, 1 refused or failed, 2 wrong options or settings, 3 fraud.
+    """
+
+
+_WORK, _ROUNDS, _TOOLS = "Processes", "Rounds", "Tools"
+for _panel, _commands in {
+    _WORK: (processes.worker, processes.api, processes.callbacks),
+    _ROUNDS: (rounds.init, rounds.generate, rounds.validate, rounds.stop, rounds.status),
+    _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
+}.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+
+
+def main() -> None:
+    """Run `poc` and exit; expected trouble is one line, without a traceback."""
+    try:
+        app(prog_name="poc")
+    except PoCError as error:
+        hint = "; `poc doctor` looks into it" if isinstance(error, StoreUnavailable) else ""
+        line = f"[bold red]error:[/] {escape(str(error))}{hint}"
+        Console(stderr=True).print(line, soft_wrap=True, highlight=False)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)

@@ -1,0 +1,168 @@
+"""Options that are made from the settings and from `PoCConfig`, so that they never differ."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from shared.config import PoCConfig
+from shared.errors import InvalidRequest
+from shared.settings import PREFIX, Settings, load_settings
+
+Command = Callable[..., None]
+
+#: What each field of a config means, for those who type it.
+CONFIG_HELP = {
+    "block_hash": "block that the inputs are derived from",
+    "block_height": "height of that block",
+    "public_key": "the node's key: part of every input",
+    "r_target": "a nonce is valid when its distance, 0 to 2, is below this",
+    "fraud_threshold": "a batch is fraud below this probability",
+    "node_id": "which of node-count nodes this is, from 0",
+    "node_count": "nodes that share the nonces",
+    "batch_size": "nonces in one batch",
+    "seq_len": "positions of one forward",
+    "callback_url": "where found nonces and verdicts are posted",
+    "callback_deadline_s": "seconds that a callback is tried for",
+    "strong_rng": "draw inputs from all 256 bits of the seed",
+    "p_mismatch": "how often an honest nonce changes sides",
+    "dist_tolerance": "what a validator allows above r-target",
+    "submit_margin": "how far below r-target a prover stays",
+}
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Timeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds that a worker has to answer.", show_default=True)
+]
+RoundId = Annotated[str | None, typer.Option(help="Refused unless this is the current round.")]
+NewRoundId = Annotated[
+    str | None, typer.Option(help="Id of the new round; or of the current one, without a config.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="End a round that is generating.")]
+
+
+def takes_settings(
+    *names: str, build: Callable[..., Any] = load_settings
+) -> Callable[[Command], Command]:
+    """Give a command the options `names` and, as `settings`, what `build` makes of them."""
+    options = [
+        _option(
+            name,
+            Settings.model_fields[name].annotation,
+            f"{Settings.model_fields[name].description} ({PREFIX}{name.upper()})",
+            "Settings",
+        )
+        for name in names
+    ]
+    return _gathers("settings", options, lambda given: build(**given))
+
+
+def takes_config(command: Command) -> Command:
+    """Give a command an option per field of a config and, as `config`, the fields or None."""
+    file = Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="JSON object of these, - for standard input; options count more.",
+            rich_help_panel="Config of the round",
+        ),
+    ]
+    options = [
+        inspect.Parameter(
+            "config_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=file
+        ),
+        *(
+            _option(name, field.annotation, _with_default(name), "Config of the round")
+            for name, field in PoCConfig.model_fields.items()
+        ),
+    ]
+    return _gathers("config", options, _config)(command)
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The JSON object in the file `path`, or on standard input for -."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        data = json.loads(text)
+    except OSError as error:
+        raise InvalidRequest(f"{path}: can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{path}: is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest(f"{path}: holds a {type(data).__name__}, not a JSON object")
+    return data
+
+
+def _config(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    options = {name: value for name, value in given.items() if value is not None}
+    file = options.pop("config_file", None)
+    if not file and not options:
+        return None
+    config = (read_json(file) if file else {}) | options
+    require(config)
+    return config
+
+
+def require(config: Mapping[str, Any]) -> None:
+    """Refuse a config that lacks a field which has no default."""
+    missing = [
+        f"--{name.replace('_', '-')}"
+        for name, field in PoCConfig.model_fields.items()
+        if field.is_required() and name not in config
+    ]
+    if missing:
+        raise InvalidRequest(
+            f"a round's config lacks {', '.join(missing)}; give them, or a --config FILE with them"
+        )
+
+
+def _gathers(
+    into: str, options: list[inspect.Parameter], build: Callable[[dict[str, Any]], Any]
+) -> Callable[[Command], Command]:
+    """Replace the parameter `into` of a command by `options`."""
+
+    def decorate(function: Command) -> Command:
+        signature = inspect.signature(function, eval_str=True)
+        own = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in signature.parameters.values()
+            if each.name != into
+        ]
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            taken = {option.name: given.pop(option.name) for option in options}
+            function(**given, **{into: build(taken)})
+
+        parameters = [*own, *options]
+        # Typer reads both.
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return decorate
+
+
+def _option(name: str, annotation: Any, text: str, panel: str) -> inspect.Parameter:
+    allowed = (annotation, *get_args(annotation))
+    kind: Any = next((each for each in (bool, int, float) if each in allowed), str)
+    option = Annotated[
+        kind | None, typer.Option(help=text, rich_help_panel=panel, show_default=False)
+    ]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+
+
+def _with_default(name: str) -> str:
+    field = PoCConfig.model_fields[name]
+    if field.is_required():
+        return f"{CONFIG_HELP[name]} (required)"
+    shown = "" if field.default is None or field.default is False else f" ({field.default:g})"
+    return CONFIG_HELP[name] + shown

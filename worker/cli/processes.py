@@ -1,0 +1,191 @@
+"""Commands that run something here: the node's processes, and tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared.errors import ConfigError
+from shared.settings import Settings
+from worker.cli import show
+from worker.cli.options import Json, takes_settings
+
+
+@takes_settings(
+    "redis_url",
+    "namespace",
+    "engine",
+    "model",
+    "dtype",
+    "device",
+    "gpu",
+    "tile",
+    "model_fingerprint",
+    "worker_name",
+    "run_callbacks",
+    "log_level",
+)
+def worker(
+    settings: Settings,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Start a Redis here that ends with this command.")
+    ] = False,
+) -> None:
+    """Load the model and take part in rounds, until Ctrl-C or SIGTERM.
+
+    poc worker --model ./model --gpu 0
+
+    poc make-model ./model && poc worker --model ./model --embedded
+    """
+    with _redis(settings, embedded) as ready:
+        from worker.app import run_worker
+
+        raise typer.Exit(run_worker(ready))
+
+
+@takes_settings("redis_url", "namespace", "api_host", "api_port", "log_level")
+def api(settings: Settings) -> None:
+    """Serve the status page and its API, which only read.
+
+    poc api --api-port 8080
+    """
+    from shared.api import serve
+
+    serve(settings)
+
+
+@takes_settings("redis_url", "namespace", "callback_timeout_s", "log_level")
+def callbacks(settings: Settings) -> None:
+    """Only deliver callbacks: for nodes whose workers run with --no-run-callbacks.
+
+    poc callbacks
+    """
+    import logging
+
+    from shared.store import Store
+    from worker.sender import PoCCallbackSender
+
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    ending = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: ending.set())
+    name = f"callbacks-{os.getpid()}@{socket.gethostname()}"
+    with closing(Store(settings)) as store:
+        PoCCallbackSender(store, name, settings).run(ending)
+
+
+def demo(
+    seconds: Annotated[float, typer.Option(min=1, help="How long to generate.")] = 20.0,
+) -> None:
+    """Run a whole round on this machine: server, model, worker, API and callbacks.
+
+    poc demo --seconds 10
+    """
+    from worker.demo import run
+
+    raise typer.Exit(run(seconds=seconds))
+
+
+@takes_settings("redis_url", "namespace", "engine", "model", "device", "gpu", build=dict)
+def doctor(settings: dict[str, Any], as_json: Json = False) -> None:
+    """Check Redis, workers, GPU, model and settings, and say how to mend what is wrong.
+
+    poc doctor --model ./model
+    """
+    from worker.doctor import FAIL, examine
+
+    findings = examine(settings)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in findings]))
+    else:
+        show.out.print(show.findings_table(findings))
+    if any(each.level == FAIL for each in findings):
+        raise typer.Exit(1)
+
+
+def make_model(
+    path: Annotated[Path, typer.Argument(help="New or empty directory for the checkpoint.")],
+    hidden_size: Annotated[int, typer.Option(help="Width of the model.")] = 64,
+    layers: Annotated[int, typer.Option(help="Decoder layers.")] = 2,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    kv_heads: Annotated[int, typer.Option(help="Key and value heads; divides heads.")] = 2,
+    head_dim: Annotated[
+        int | None, typer.Option(help="Width of a head; hidden-size / heads unless given.")
+    ] = None,
+    intermediate_size: Annotated[int, typer.Option(help="Width inside the MLP.")] = 128,
+    vocab_size: Annotated[int, typer.Option(help="Tokens; the length of the logits.")] = 1024,
+    max_seq_len: Annotated[int, typer.Option(help="Most positions of a sequence.")] = 4096,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write a small random model, for tests and demos without a download.
+
+    poc make-model ./model --layers 4 --hidden-size 256
+    """
+    from worker.make_model import make_model as make
+
+    made = make(
+        path,
+        hidden_size=hidden_size,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        max_seq_len=max_seq_len,
+        seed=seed,
+        dtype=dtype,
+    )
+    show.out.print(f"made {made}. Use it: poc worker --model {made}", soft_wrap=True)
+
+
+def bench(
+    model: Annotated[
+        str | None, typer.Option(help="Directory or hub id; a small random model unless given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Nonces in one batch.")] = 32,
+    seq_len: Annotated[int, typer.Option(min=1, help="Positions of one forward.")] = 256,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Measure how many nonces a second this machine computes.
+
+    poc bench --model ./model --seq-len 256
+    """
+    from worker.bench import run
+
+    raise typer.Exit(
+        run(model=model, batch_size=batch_size, seq_len=seq_len, seconds=seconds, json=as_json)
+    )
+
+
+@contextmanager
+def _redis(settings: Settings, embedded: bool) -> Iterator[Settings]:
+    """The settings with a Redis to use: the configured one, or one of our own."""
+    if not embedded:
+        yield settings
+        return
+    if "redis_url" in settings.model_fields_set:
+        raise ConfigError(
+            f"--embedded starts a Redis, but POC_REDIS_URL={settings.safe_redis_url} names one; "
+            "unset it, or leave --embedded out"
+        )
+    from worker.embedded import EmbeddedRedis
+
+    with EmbeddedRedis() as server:
+        show.news.print(f"Redis runs at {server.url}. In another terminal:", soft_wrap=True)
+        show.news.print(f"  export POC_REDIS_URL={server.url}", soft_wrap=True)
+        yield settings.model_copy(update={"redis_url": server.url})

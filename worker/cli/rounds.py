@@ -1,0 +1,227 @@
+"""Commands about rounds: they ask workers through the client, or read the store."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+
+from shared.errors import InvalidRequest, StoreUnavailable
+from shared.settings import Settings
+from shared.status import RoundStatus, WorkerStatus
+from worker.cli import show
+from worker.cli.options import (
+    Json,
+    NewRoundId,
+    Replace,
+    RoundId,
+    Timeout,
+    read_json,
+    require,
+    takes_config,
+    takes_settings,
+)
+
+if TYPE_CHECKING:
+    from shared.store import Store
+
+#: Exit status of a validation that found fraud.
+FRAUD = 3
+#: Valid nonces that a status shows.
+NEWEST = 10
+#: Seconds between two looks of `poc status --watch`.
+WATCH_S = 1.0
+
+_client = takes_settings("redis_url", "namespace")
+
+
+@_client
+@takes_config
+def init(
+    settings: Settings,
+    config: dict[str, Any] | None,
+    round_id: NewRoundId = None,
+    replace: Replace = False,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Open a round without starting it.
+
+    poc init --block-hash ab12 --block-height 7 --public-key me --r-target 1.4
+    """
+    from shared.client import PoCClient
+
+    require(config or {})
+    status = PoCClient(settings, timeout).init(config or {}, round_id, replace)
+    _print_status(status, as_json)
+
+
+@_client
+@takes_config
+def generate(
+    settings: Settings,
+    config: dict[str, Any] | None,
+    round_id: NewRoundId = None,
+    replace: Replace = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the round to its end.")] = False,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Generate in the current round or, with a config, in a new one.
+
+    poc generate --config round.json --wait
+
+    Ctrl-C while waiting ends only the waiting; `poc stop` ends the round.
+    """
+    from shared.client import PoCClient
+
+    ticket = PoCClient(settings, timeout).generate(config, round_id, replace)
+    if not wait:
+        if as_json:
+            typer.echo(json.dumps({"task_id": ticket.id}))
+        else:
+            show.out.print(f"generating, task {ticket.id}. Watch: poc status --watch")
+        return
+    with _goes_on("the round", "`poc stop` ends it"), show.following_round() as progress:
+        status = ticket.wait(on_progress=progress.update)
+    _print_status(status, as_json)
+
+
+@_client
+@takes_config
+def validate(
+    settings: Settings,
+    config: dict[str, Any] | None,
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="ProofBatch as JSON to judge, - for standard input."),
+    ] = None,
+    round_id: NewRoundId = None,
+    replace: Replace = False,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Judge a batch of proofs or, without one, end the generation of the round.
+
+    poc validate --batch proofs.json --config round.json
+
+    Without a config the current round's counts. Exit status: 0 honest, 3 fraud.
+    """
+    from shared.client import PoCClient
+
+    client = PoCClient(settings, timeout)
+    if batch is None:
+        _print_status(client.validate(config, round_id, replace), as_json)
+        return
+    if round_id or replace:
+        raise InvalidRequest("--batch is judged beside the rounds: no --round-id, no --replace")
+    ticket = client.validate_batch(read_json(batch), config)
+    with _goes_on("the validation", "its verdict is posted"), show.following_batch() as progress:
+        verdict = ticket.wait(on_progress=progress.update)
+    if as_json:
+        typer.echo(verdict.model_dump_json())
+    else:
+        show.out.print(show.verdict_table(verdict))
+    if verdict.fraud_detected:
+        raise typer.Exit(FRAUD)
+
+
+@_client
+def stop(
+    settings: Settings,
+    round_id: RoundId = None,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Stop the round; `poc generate` goes on where it was.
+
+    poc stop
+    """
+    from shared.client import PoCClient
+
+    _print_status(PoCClient(settings, timeout).stop(round_id), as_json)
+
+
+@_client
+def status(
+    settings: Settings,
+    round_id: Annotated[
+        str | None, typer.Option("--round", help="A round that is kept, not the current one.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again each second, until Ctrl-C.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the round and the workers; needs Redis, but no worker.
+
+    poc status --watch
+    """
+    from shared.store import Store
+
+    with closing(Store(settings)) as store:
+        if watch:
+            _watch(store, round_id, as_json)
+            return
+        seen = _look(store, round_id)
+        if as_json:
+            typer.echo(_as_json(*seen))
+        else:
+            show.out.print(show.node_view(*seen))
+
+
+def _look(store: Store, round_id: str | None) -> tuple[RoundStatus, list[WorkerStatus]]:
+    found = store.rounds.status(round_id, newest=NEWEST)
+    if found is None:
+        raise InvalidRequest(f"no round {round_id} is kept; `poc status` shows the current one")
+    return found, store.workers.listing()
+
+
+def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
+    seen: tuple[RoundStatus, list[WorkerStatus]] = RoundStatus(), []
+    try:
+        with Live(console=show.news if as_json else show.out, auto_refresh=False) as live:
+            while True:
+                trouble = ""
+                try:
+                    seen = _look(store, round_id)
+                    if as_json:
+                        typer.echo(_as_json(*seen))
+                except StoreUnavailable as error:
+                    trouble = str(error)
+                if not as_json:
+                    live.update(show.node_view(*seen, trouble), refresh=True)
+                time.sleep(WATCH_S)
+    except KeyboardInterrupt:  # the way to end it
+        return
+
+
+def _print_status(status: RoundStatus, as_json: bool) -> None:
+    if as_json:
+        typer.echo(status.model_dump_json())
+    else:
+        show.out.print(show.round_table(status))
+
+
+def _as_json(status: RoundStatus, workers: list[WorkerStatus]) -> str:
+    return json.dumps(
+        {
+            "round": status.model_dump(mode="json"),
+            "workers": [each.model_dump(mode="json") for each in workers],
+        }
+    )
+
+
+@contextmanager
+def _goes_on(what: str, then: str) -> Iterator[None]:
+    """A Ctrl-C in the block only ends the waiting, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        show.news.print(f"no longer watching; {what} goes on: {then}")
+        raise

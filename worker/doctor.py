@@ -1,0 +1,223 @@
+"""What `poc doctor` checks: settings, Redis, workers, GPU, model. It changes nothing.
+
+Each check gives findings; a finding that is not ok says how to mend it. A check that can't be
+made because an earlier one failed is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from shared.errors import ConfigError, PoCError
+from shared.settings import Settings, load_settings
+from shared.store import Store
+from shared.store.scripts import connect
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+#: The oldest server whose commands the scripts need.
+MIN_REDIS = (6, 2)
+#: Seconds that workers have to answer a ping.
+PING_S = 2.0
+#: Seconds between Redis' clock and ours that make times on the two hard to compare.
+MAX_SKEW_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked."""
+
+    name: str
+    #: OK, WARN or FAIL.
+    level: str
+    text: str
+    #: What to do about it.
+    remedy: str = ""
+
+
+def examine(
+    overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """Check everything for the settings of `environ` with `overrides` on top; never raises."""
+    try:
+        settings = load_settings(environ, **overrides)
+    except ConfigError as error:
+        return [Finding("settings", FAIL, str(error), "mend or unset these variables or options")]
+    namespace = f"namespace {settings.namespace}, engine {settings.engine}"
+    return [
+        Finding("settings", OK, namespace),
+        *_check_redis(settings),
+        *_check_gpu(settings),
+        *_check_model(settings),
+    ]
+
+
+def _check_redis(settings: Settings) -> Iterator[Finding]:
+    try:
+        with closing(connect(settings)) as client:
+            info = client.info()
+    except (RedisError, ValueError) as error:  # a URL's port may be no number
+        yield Finding(
+            "redis",
+            FAIL,
+            f"{settings.safe_redis_url} does not answer: {error}",
+            "start it, or set POC_REDIS_URL; `poc worker --embedded` brings its own",
+        )
+        return
+    yield from _check_server(settings, info)
+    try:
+        with closing(Store(settings)) as store:
+            yield _check_clock(store.workers.clock_skew())
+            names = [each.name for each in store.workers.listing()]
+    except PoCError as error:
+        yield Finding("workers", FAIL, str(error), "see the findings about Redis")
+        return
+    yield _check_workers(settings, names)
+
+
+def _check_server(settings: Settings, info: Mapping[str, Any]) -> Iterator[Finding]:
+    version = str(info["redis_version"])
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < MIN_REDIS:
+        yield Finding("redis", FAIL, f"version {version}", "use Redis 6.2 or newer, or Valkey")
+    else:
+        yield Finding("redis", OK, f"{settings.safe_redis_url}, version {version}")
+    if info.get("cluster_enabled"):
+        yield Finding("redis mode", FAIL, "is a Redis Cluster", "Celery needs a single primary")
+    elif info.get("role", "master") != "master":
+        yield Finding("redis mode", FAIL, "is a replica", "name the primary in POC_REDIS_URL")
+    policy, limit = info.get("maxmemory_policy", "noeviction"), info.get("maxmemory", 0)
+    if policy == "noeviction":
+        yield Finding("redis memory", OK, "evicts nothing")
+    else:
+        yield Finding(
+            "redis memory",
+            FAIL if limit else WARN,
+            f"maxmemory-policy {policy} removes rounds when memory is short",
+            "set maxmemory-policy noeviction",
+        )
+    if info.get("aof_enabled"):
+        yield Finding("redis persistence", OK, "every write is logged")
+    else:
+        yield Finding(
+            "redis persistence",
+            WARN,
+            "no append-only file: a crash of Redis loses what is newer than its last snapshot",
+            "set appendonly yes",
+        )
+
+
+def _check_clock(skew: float) -> Finding:
+    if abs(skew) <= MAX_SKEW_S:
+        return Finding("clock", OK, f"{skew:+.2f} s from ours to Redis'")
+    return Finding(
+        "clock",
+        WARN,
+        f"{skew:+.1f} s from ours to Redis'; rounds keep Redis' time, logs keep ours",
+        "run NTP on both machines",
+    )
+
+
+def _check_workers(settings: Settings, names: list[str]) -> Finding:
+    if not names:
+        return Finding(
+            "workers", WARN, f"none lives in namespace {settings.namespace}", "start `poc worker`"
+        )
+    from shared.broker import celery_app
+
+    with closing(celery_app(settings)) as app:
+        answers = app.control.ping(timeout=PING_S, limit=len(names), destination=names)
+    silent = sorted(set(names) - {name for answer in answers for name in answer})
+    if silent:
+        return Finding(
+            "workers",
+            WARN,
+            f"{', '.join(silent)} did not answer a ping in {PING_S:g} s",
+            "it is starting, or hangs: look at its log",
+        )
+    return Finding("workers", OK, ", ".join(names))
+
+
+def _check_gpu(settings: Settings) -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        yield Finding(
+            "gpu",
+            WARN,
+            "torch is not installed: no worker can run here, controllers can",
+            "pip install 'poc-worker[cpu]' or 'poc-worker[vllm]'",
+        )
+        return
+    wanted = settings.gpu is not None or settings.device.startswith("cuda")
+    if not torch.cuda.is_available():
+        level = FAIL if wanted or settings.engine == "vllm" else OK
+        remedy = "install a driver and a torch built for CUDA, or set POC_DEVICE=cpu"
+        text = f"torch {torch.__version__} sees no GPU"
+        yield Finding("gpu", level, text, remedy if level == FAIL else "")
+        return
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    known = {str(i) for i in range(len(found))} | {f"GPU-{each.uuid}" for each in found}
+    # A MIG slice is named by an id that torch does not show before it is pinned to it.
+    if settings.gpu is not None and settings.gpu not in known and "MIG" not in settings.gpu:
+        yield Finding(
+            "gpu",
+            FAIL,
+            f"POC_GPU={settings.gpu} is none of {', '.join(sorted(known))}",
+            "choose one of these",
+        )
+        return
+    yield Finding("gpu", OK, ", ".join(f"{i} ({each.name})" for i, each in enumerate(found)))
+
+
+def _check_model(settings: Settings) -> Iterator[Finding]:
+    remedy = "set POC_MODEL to a model directory or hub id, or make one with `poc make-model`"
+    if ":" in settings.engine:
+        return  # an engine of one's own needs what it needs
+    if not settings.model:
+        yield Finding("model", WARN, "POC_MODEL is not set, so no worker can start", remedy)
+        return
+    directory = Path(settings.model).expanduser()
+    if not directory.is_dir():
+        # As the engine sees it: a hub id is `name` or `owner/name`.
+        local = directory.is_absolute() or settings.model.startswith(".")
+        if local or len(directory.parts) > 2:
+            yield Finding("model", FAIL, f"{settings.model}: there is no such directory", remedy)
+        else:
+            text = f"{settings.model} is no directory here: the worker will ask the hub for it"
+            yield Finding("model", WARN, text, "download it, to start without a network")
+        return
+    yield _check_checkpoint(settings, directory, remedy)
+
+
+def _check_checkpoint(settings: Settings, directory: Path, remedy: str) -> Finding:
+    try:
+        kind = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        return Finding("model", FAIL, f"{directory} has no usable config.json ({reason})", remedy)
+    if not any(directory.glob("*.safetensors")):
+        return Finding("model", FAIL, f"{directory} has no safetensors", "download it again")
+    if settings.engine != "vllm":
+        try:
+            from worker.engines.transformers_engine import ARCHITECTURES
+        except ImportError:
+            return Finding(
+                "model",
+                WARN,
+                f"{directory} ({kind}); the transformers engine is not installed",
+                "pip install 'poc-worker[cpu]'",
+            )
+        if kind not in ARCHITECTURES:
+            allowed = ", ".join(sorted(ARCHITECTURES))
+            text = f"{directory}: the architecture {kind!r} is not supported"
+            return Finding("model", FAIL, text, f"use a model of one of {allowed}")
+    return Finding("model", OK, f"{directory} ({kind})")

@@ -1,0 +1,70 @@
+"""What tells the others that this worker lives, and keeps its claims."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+
+from shared.errors import ModelMismatch
+from shared.settings import Settings
+from worker.manager import PoCManager
+
+
+class Heartbeat:
+    """Registers the worker with its device, model and rate, and renews the leases it holds.
+
+    It has a thread of its own, so that a batch may take longer than a lease; a batch that is
+    past POC_BATCH_DEADLINE loses its claim all the same.
+    """
+
+    def __init__(self, manager: PoCManager, settings: Settings, closing: threading.Event) -> None:
+        self._manager, self._settings, self._closing = manager, settings, closing
+        self._started_at = time.time()
+        now = self._sample()
+        # Rates look back over two beats, so that one long batch does not make them jump.
+        self._samples = [now, now]
+
+    def turn(self) -> None:
+        """Beat, then wait for the next beat."""
+        self.beat()
+        self._closing.wait(self._settings.heartbeat_s)
+
+    def beat(self) -> None:
+        """Show that the worker lives. Raises `ModelMismatch` that says what to do."""
+        self._samples = [*self._samples[-2:], self._sample()]
+        (at, computed, busy), (now, computed_now, busy_now) = self._samples[0], self._samples[-1]
+        seconds = max(now - at, 1e-9)
+        info = self._manager.engine.info
+        fields = {
+            "state": self._manager.state.lower(),
+            "device": info.device,
+            "model": info.model,
+            "fingerprint": info.fingerprint,
+            "rate_per_second": f"{(computed_now - computed) / seconds:.3f}",
+            "busy": f"{min((busy_now - busy) / seconds, 1.0):.3f}",
+            "computed": str(computed_now),
+            "started_at": f"{self._started_at:.3f}",
+            "pid": str(os.getpid()),
+            "host": socket.gethostname(),
+        }
+        model = {
+            "fingerprint": info.fingerprint,
+            "model": info.model,
+            "max_seq_len": str(info.max_seq_len),
+            "vocab_size": str(info.vocab_size),
+        }
+        try:
+            self._manager.store.rounds.heartbeat(
+                self._manager.worker, model, fields, self._manager.tokens
+            )
+        except ModelMismatch as error:
+            raise ModelMismatch(
+                f"namespace {self._settings.namespace!r} runs the model with fingerprint {error}, "
+                f"and {info.model} has {info.fingerprint}: load the same model, or choose another "
+                "POC_NAMESPACE or POC_MODEL_FINGERPRINT"
+            ) from None
+
+    def _sample(self) -> tuple[float, int, float]:
+        return time.monotonic(), self._manager.computed, self._manager.engine.busy_seconds

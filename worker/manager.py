@@ -1,0 +1,347 @@
+"""The round on this worker's device: the engine computes, the store remembers.
+
+`PoCManager.step` is the worker's whole work in one line: claim, submit, collect, commit.
+
+    claim ──▶ submit ──▶ collect ──▶ commit
+    store     engine     engine      store
+
+One batch computes while the one before it is committed, so the device never waits for Redis.
+Whatever raises `StoreUnavailable` may be called again: nothing is lost and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import Any
+
+from shared.config import PoCConfig, PoCState
+from shared.data import ProofBatch
+from shared.errors import EngineError, InvalidRequest, RoundNotInitialized
+from shared.status import RoundStatus
+from shared.store import Chunk, Claim, Jobs, Rounds, Store
+from shared.transitions import MESSAGES
+from worker.engines import Engine, Job, JobCancelled, Pending
+from worker.sender import generated_message
+
+log = logging.getLogger(__name__)
+
+#: Batches that an engine has at a time: one computes, one waits behind it.
+DEPTH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PoCStats:
+    """The counters of the current round."""
+
+    total_checked: int = 0
+    total_valid: int = 0
+    #: Seconds since the init, not counting those while STOPPED.
+    elapsed: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Nonces per second."""
+        return self.total_checked / self.elapsed if self.elapsed > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """Claimed work that an engine has."""
+
+    work: Claim | Chunk
+    pending: Pending
+
+
+class PoCManager:
+    """Joins one engine and the store. `worker` is the name that claims are held under.
+
+    The commands may be called from any thread. What computes (`step`, `land`, `get_next_nonces`,
+    `run_batch`) belongs to one thread, and a worker uses either `step` or `run_batch`.
+    """
+
+    def __init__(self, engine: Engine, store: Store, worker: str = "local") -> None:
+        self.engine, self.store, self.worker = engine, store, worker
+        #: Nonces computed since the start, whether they counted or not.
+        self.computed = 0
+        self._profile = json.dumps(
+            {"fingerprint": engine.info.fingerprint, **engine.info.profile}, sort_keys=True
+        )
+        # Replaced, never changed: other threads look at it.
+        self._flights: tuple[Flight, ...] = ()
+        self._claimed: deque[Claim] = deque()
+        # The next claim's token outlives a lost answer, so that the same claim is asked for again.
+        self._token = _fresh()
+        # Validations go first, but get at most every second batch.
+        self._validated = False
+
+    # Commands. `command` is the id that a repeat is recognised by.
+
+    def init_round(
+        self,
+        config: PoCConfig,
+        *,
+        command: str | None = None,
+        round_id: str | None = None,
+        replace: bool = False,
+    ) -> RoundStatus:
+        """Open a round.
+
+        Raises `InvalidRequest` for what the model can't compute, `RoundInProgress` while one is
+        generating, unless `replace`.
+        """
+        self._check(config)
+        return self.store.rounds.init(command or _fresh(), config, round_id, replace)
+
+    def start_generate(
+        self,
+        config: PoCConfig | None = None,
+        *,
+        command: str | None = None,
+        round_id: str | None = None,
+        replace: bool = False,
+    ) -> RoundStatus:
+        """Generate; with a `config`, open the round in the same step.
+
+        Raises `RoundNotInitialized`, `RoundMismatch` when `round_id` is another round than the
+        current one, and with a `config` what `init_round` raises.
+        """
+        if config:
+            self._check(config)
+        return self.store.rounds.generate(command or _fresh(), config, round_id, replace)
+
+    def start_validate(
+        self,
+        config: PoCConfig | None = None,
+        *,
+        command: str | None = None,
+        round_id: str | None = None,
+        replace: bool = False,
+    ) -> RoundStatus:
+        """End generation. Raises as `start_generate` does."""
+        if config:
+            self._check(config)
+        return self.store.rounds.validate(command or _fresh(), config, round_id, replace)
+
+    def start_validation(
+        self, batch: ProofBatch, config: PoCConfig | None = None, *, command: str | None = None
+    ) -> None:
+        """Let all workers recompute `batch`; the task `command` gets the verdict.
+
+        `config` says what it is judged by, by default the current round's. Raises
+        `RoundNotInitialized`, `RoundMismatch` and `InvalidRequest`.
+        """
+        judged_by = config or self._config()
+        self._check(judged_by)
+        self.store.rounds.open_job(command or _fresh(), batch, config, judged_by.batch_size)
+
+    def stop_round(self, *, command: str | None = None, round_id: str | None = None) -> RoundStatus:
+        """Stop the round at once; the batch that is computed is refused when it comes."""
+        return self.store.rounds.stop(command or _fresh(), round_id)
+
+    def get_status(self, newest: int = 100) -> dict[str, Any]:
+        """The status as the API shows it, with the `newest` valid nonces."""
+        status: dict[str, Any] = self.store.status(newest).model_dump(mode="json")
+        return status
+
+    @property
+    def stats(self) -> PoCStats:
+        """The counters of the current round."""
+        status = self.store.rounds.status() or RoundStatus()
+        return PoCStats(status.total_checked, status.total_valid, status.elapsed_seconds)
+
+    # The worker's loop.
+
+    @property
+    def state(self) -> PoCState:
+        """What this worker's device does."""
+        flights = self._flights
+        if not flights:
+            return PoCState.IDLE
+        validates = isinstance(flights[0].work, Chunk)
+        return PoCState.VALIDATING if validates else PoCState.GENERATING
+
+    @property
+    def tokens(self) -> list[str]:
+        """The claims that this worker holds."""
+        return [flight.work.token for flight in self._flights]
+
+    def step(self) -> bool:
+        """Claim and submit the next batch, collect and commit the one before; False if idle.
+
+        Raises `EngineError` after the batch that failed was given back.
+        """
+        work = self._claim() if len(self._flights) < DEPTH else None
+        if work:
+            self._flights += (Flight(work, self._submit(work)),)
+        if self._flights and (not work or len(self._flights) == DEPTH):
+            self._land(self._flights[0])
+        return bool(work or self._flights)
+
+    def drop_unwanted(self) -> None:
+        """Cancel what would be refused anyway, so that the device is free for what counts."""
+        for flight in self._flights:
+            if isinstance(flight.work, Claim) and not self.store.rounds.wants(flight.work):
+                flight.pending.cancel()
+
+    def land(self) -> None:
+        """Commit what the device computes now and give back what waits behind it."""
+        for flight in self._flights:
+            flight.pending.cancel()
+        while self._flights:
+            self._land(self._flights[0])
+
+    # One batch at a time, for use without a loop.
+
+    def get_next_nonces(self) -> tuple[int, ...]:
+        """Claim the next batch of the round for `run_batch`; empty outside GENERATING."""
+        claim = self.store.rounds.claim(self.worker, self._token)
+        if claim is None:
+            return ()
+        self._token = _fresh()
+        self._claimed.append(claim)
+        return claim.nonces
+
+    def run_batch(self) -> ProofBatch:
+        """Compute and commit the batch claimed first; empty outside GENERATING or if refused."""
+        if not self._claimed:
+            self.get_next_nonces()
+        if not self._claimed:
+            return ProofBatch.empty()
+        claim = self._claimed.popleft()
+        dist = self._submit(claim).result()
+        if self._commit_claim(claim, dist):
+            return ProofBatch.empty()
+        kept = [(n, d) for n, d in zip(claim.nonces, dist, strict=True) if isfinite(d)]
+        return ProofBatch.of(claim.config, [n for n, _ in kept], [d for _, d in kept])
+
+    async def run_batch_async(self) -> ProofBatch:
+        """`run_batch` beside an event loop."""
+        return await asyncio.to_thread(self.run_batch)
+
+    def validate(self, nonces: Sequence[int], public_key: str) -> tuple[list[float], list[bool]]:
+        """Distances of anybody's `nonces` in the current round's block, and which are valid."""
+        config = self._config()
+        dist = self.engine.submit(_job(config, public_key, nonces)).result()
+        return dist, [d < config.r_target for d in dist]
+
+    # Steps.
+
+    def _claim(self) -> Claim | Chunk | None:
+        """A validation's chunk or the round's next batch, in turns while there are both."""
+        jobs, rounds = self.store.jobs, self.store.rounds
+        order: tuple[Jobs | Rounds, ...] = (rounds, jobs) if self._validated else (jobs, rounds)
+        for pool in order:
+            if work := pool.claim(self.worker, self._token):
+                self._token = _fresh()
+                self._validated = isinstance(work, Chunk)
+                return work
+        return None
+
+    def _submit(self, work: Claim | Chunk) -> Pending:
+        if isinstance(work, Chunk) and work.given_up:
+            return _Lost(len(work.nonces))
+        key = work.batch.public_key if isinstance(work, Chunk) else work.config.public_key
+        try:
+            return self.engine.submit(_job(work.config, key, work.nonces))
+        except EngineError as error:
+            return _Failed(error)
+
+    def _land(self, flight: Flight) -> None:
+        """Collect and commit the oldest flight, or give it back; without Redis it stays."""
+        work = flight.work
+        try:
+            dist = flight.pending.result()
+        except JobCancelled:
+            self._give_back(work)
+        except EngineError as error:
+            self._give_back(work, str(error))
+            self._flights = self._flights[1:]
+            raise
+        else:
+            if isinstance(work, Claim):
+                refused = self._commit_claim(work, dist)
+            else:
+                refused = self.store.jobs.commit(work, dist, work.error or None, self._profile)
+            self.computed += len(dist)
+            if refused:
+                log.info("%d nonces were computed in vain: %s", len(dist), refused)
+        self._flights = self._flights[1:]
+
+    def _commit_claim(self, claim: Claim, dist: list[float]) -> str | None:
+        """Count a batch; None, or why it did not count."""
+        pairs = list(zip(claim.nonces, dist, strict=True))
+        valid = [(n, d) for n, d in pairs if d < claim.config.valid_below]
+        failed = [n for n, d in pairs if not isfinite(d)]
+        error = None
+        if failed:
+            error = f"no finite distance for {len(failed)} nonces, the first is {failed[0]}"
+            log.error("%s: they count as failed", error)
+        return self.store.rounds.commit(
+            claim,
+            checked=len(pairs) - len(failed),
+            valid=valid,
+            failed=len(failed),
+            error=error,
+            message=generated_message(claim, valid),
+            profile=self._profile,
+        )
+
+    def _give_back(self, work: Claim | Chunk, error: str | None = None) -> None:
+        if isinstance(work, Claim):
+            self.store.rounds.give_back(work, error)
+        else:
+            self.store.jobs.give_back(work, error)
+
+    def _config(self) -> PoCConfig:
+        _, config = self.store.rounds.current()
+        if config is None:
+            raise RoundNotInitialized(MESSAGES[RoundNotInitialized])
+        return config
+
+    def _check(self, config: PoCConfig) -> None:
+        info = self.engine.info
+        if config.seq_len > info.max_seq_len:
+            raise InvalidRequest(
+                f"seq_len={config.seq_len}: the model computes at most {info.max_seq_len} positions"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Stands in for a chunk that failed too often: nothing is computed."""
+
+    count: int
+
+    def result(self) -> list[float]:
+        return [nan] * self.count
+
+    def cancel(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Stands in for a job that the engine did not take."""
+
+    error: EngineError
+
+    def result(self) -> list[float]:
+        raise self.error
+
+    def cancel(self) -> bool:
+        return False
+
+
+def _job(config: PoCConfig, public_key: str, nonces: Sequence[int]) -> Job:
+    return Job(config.block_hash, public_key, tuple(nonces), config.seq_len, config.strong_rng)
+
+
+def _fresh() -> str:
+    return secrets.token_hex(8)

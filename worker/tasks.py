@@ -1,0 +1,110 @@
+"""The tasks: each reads its arguments, calls the manager once and returns.
+
+Long work (a generation, the validation of a batch) is a ticket: the task ends without a result,
+and the workers' clerks report its progress and its end. None ever waits for the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from celery import Celery, Task
+from celery.exceptions import Ignore
+
+from shared import requests
+from shared.config import Strict
+from shared.errors import InvalidRequest, PoCError
+from shared.status import RoundStatus
+from worker.node import Node
+
+T = TypeVar("T")
+Request = TypeVar("Request", bound=Strict)
+
+#: Seconds that a task waits for Redis before it fails.
+PATIENCE_S = 60.0
+
+
+def register(app: Celery, node: Node) -> None:
+    """Register the tasks, to run on `node`."""
+
+    def task(name: str) -> Callable[[Callable[..., Any]], Task]:
+        # typing: arguments are checked by our models, whose messages help.
+        return app.task(bind=True, name=name, throws=(PoCError,), typing=False)  # type: ignore[no-any-return]
+
+    def insist(call: Callable[[], T]) -> T:
+        return node.outage.insist(call, node.closing, PATIENCE_S)
+
+    def ticket(command: str, progress: dict[str, Any]) -> NoReturn:
+        insist(lambda: node.sink.progress(command, progress))
+        raise Ignore
+
+    @task("poc.init")
+    def init(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Open a round: `config`, `round_id`, `replace`. Gives the status."""
+        asked = _read(requests.InitRequest, args, kwargs)
+        return _reply(
+            insist(
+                lambda: node.manager.init_round(
+                    asked.config,
+                    command=self.request.id,
+                    round_id=asked.round_id,
+                    replace=asked.replace,
+                )
+            )
+        )
+
+    @task("poc.generate")
+    def generate(self: Task, *args: Any, **kwargs: Any) -> None:
+        """Generate: `config` opens a round first. Ends when the round does, with its status."""
+        asked = _read(requests.GenerateRequest, args, kwargs)
+        status = insist(
+            lambda: node.manager.start_generate(
+                asked.config,
+                command=self.request.id,
+                round_id=asked.round_id,
+                replace=asked.replace,
+            )
+        )
+        ticket(self.request.id, {"round_id": status.round_id})
+
+    @task("poc.validate")
+    def validate(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """End generation and give the status; with a `batch`, recompute it and give a verdict."""
+        asked = _read(requests.ValidateRequest, args, kwargs)
+        if batch := asked.batch:
+            insist(
+                lambda: node.manager.start_validation(batch, asked.config, command=self.request.id)
+            )
+            ticket(self.request.id, {"done": 0, "total": len(batch)})
+        return _reply(
+            insist(
+                lambda: node.manager.start_validate(
+                    asked.config,
+                    command=self.request.id,
+                    round_id=asked.round_id,
+                    replace=asked.replace,
+                )
+            )
+        )
+
+    @task("poc.stop")
+    def stop(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Stop the round, at once. Gives the status."""
+        asked = _read(requests.StopRequest, args, kwargs)
+        return _reply(
+            insist(
+                lambda: node.manager.stop_round(command=self.request.id, round_id=asked.round_id)
+            )
+        )
+
+
+def _read(model: type[Request], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+    if args:
+        names = ", ".join(model.model_fields)
+        raise InvalidRequest(f"positional arguments are not taken; name them: {names}")
+    return requests.read(model, kwargs)
+
+
+def _reply(status: RoundStatus) -> dict[str, Any]:
+    return status.model_dump(mode="json")

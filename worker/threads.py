@@ -1,0 +1,103 @@
+"""Threads that repeat one turn until the worker closes, also while Redis is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from shared.errors import PoCError, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds between two attempts while Redis is away.
+RETRY_S = 0.5
+#: Seconds that a thread rests after it failed.
+REST_S = 5.0
+
+
+class Outage:
+    """Says once that Redis is away and once that it is back, for all threads of a process."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._lock = threading.Lock()
+
+    def seen(self, error: StoreUnavailable) -> None:
+        """Redis did not answer."""
+        with self._lock:
+            if self._since is None:
+                self._since = time.monotonic()
+                log.warning("%s: nothing is lost, trying again until it answers", error)
+
+    def over(self) -> None:
+        """Redis answered."""
+        if self._since is None:  # the usual case takes no lock
+            return
+        with self._lock:
+            if self._since is not None:
+                log.warning("Redis answers again, after %.0f s", time.monotonic() - self._since)
+                self._since = None
+
+    def insist(
+        self, call: Callable[[], T], closing: threading.Event, for_s: float = float("inf")
+    ) -> T:
+        """What `call` gives once Redis answers.
+
+        Raises `StoreUnavailable` when it does not within `for_s` seconds, or when the worker is
+        `closing`.
+        """
+        gives_up_at = time.monotonic() + for_s
+        while True:
+            try:
+                result = call()
+            except StoreUnavailable as error:
+                self.seen(error)
+                if time.monotonic() > gives_up_at or closing.wait(RETRY_S):
+                    raise
+            else:
+                self.over()
+                return result
+
+
+class Repeating(threading.Thread):
+    """Calls `turn` until `closing`; `turn` itself waits when there is nothing to do.
+
+    When it raises, the thread calls `on_failure` and ends, or, without it, rests and goes on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        turn: Callable[[], object],
+        closing: threading.Event,
+        outage: Outage,
+        on_failure: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(name=f"poc-{name}", daemon=True)
+        self._turn, self._closing, self._outage = turn, closing, outage
+        self._on_failure = on_failure
+
+    def run(self) -> None:
+        """The thread's body."""
+        while not self._closing.is_set():
+            try:
+                self._turn()
+            except StoreUnavailable as error:
+                self._outage.seen(error)
+                self._closing.wait(RETRY_S)
+            except Exception as error:
+                # What we raise on purpose explains itself; anything else is a defect.
+                trace = None if isinstance(error, PoCError) else error
+                if self._on_failure is not None:
+                    log.critical("thread %s ends: %s", self.name, error, exc_info=trace)
+                    self._on_failure()
+                    return
+                log.error("thread %s failed and goes on: %s", self.name, error, exc_info=trace)
+                self._closing.wait(REST_S)
+            else:
+                self._outage.over()
