@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -82,7 +83,7 @@ def run_worker(settings: Settings) -> int:
 def worker_name(settings: Settings) -> str:
     """The name in Redis and Flower. Two processes must not have the same one."""
     name = settings.worker_name or f"poc-{os.getpid()}"
-    return name if "@" in name else f"{name}@%h"
+    return name if "@" in name else f"{name}@{socket.gethostname()}"
 
 
 def _end_process() -> None:

@@ -11,6 +11,9 @@ import logging
 from math import isfinite
 from typing import Any, Protocol
 
+# A verdict would load it, for a second, while somebody waits.
+import scipy.stats  # noqa: F401
+
 from shared.data import ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError
 from shared.store import Bell, Computed, Ending, Store

@@ -1,0 +1,217 @@
+"""The status API: what Redis holds about a node, over HTTP. It only reads.
+
+    GET /api/v1/pow/status                the current round, the workers, the open validations
+    GET /api/v1/pow/rounds/{round_id}     a round that is still kept
+    GET /api/v1/pow/nonces                valid nonces in pages, in order of discovery
+    GET /livez                            the process lives
+    GET /readyz                           Redis answers and a worker is ready
+
+Commands go through Celery; there is nothing here that changes a round. While Redis is away every
+route but /livez answers 503, and recovers by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from shared.config import PoCState, RoundId
+from shared.errors import StoreUnavailable
+from shared.settings import Settings
+from shared.status import NodeStatus, RoundStatus
+from shared.store import Store
+from shared.store.scripts import connect
+
+#: Seconds after which a client that was told 503 may ask again.
+RETRY_AFTER_S = 1
+#: What POC_MAX_VALID can be at most, so no page starts further on.
+_MAX_START = 100_000_000
+
+_INTEGERS = (
+    "Nonces are integers of up to 2^63 - 1: read them as 64-bit integers, since JavaScript's "
+    "numbers, for one, are exact only up to 2^53."
+)
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str = Field(description="what is wrong, in a sentence")
+
+
+class NoncePage(BaseModel):
+    """Some of a round's valid nonces."""
+
+    round_id: str = Field(description="the round; empty before the first")
+    state: PoCState = Field(description="the round's state when the page was read")
+    total_valid: int = Field(description="valid nonces that the round had when the page was read")
+    start: int = Field(description="position of the page's first nonce, counted from 0")
+    next: int = Field(description="`start` of the next page, or of a later look for what is new")
+    nonces: list[int] = Field(description=f"in order of discovery. {_INTEGERS}")
+    distances: list[float] = Field(description="the distance of each nonce, in the same order")
+
+
+class Ready(BaseModel):
+    """The node can compute."""
+
+    workers: int = Field(description="workers that live and have loaded their model")
+
+
+async def _store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+Reads = Annotated[Store, Depends(_store)]
+Newest = Annotated[
+    int, Query(ge=0, le=1000, description="how many of the newest valid nonces to show")
+]
+
+#: The answers that are no answer, for OpenAPI.
+_Refusals = dict[int | str, dict[str, Any]]
+_UNAVAILABLE: _Refusals = {
+    503: {"model": Problem, "description": "Redis does not answer; try again"}
+}
+_UNKNOWN: _Refusals = {404: {"model": Problem, "description": "The round is unknown, or expired"}}
+
+health = APIRouter(tags=["health"])
+rounds = APIRouter(prefix="/api/v1/pow", tags=["rounds"], responses=_UNAVAILABLE)
+
+
+# Not in a thread like the others: those may all be waiting for Redis.
+@health.get("/livez", response_description="It lives")
+async def livez() -> dict[str, str]:
+    """Whether this process lives. Never asks Redis."""
+    return {"status": "alive"}
+
+
+@health.get(
+    "/readyz",
+    response_description="The node can compute",
+    responses={503: {"model": Problem, "description": "It can't, and why"}},
+)
+def readyz(store: Reads) -> Ready:
+    """Whether Redis answers and at least one live worker has loaded its model."""
+    workers = store.workers.listing()
+    ready = sum(worker.state != "loading" for worker in workers)
+    if not ready:
+        raise HTTPException(
+            503,
+            f"no worker is ready: {len(workers)} still loading" if workers else "no worker lives",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        )
+    return Ready(workers=ready)
+
+
+@rounds.get("/status", response_description="The node's status")
+def status(store: Reads, newest: Newest = 100) -> NodeStatus:
+    """The current round with its newest valid nonces, the workers and the open validations.
+
+    Before the first init everything is zero and the state is IDLE. Times are seconds, points in
+    time are Unix times by Redis' clock, rates are nonces per second. `valid_nonces` are oldest
+    first, `valid_distances` go with them; `/api/v1/pow/nonces` gives those that are not shown.
+    """
+    return store.status(newest)
+
+
+@rounds.get("/rounds/{round_id}", response_description="The round's status", responses=_UNKNOWN)
+def round_status(store: Reads, round_id: RoundId, newest: Newest = 100) -> RoundStatus:
+    """A round that is still kept: the current one, or one that ended not long ago.
+
+    The fields are the round's of the status; once it has ended, only its `callbacks_*` change.
+    """
+    return _kept(store.rounds.status(round_id, newest), round_id)
+
+
+@rounds.get("/nonces", response_description="A page of valid nonces", responses=_UNKNOWN)
+def nonces(
+    store: Reads,
+    round_id: Annotated[
+        RoundId | None, Query(description="a round that is kept; the current one when left out")
+    ] = None,
+    start: Annotated[
+        int, Query(ge=0, le=_MAX_START, description="position to start from, counted from 0")
+    ] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="the most nonces to give")] = 1000,
+) -> NoncePage:
+    """Valid nonces in order of discovery.
+
+    To follow a round, ask again with `start` set to the `next` of the last page; all is told when
+    `next` has reached `total_valid` and the state is not GENERATING. Name the round when you do:
+    without `round_id` a page may be of a newer round than the last one was.
+    """
+    # State and counters first: a round that has ended by then has all its nonces in the list.
+    counted = _kept(store.rounds.status(round_id), round_id)
+    found, distances = store.rounds.found(counted.round_id, start, limit)
+    return NoncePage(
+        round_id=counted.round_id,
+        state=counted.state,
+        total_valid=counted.total_valid,
+        start=start,
+        next=start + len(found),
+        nonces=found,
+        distances=distances,
+    )
+
+
+def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
+    """The API over `store` (default: its own), which is closed when the app shuts down."""
+    reads = _impatient_store(settings) if store is None else store
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        reads.close()
+
+    app = FastAPI(
+        title="Proof of Compute: status",
+        description=f"What the node of namespace `{settings.namespace}` does. {_INTEGERS}",
+        version="1",
+        lifespan=lifespan,
+    )
+    app.state.store = reads
+    app.include_router(rounds)
+    app.include_router(health)
+
+    @app.exception_handler(StoreUnavailable)
+    async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
+        return JSONResponse(
+            {"detail": str(error)}, 503, headers={"Retry-After": str(RETRY_AFTER_S)}
+        )
+
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Answer on `settings.api_host` and `api_port` (0: any free one) until SIGINT or SIGTERM."""
+    uvicorn.run(
+        create_app(settings),
+        host=settings.api_host,
+        port=settings.api_port,
+        log_level=settings.log_level.lower(),
+        access_log=settings.log_level == "DEBUG",  # pollers come every second
+    )
+
+
+def _kept(status: RoundStatus | None, round_id: str | None) -> RoundStatus:
+    if status is None:
+        raise HTTPException(404, f"round {round_id} is unknown, or ended too long ago")
+    return status
+
+
+def _impatient_store(settings: Settings) -> Store:
+    """A store that fails at the first silence of Redis (5 s): whoever asked will ask again.
+
+    Trying again, as workers do, takes over a minute when Redis hangs.
+    """
+    redis = connect(settings)
+    redis.set_retry(Retry(NoBackoff(), 0))
+    return Store(settings, redis)

@@ -1,0 +1,105 @@
+"""Real workers: `celery` processes that the tests start, beside a real server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from shared.client import PoCClient
+from shared.settings import Settings, load_settings
+from shared.store import Store
+from support import wait_until
+from worker.children import end, spawn
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class WorkerProcess:
+    """One `poc worker`."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+
+StartWorker = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    """Settings of a namespace without history, with short leases."""
+    return load_settings({}, redis_url=redis_url, namespace="test", lease_s="2", heartbeat_s="0.2")
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    """The namespace's store."""
+    store = Store(settings)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[PoCClient]:
+    """A controller."""
+    client = PoCClient(settings)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def start_worker(settings: Settings, store: Store, tmp_path: Path) -> Iterator[StartWorker]:
+    """Start `poc worker` with the fake engine: `start_worker("w0", seconds=0.05, POC_X="1")`.
+
+    Small keywords are the fake engine's knobs, POC_ ones are settings. Waits until the worker is
+    ready, unless `wait=False`. Every worker is ended after the test.
+    """
+    started: list[WorkerProcess] = []
+
+    def start(name: str = "w0", *, wait: bool = True, **options: object) -> WorkerProcess:
+        knobs = {k: v for k, v in options.items() if not k.startswith("POC_")}
+        env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+            "POC_REDIS_URL": settings.redis_url,
+            "POC_NAMESPACE": settings.namespace,
+            "POC_LEASE_S": str(settings.lease_s),
+            "POC_HEARTBEAT_S": str(settings.heartbeat_s),
+            "POC_ENGINE": "fake_engine:load",
+            "POC_MODEL": "fake?" + "&".join(f"{k}={v}" for k, v in knobs.items()),
+            "POC_WORKER_NAME": f"{name}@test",
+            "PYTHONPATH": str(ROOT / "tests"),
+        }
+        env |= {k: str(v) for k, v in options.items() if k.startswith("POC_")}
+        log_path = tmp_path / f"{name}.log"
+        command = [sys.executable, "-m", "worker.cli", "worker"]
+        process = spawn(command, env=env, cwd=ROOT, log_path=log_path)
+        worker = WorkerProcess(f"{name}@test", process, log_path)
+        started.append(worker)
+        if wait:
+            wait_until(
+                lambda: f"{worker.name} ready." in worker.log or process.poll() is not None,
+                timeout=30,
+                description=f"{name} to be ready",
+            )
+            assert process.poll() is None, worker.log
+        return worker
+
+    yield start
+    for worker in started:
+        end(worker.process, timeout=10)

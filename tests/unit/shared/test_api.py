@@ -1,0 +1,317 @@
+"""The status API shows what the store holds, refuses bad questions, and never writes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+import fakeredis
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.api import create_app
+from shared.config import MAX_NONCE, PoCConfig
+from shared.keys import Keys
+from shared.settings import load_settings
+from shared.store import Store
+from shared.store.scripts import Client
+
+SETTINGS = load_settings({}, namespace="test")
+STATUS = "/api/v1/pow/status"
+NONCES = "/api/v1/pow/nonces"
+CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_target=1.4, batch_size=4)
+
+
+@pytest.fixture
+def server() -> fakeredis.FakeServer:
+    """A Redis that can be taken away: `server.connected = False`."""
+    return fakeredis.FakeServer()
+
+
+@pytest.fixture
+def redis(server: fakeredis.FakeServer) -> Client:
+    """A client of it, for a look behind the curtain."""
+    return fakeredis.FakeRedis(server=server, decode_responses=True)
+
+
+@pytest.fixture
+def store(redis: Client) -> Store:
+    """The store that the API reads."""
+    return Store(SETTINGS, redis)
+
+
+@pytest.fixture
+def api(store: Store) -> Iterator[TestClient]:
+    """A client of the API; what the API fails to handle is a plain 500, as for a real client."""
+    with TestClient(create_app(SETTINGS, store), raise_server_exceptions=False) as client:
+        yield client
+
+
+def find(store: Store, found: Sequence[tuple[int, float]], round_id: str | None = None) -> str:
+    """Generate in a new round that finds these nonces; gives its id."""
+    status = store.rounds.generate(uuid4().hex, CONFIG, round_id, replace=True)
+    claim = store.rounds.claim("w", uuid4().hex)
+    assert claim
+    assert store.rounds.commit(claim, checked=claim.count, valid=found) is None
+    return status.round_id
+
+
+def live(store: Store, name: str = "w", state: str = "idle", **fields: str) -> None:
+    """Send the heartbeat of a worker."""
+    store.rounds.heartbeat(name, {"fingerprint": "f"}, {"state": state, **fields}, tokens=[])
+
+
+def body(api: TestClient, url: str, expected: int = 200, **params: Any) -> dict[str, Any]:
+    """The JSON that `url` answers with the `expected` status code."""
+    response = api.get(url, params=params)
+    assert response.status_code == expected, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+class TestStatus:
+    """What a poller sees."""
+
+    def test_before_the_first_round_all_is_zero(self, api: TestClient) -> None:
+        """A poller that is early sees an idle node, not an error."""
+        found = body(api, STATUS)
+        assert found["state"] == "IDLE"
+        assert found["round_id"] == ""
+        assert (found["total_checked"], found["valid_nonces"], found["workers"]) == (0, [], [])
+
+    def test_a_round_is_shown_with_what_it_found(self, api: TestClient, store: Store) -> None:
+        """Counters, config, nonces and distances are the round's."""
+        round_id = find(store, [(1, 1.25), (3, 0.1)])
+        found = body(api, STATUS)
+        expected = {
+            "state": "GENERATING",
+            "round_id": round_id,
+            "block_hash": "b10c",
+            "r_target": 1.4,
+            "strong_rng": False,
+            "total_checked": 4,
+            "total_valid": 2,
+            "valid_nonces": [1, 3],
+            "valid_distances": [1.25, 0.1],
+            "error": "",
+            "callbacks_pending": 0,
+        }
+        assert {name: found[name] for name in expected} == expected
+        assert found["elapsed_seconds"] >= 0
+        assert found["rate_per_second"] >= 0
+
+    def test_it_is_what_the_store_gives_everybody(self, api: TestClient, store: Store) -> None:
+        """The manager's status and the API's are one."""
+        find(store, [(1, 1.25)])
+        live(store, device="cpu")
+        assert body(api, STATUS) == store.status(newest=100).model_dump(mode="json")
+
+    def test_only_the_newest_nonces_are_shown(self, api: TestClient, store: Store) -> None:
+        """`newest` bounds the lists, oldest first, and never the counts."""
+        find(store, [(0, 0.5), (1, 0.25), (2, 0.75)])
+        found = body(api, STATUS, newest=2)
+        assert (found["valid_nonces"], found["valid_distances"]) == ([1, 2], [0.25, 0.75])
+        assert found["total_valid"] == 3
+        assert body(api, STATUS, newest=0)["valid_nonces"] == []
+
+    @pytest.mark.parametrize("newest", ["-1", "1001", "many", ""])
+    def test_a_bad_number_is_refused(self, api: TestClient, newest: str) -> None:
+        """What can't be shown is the asker's mistake."""
+        body(api, STATUS, 422, newest=newest)
+
+    def test_workers_are_listed(self, api: TestClient, store: Store) -> None:
+        """Every live worker with its last heartbeat."""
+        live(store, "b", "generating", device="cuda:1")
+        live(store, "a", "idle", device="cuda:0")
+        found = [(w["name"], w["state"], w["device"]) for w in body(api, STATUS)["workers"]]
+        assert found == [("a", "idle", "cuda:0"), ("b", "generating", "cuda:1")]
+
+    def test_numbers_that_json_lacks_are_null(self, api: TestClient, store: Store) -> None:
+        """A NaN or an infinity that got into Redis doesn't reach a strict JSON parser."""
+        live(store, rate_per_second="nan", busy="inf")
+        text = api.get(STATUS).text
+        assert "NaN" not in text
+        assert "Infinity" not in text
+        (worker,) = body(api, STATUS)["workers"]
+        assert (worker["rate_per_second"], worker["busy"]) == (None, None)
+
+
+class TestRounds:
+    """Rounds that are still kept."""
+
+    def test_a_replaced_round_is_still_shown(self, api: TestClient, store: Store) -> None:
+        """Given two rounds, each is found by its id."""
+        find(store, [(1, 1.25)], "first")
+        find(store, [(2, 0.5)], "second")
+        found = body(api, "/api/v1/pow/rounds/first")
+        assert (found["state"], found["valid_nonces"]) == ("STOPPED", [1])
+        assert body(api, "/api/v1/pow/rounds/second")["valid_nonces"] == [2]
+
+    def test_an_unknown_round_is_not_found(self, api: TestClient) -> None:
+        """The answer names it."""
+        found = body(api, "/api/v1/pow/rounds/nowhere", 404)
+        assert found["detail"] == "round nowhere is unknown, or ended too long ago"
+
+    @pytest.mark.parametrize("round_id", ["a b", "a:b", "a%0A", "x" * 65])
+    def test_what_is_no_id_is_refused(self, api: TestClient, round_id: str) -> None:
+        """An id is part of key names, so others never reach Redis."""
+        body(api, f"/api/v1/pow/rounds/{round_id}", 422)
+
+
+class TestNonces:
+    """Pages of valid nonces."""
+
+    def test_pages_give_all_in_order_of_discovery(self, api: TestClient, store: Store) -> None:
+        """Given unordered nonces, when followed by `next`, each comes once, as it was found."""
+        valid = [(9, 0.9), (2, 0.2), (7, 0.7), (4, 0.4), (5, 0.5)]
+        round_id = find(store, valid)
+        seen: list[tuple[int, float]] = []
+        start = 0
+        while page := body(api, NONCES, round_id=round_id, start=start, limit=2):
+            if not page["nonces"]:
+                break
+            seen += zip(page["nonces"], page["distances"], strict=True)
+            start = page["next"]
+        assert seen == valid
+        assert (page["start"], page["next"], page["total_valid"]) == (5, 5, 5)
+
+    def test_what_is_new_comes_from_next_on(self, api: TestClient, store: Store) -> None:
+        """A poller that has read all finds only what came since."""
+        round_id = find(store, [(1, 1.25)])
+        after = body(api, NONCES, round_id=round_id)["next"]
+        claim = store.rounds.claim("w", "later")
+        assert claim
+        store.rounds.commit(claim, checked=4, valid=[(6, 0.5)])
+        assert body(api, NONCES, round_id=round_id, start=after)["nonces"] == [6]
+
+    def test_the_largest_nonce_and_every_digit_survive(self, api: TestClient, store: Store) -> None:
+        """Neither Redis' Lua nor JSON rounds a nonce or a distance."""
+        find(store, [(MAX_NONCE, 0.1 + 0.2)])
+        page = body(api, NONCES)
+        assert (page["nonces"], page["distances"]) == ([MAX_NONCE], [0.1 + 0.2])
+
+    def test_without_an_id_it_is_the_current_round(self, api: TestClient, store: Store) -> None:
+        """The page says which round that is."""
+        find(store, [(1, 1.25)], "old")
+        find(store, [(2, 0.5)], "new")
+        page = body(api, NONCES)
+        assert (page["round_id"], page["state"], page["nonces"]) == ("new", "GENERATING", [2])
+
+    def test_before_the_first_round_the_page_is_empty(self, api: TestClient) -> None:
+        """A poller that is early goes on from the start."""
+        page = body(api, NONCES)
+        assert (page["round_id"], page["state"], page["nonces"]) == ("", "IDLE", [])
+        assert page["next"] == 0
+
+    def test_an_unknown_round_is_not_found(self, api: TestClient) -> None:
+        """It is not taken for one that found nothing."""
+        assert "nowhere" in body(api, NONCES, 404, round_id="nowhere")["detail"]
+
+    @pytest.mark.parametrize(
+        "query",
+        [{"start": -1}, {"start": 10**18}, {"limit": 0}, {"limit": 10_001}, {"round_id": "a:b"}],
+        ids=str,
+    )
+    def test_bad_pages_are_refused(self, api: TestClient, query: dict[str, Any]) -> None:
+        """What is out of bounds is the asker's mistake."""
+        body(api, NONCES, 422, **query)
+
+
+class TestHealth:
+    """Whether the process lives, and whether the node can compute."""
+
+    def test_ready_needs_a_worker(self, api: TestClient) -> None:
+        """Given no worker, it says so and when to ask again."""
+        response = api.get("/readyz")
+        assert response.status_code == 503
+        assert response.json() == {"detail": "no worker lives"}
+        assert int(response.headers["Retry-After"]) > 0
+
+    def test_a_loading_worker_is_not_ready(self, api: TestClient, store: Store) -> None:
+        """A model that is still loading computes nothing."""
+        live(store, state="loading")
+        assert body(api, "/readyz", 503) == {"detail": "no worker is ready: 1 still loading"}
+
+    def test_one_ready_worker_is_enough(self, api: TestClient, store: Store) -> None:
+        """Only workers that loaded their model count."""
+        live(store, "a", "loading")
+        live(store, "b", "generating")
+        assert body(api, "/readyz") == {"workers": 1}
+
+    def test_it_lives_without_redis(self, api: TestClient, server: fakeredis.FakeServer) -> None:
+        """A restart of this process would not bring Redis back."""
+        server.connected = False
+        assert body(api, "/livez") == {"status": "alive"}
+
+
+class TestRedisAway:
+    """An outage is said, and passes."""
+
+    @pytest.mark.parametrize("url", [STATUS, "/api/v1/pow/rounds/a", NONCES, "/readyz"])
+    def test_every_read_says_unavailable(
+        self, api: TestClient, server: fakeredis.FakeServer, url: str
+    ) -> None:
+        """503 with a sentence and the time to ask again."""
+        server.connected = False
+        response = api.get(url)
+        assert response.status_code == 503
+        assert response.json()["detail"].startswith("Redis: ")
+        assert int(response.headers["Retry-After"]) > 0
+
+    def test_it_answers_again_when_redis_does(
+        self, api: TestClient, server: fakeredis.FakeServer
+    ) -> None:
+        """Nothing has to be restarted."""
+        server.connected = False
+        body(api, STATUS, 503)
+        server.connected = True
+        body(api, STATUS)
+
+    def test_an_app_of_its_own_starts_without_redis(self) -> None:
+        """Given a port that nobody listens on, it starts and says so without waiting."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            settings = load_settings({}, redis_url=f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
+            with TestClient(create_app(settings)) as client:
+                body(client, STATUS, 503)
+                body(client, "/livez")
+
+    def test_the_password_is_not_told(self) -> None:
+        """An outage's text is for everybody."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+            settings = load_settings({}, redis_url=f"redis://:hunter2@127.0.0.1:{port}/0")
+            with TestClient(create_app(settings)) as client:
+                assert "hunter2" not in client.get(STATUS).text
+
+
+class TestReadOnly:
+    """Nothing here changes a round."""
+
+    def test_every_route_is_a_get(self, api: TestClient) -> None:
+        """Commands go through Celery alone."""
+        paths = body(api, "/openapi.json")["paths"]
+        assert {verb for path in paths.values() for verb in path} == {"get"}
+        assert api.post(STATUS).status_code == 405
+
+    def test_reading_leaves_redis_as_it_was(
+        self, api: TestClient, store: Store, redis: Client
+    ) -> None:
+        """Given a round and a worker, no key appears, goes or changes."""
+        round_id = find(store, [(1, 1.25)])
+        live(store)
+        before = {key: redis.dump(key) for key in redis.scan_iter()}
+        for url in (STATUS, f"/api/v1/pow/rounds/{round_id}", NONCES, "/readyz", "/livez"):
+            body(api, url)
+        assert {key: redis.dump(key) for key in redis.scan_iter()} == before
+        assert Keys("test")("status") in before
+
+    def test_every_route_is_described(self, api: TestClient) -> None:
+        """OpenAPI is the manual of those who write clients."""
+        paths = body(api, "/openapi.json")["paths"]
+        assert all(path["get"]["description"] for path in paths.values())
+        assert "503" in paths[STATUS]["get"]["responses"]
+        assert "404" in paths[NONCES]["get"]["responses"]
