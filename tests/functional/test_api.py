@@ -1,0 +1,162 @@
+"""The status API as a process of its own, against a real server that comes and goes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support import wait_until
+
+from shared.config import MAX_NONCE, PoCConfig
+from shared.settings import load_settings
+from shared.store import Store
+from worker.children import end, spawn
+from worker.embedded import EmbeddedRedis
+
+pytestmark = pytest.mark.functional
+
+ROOT = Path(__file__).parents[2]
+STATUS = "/api/v1/pow/status"
+NONCES = "/api/v1/pow/nonces"
+SERVE = "from shared.api import serve; from shared.settings import load_settings; "
+CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_target=1.4, batch_size=4)
+
+
+@dataclass(frozen=True)
+class Api:
+    """A process that serves the API, and a client of it."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    log_path: Path
+
+    def status_code(self, url: str) -> int:
+        """The status code that `url` answers with."""
+        return self.client.get(url).status_code
+
+    def body(self, url: str, **params: Any) -> dict[str, Any]:
+        """The JSON of an answer that is no error."""
+        response = self.client.get(url, params=params)
+        response.raise_for_status()
+        found: dict[str, Any] = response.json()
+        return found
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[Store]:
+    """A store on the same Redis, which plays the worker."""
+    with closing(Store(load_settings({}, redis_url=redis_url, namespace="test"))) as store:
+        yield store
+
+
+@pytest.fixture
+def api(redis_url: str, tmp_path: Path) -> Iterator[Api]:
+    """The API on a port that the kernel chose."""
+    log_path = tmp_path / "api.log"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("POC_")}
+    process = spawn(
+        [sys.executable, "-c", SERVE + "serve(load_settings())"],
+        env=environ | {"POC_REDIS_URL": redis_url, "POC_NAMESPACE": "test", "POC_API_PORT": "0"},
+        cwd=ROOT,
+        log_path=log_path,
+    )
+    try:
+        found = wait_until(
+            lambda: re.search(r"running on (http://127\.0\.0\.1:\d+) ", log_path.read_text()),
+            timeout=60,
+            description="the API to listen on the loopback interface",
+        )
+        with httpx.Client(base_url=found[1], timeout=30, trust_env=False) as client:
+            yield Api(process, client, log_path)
+    finally:
+        end(process)
+
+
+def generate(store: Store, round_id: str) -> None:
+    """Find two nonces in a new round, with a live worker."""
+    store.rounds.heartbeat("w", {"fingerprint": "f"}, {"state": "generating"}, tokens=[])
+    store.rounds.generate(f"generate-{round_id}", CONFIG, round_id)
+    claim = store.rounds.claim("w", f"claim-{round_id}")
+    assert claim
+    store.rounds.commit(claim, checked=4, valid=[(3, 1.25), (MAX_NONCE, 0.1)])
+
+
+def test_a_round_is_followed(api: Api, store: Store) -> None:
+    """Given a round that another process drives, each change is there at the next look."""
+    assert api.body(STATUS)["state"] == "IDLE"
+    assert api.status_code("/readyz") == 503
+
+    generate(store, "r1")
+
+    found = api.body(STATUS)
+    assert (found["state"], found["round_id"], found["total_checked"]) == ("GENERATING", "r1", 4)
+    assert (found["valid_nonces"], found["valid_distances"]) == ([3, MAX_NONCE], [1.25, 0.1])
+    assert [worker["name"] for worker in found["workers"]] == ["w"]
+    assert api.body(NONCES, round_id="r1", start=1)["nonces"] == [MAX_NONCE]
+    assert api.status_code("/readyz") == 200
+
+    store.rounds.stop("stop")
+    assert api.body("/api/v1/pow/rounds/r1")["state"] == "STOPPED"
+
+
+def test_redis_goes_and_comes_back(api: Api, store: Store, redis_server: EmbeddedRedis) -> None:
+    """Given connections in use, when Redis is killed and started, 503 turns into 200 again."""
+    assert api.status_code(STATUS) == 200
+    redis_server.kill()
+
+    for url in (STATUS, "/api/v1/pow/rounds/r1", NONCES, "/readyz"):
+        response = api.client.get(url)
+        assert response.status_code == 503
+        assert response.json()["detail"].startswith("Redis: ")
+        assert "Retry-After" in response.headers
+    assert api.status_code("/livez") == 200
+
+    redis_server.start()
+    wait_until(lambda: api.status_code(STATUS) == 200, description="the API to find Redis again")
+    generate(store, "r2")
+    assert api.body(STATUS)["round_id"] == "r2"
+    assert "Traceback" not in api.log_path.read_text()
+
+
+def test_a_redis_that_hangs_is_unavailable(api: Api, redis_server: EmbeddedRedis) -> None:
+    """Given a Redis that holds connections but is silent, askers are told, not kept waiting."""
+    assert api.status_code(STATUS) == 200
+    pid = redis_server.pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert api.status_code("/livez") == 200
+        assert api.status_code(STATUS) == 503  # the client gives up long before retries would
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: api.status_code(STATUS) == 200, description="the API to find Redis again")
+
+
+def test_many_ask_at_once(api: Api, store: Store) -> None:
+    """Threads share one store: every asker gets the whole answer."""
+    generate(store, "r1")
+    with ThreadPoolExecutor(16) as askers:
+        answers = list(askers.map(lambda _: api.body(NONCES)["nonces"], range(200)))
+    assert answers == [[3, MAX_NONCE]] * 200
+
+
+def test_sigterm_ends_it(api: Api) -> None:
+    """A supervisor's stop leaves no traceback, though a client holds its connection open."""
+    assert api.status_code(STATUS) == 200
+    api.process.terminate()
+    # uvicorn ends in order, then lets the signal do what it would have done.
+    assert api.process.wait(30) in (0, -signal.SIGTERM)
+    log = api.log_path.read_text()
+    assert "Application shutdown complete" in log
+    assert "Traceback" not in log
