@@ -20,15 +20,12 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from shared.config import PoCState, RoundId
 from shared.errors import StoreUnavailable
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
 from shared.store import Store
-from shared.store.scripts import connect
 
 #: Seconds after which a client that was told 503 may ask again.
 RETRY_AFTER_S = 1
@@ -164,7 +161,7 @@ def nonces(
 
 def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
     """The API over `store` (default: its own), which is closed when the app shuts down."""
-    reads = _impatient_store(settings) if store is None else store
+    reads = Store(settings) if store is None else store
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -205,13 +202,3 @@ def _kept(status: RoundStatus | None, round_id: str | None) -> RoundStatus:
     if status is None:
         raise HTTPException(404, f"round {round_id} is unknown, or ended too long ago")
     return status
-
-
-def _impatient_store(settings: Settings) -> Store:
-    """A store that fails at the first silence of Redis (5 s): whoever asked will ask again.
-
-    Trying again, as workers do, takes over a minute when Redis hangs.
-    """
-    redis = connect(settings)
-    redis.set_retry(Retry(NoBackoff(), 0))
-    return Store(settings, redis)

@@ -64,6 +64,7 @@ def make_model(
     # Imported here, so that the command line that offers this starts without torch.
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     config = Qwen3Config(
         hidden_size=hidden_size,
@@ -80,6 +81,7 @@ def make_model(
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         model = Qwen3ForCausalLM(config).to(getattr(torch, dtype))
     directory.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()  # it would be over before it is seen
     model.save_pretrained(directory)
     return directory
 

@@ -281,6 +281,8 @@ class Rounds:
         with redis_errors():
             nonces = self._redis.lrange(self._keys("found", round_id), start, start + count - 1)
             dist = self._redis.hmget(self._keys("nonces", round_id), nonces) if nonces else []
+        if None in dist:  # the round expired in between
+            return [], []
         return [int(n) for n in nonces], [float(d) for d in dist]
 
     def open_tickets(self) -> tuple[RoundStatus, list[str]]:

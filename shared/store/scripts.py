@@ -10,11 +10,10 @@ from importlib import resources
 from typing import Any
 
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import NoBackoff
 from redis.client import PubSub
-from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from shared import errors
@@ -49,9 +48,10 @@ Client = Any
 
 
 def connect(settings: Settings) -> Client:
-    """A client that gives up on a silent server after 5 s and retries a lost connection.
+    """A client that gives up on a silent server after 5 s and tries a lost connection once more.
 
     Every script can safely be sent twice, so a reply that was lost on the way is asked for again.
+    A server that is silent is not: whoever needs it for longer asks again, and says so.
     """
     return Redis.from_url(
         settings.redis_url,
@@ -60,8 +60,7 @@ def connect(settings: Settings) -> Client:
         socket_connect_timeout=5,
         socket_keepalive=True,
         health_check_interval=10,
-        retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries=3),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError, BusyLoadingError],
+        retry=Retry(NoBackoff(), retries=1, supported_errors=(RedisConnectionError,)),
     )
 
 

@@ -55,7 +55,7 @@ def worker(
 
 @takes_settings("redis_url", "namespace", "api_host", "api_port", "log_level")
 def api(settings: Settings) -> None:
-    """Serve the status page and its API, which only read.
+    """Serve the status API, which only reads.
 
     poc api --api-port 8080
     """

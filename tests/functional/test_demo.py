@@ -1,0 +1,103 @@
+"""The demo and the benchmark, as a newcomer runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support import wait_until
+
+pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "worker.cli", "demo"]
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[psutil.Process]:
+    """A demo that would go on for long, all of whose processes are up."""
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(
+            [*DEMO, "--seconds", "100"],
+            cwd=ROOT,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+        )
+    try:
+        wait_until(
+            lambda: process.poll() is not None or b"generating" in (tmp_path / "out").read_bytes(),
+            timeout=120,
+            description="the demo to generate",
+        )
+        assert process.poll() is None, (tmp_path / "out").read_text()
+        yield psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_demo_shows_a_round_and_leaves_nothing_running(tmp_path: Path) -> None:
+    """It ends with 0 only if the round, both verdicts and all callbacks were as they must be."""
+    process = subprocess.Popen(
+        [*DEMO, "--seconds", "2"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    children: set[psutil.Process] = set()
+    wait_until(
+        lambda: children.update(_descendants(process.pid)) or process.poll() is not None,
+        timeout=150,
+        description="the demo to end",
+    )
+    said = process.communicate()[0]
+
+    assert process.returncode == 0, said
+    assert "FAIL" not in said
+    assert len(children) >= 4, "a server, two workers and an API"
+    assert not [child for child in children if child.is_running()]
+    assert not list(tmp_path.glob("poc-*"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_demo_that_is_ended_leaves_nothing_running(
+    demo: psutil.Process, how: signal.Signals
+) -> None:
+    children = _descendants(demo.pid)
+    assert len(children) >= 4, "a server, two workers and an API"
+    demo.send_signal(how)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+def test_the_benchmark_prints_its_figures() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "bench", "--seconds", "1", "--seq-len", "8", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=True,
+    )
+    figures = json.loads(done.stdout)
+    assert figures["nonces_per_second"] > 0
+    assert 0 < figures["engine_busy_share"] <= 1.05
+    assert figures["batches"] > 0
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
