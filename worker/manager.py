@@ -137,9 +137,9 @@ class PoCManager:
         `config` says what it is judged by, by default the current round's. Raises
         `RoundNotInitialized`, `RoundMismatch` and `InvalidRequest`.
         """
-        judged_by = config or self._config()
-        self._check(judged_by)
-        self.store.rounds.open_job(command or _fresh(), batch, config, judged_by.batch_size)
+        if config:
+            self._check(config)
+        self.store.rounds.open_job(command or _fresh(), batch, config)
 
     def stop_round(self, *, command: str | None = None, round_id: str | None = None) -> RoundStatus:
         """Stop the round at once; the batch that is computed is refused when it comes."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch
-from shared.errors import RoundMismatch, RoundNotInitialized
+from shared.errors import PoCError, RoundMismatch, RoundNotInitialized
 from shared.keys import KEYS, Keys
 from shared.settings import Settings
 from shared.status import RoundStatus
@@ -107,38 +107,36 @@ class Rounds:
         command: str,
         batch: ProofBatch,
         config: PoCConfig | None,
-        chunk: int,
+        chunk: int | None = None,
     ) -> None:
-        """Record the validation of `batch` in chunks of `chunk` nonces; `command` is its ticket.
+        """Record the validation of `batch`, `chunk` nonces at a time; `command` is its ticket.
 
         `config` says what it is judged by; None takes the current round's, which then must be of
-        the same block. Raises `RoundNotInitialized` or `RoundMismatch`.
+        the same block. A chunk is as large as a batch of it. Raises `RoundNotInitialized` or
+        `RoundMismatch`.
         """
-        with redis_errors():
-            # A repeat of what was accepted must not be judged by a later round.
-            if self._redis.exists(self._keys("command", command)):
-                return
-        chunks = [(start, min(chunk, len(batch) - start)) for start in range(0, len(batch), chunk)]
+        keys = {
+            name: self._keys(name, command if KEYS[name].per else "")
+            for name in ("command", "job", "jobs", "chunks", "verdicts")
+        }
         while True:
-            job_round, judged_by = ("", config) if config else self.current()
-            if judged_by is None:
-                raise RoundNotInitialized(MESSAGES[RoundNotInitialized])
-            _check_ownership(batch, judged_by, named=config is not None)
-            args = {
-                "command": command,
-                "batch": batch.model_dump_json(),
-                "config": judged_by.model_dump_json(),
-                "job_round": job_round,
-                "total": len(batch),
-                "chunks": chunks,
-                "memory_s": self._settings.command_memory_s,
-            }
-            keys = {
-                name: self._keys(name, command if KEYS[name].per else "")
-                for name in ("command", "job", "jobs", "chunks", "verdicts")
-            }
-            hint = self._current if config else job_round
-            if not self._moved(self._call_once("open_job", hint, keys, **args)):
+            round_id, judged_by = ("", config) if config else self.current()
+            refusal = _refusal(batch, judged_by, named=config is not None)
+            size = chunk or (judged_by.batch_size if judged_by else 1)
+            answer = self._call_once(
+                "open_job",
+                self._current,
+                keys,
+                command=command,
+                batch=batch.model_dump_json(),
+                config=judged_by and judged_by.model_dump_json(),
+                job_round=round_id,
+                total=len(batch),
+                chunks=[(at, min(size, len(batch) - at)) for at in range(0, len(batch), size)],
+                refusal=refusal and {"error": type(refusal).__name__, "message": str(refusal)},
+                memory_s=self._settings.command_memory_s,
+            )
+            if not self._moved(answer):
                 return
 
     def claim(self, worker: str, token: str) -> Claim | None:
@@ -354,24 +352,28 @@ class Rounds:
         return True
 
 
-def _check_ownership(batch: ProofBatch, config: PoCConfig, *, named: bool) -> None:
+def _refusal(batch: ProofBatch, config: PoCConfig | None, *, named: bool) -> PoCError | None:
+    """Why `batch` can't be judged by `config`, the round's or the one `named` beside it."""
+    if config is None:
+        return RoundNotInitialized(MESSAGES[RoundNotInitialized])
     if batch.block_hash != config.block_hash:
         of = "the config beside it" if named else "the current round"
-        raise RoundMismatch(
+        return RoundMismatch(
             f"the batch is of block {batch.block_hash}, {of} is of block {config.block_hash}; "
             "send the config that it was made with"
         )
     # With a single node every nonce is its own.
     if config.node_count == 1:
-        return
+        return None
     if batch.node_id >= config.node_count:
-        raise RoundMismatch(f"node_id {batch.node_id} is not in [0, {config.node_count})")
+        return RoundMismatch(f"node_id {batch.node_id} is not in [0, {config.node_count})")
     strangers = [n for n in batch.nonces if n % config.node_count != batch.node_id]
     if strangers:
-        raise RoundMismatch(
+        return RoundMismatch(
             f"{len(strangers)} of {len(batch)} nonces are not of node {batch.node_id} of "
             f"{config.node_count}, the first is {strangers[0]}"
         )
+    return None
 
 
 def _fresh() -> str:

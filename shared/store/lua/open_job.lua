@@ -1,6 +1,7 @@
 -- Record a validation as a job: A.command is its id and its ticket. The round is not touched.
 local told = remembered() or moved()
 if told then return told end
+if A.refusal then return answer(A.refusal) end
 redis.call('HSET', K.job, 'batch', A.batch, 'config', A.config, 'state', 'OPEN',
   'round', A.job_round, 'total', A.total, 'done', '0')
 redis.call('ZADD', K.jobs, int(now_ms()), A.command)
