@@ -72,7 +72,8 @@ def register(app: Celery, node: Node) -> None:
     def validate(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """End generation and give the status; with a `batch`, recompute it and give a verdict."""
         asked = _read(requests.ValidateRequest, args, kwargs)
-        if batch := asked.batch:
+        batch = asked.batch
+        if batch is not None:  # an empty one is false, and has a verdict as well
             insist(
                 lambda: node.manager.start_validation(batch, asked.config, command=self.request.id)
             )

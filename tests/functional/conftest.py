@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
 
 from shared.client import PoCClient
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from support import wait_until
 from worker.children import end, spawn
+from worker.embedded import EmbeddedRedis
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +48,10 @@ StartWorker = Callable[..., WorkerProcess]
 @pytest.fixture
 def settings(redis_url: str) -> Settings:
     """Settings of a namespace without history, with short leases."""
+    return _settings(redis_url)
+
+
+def _settings(redis_url: str) -> Settings:
     return load_settings({}, redis_url=redis_url, namespace="test", lease_s="2", heartbeat_s="0.2")
 
 
@@ -65,12 +72,36 @@ def client(settings: Settings) -> Iterator[PoCClient]:
 
 
 @pytest.fixture
-def start_worker(settings: Settings, store: Store, tmp_path: Path) -> Iterator[StartWorker]:
+def start_worker(settings: Settings, tmp_path: Path) -> Iterator[StartWorker]:
     """Start `poc worker` with the fake engine: `start_worker("w0", seconds=0.05, POC_X="1")`.
 
     Small keywords are the fake engine's knobs, POC_ ones are settings. Waits until the worker is
     ready, unless `wait=False`. Every worker is ended after the test.
     """
+    with _starting(settings, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared_settings(redis_server: EmbeddedRedis) -> Settings:
+    """Settings of a namespace that all tests of a module share."""
+    redis_server.start()
+    with contextlib.closing(redis.Redis.from_url(redis_server.url)) as direct:
+        direct.flushall()
+    return _settings(redis_server.url)
+
+
+@pytest.fixture(scope="module")
+def shared_worker(
+    shared_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WorkerProcess]:
+    """A worker that all tests of a module share: in it, let `settings` be `shared_settings`."""
+    with _starting(shared_settings, tmp_path_factory.mktemp("shared")) as start:
+        yield start("shared", seconds=0.02)
+
+
+@contextlib.contextmanager
+def _starting(settings: Settings, directory: Path) -> Iterator[StartWorker]:
     started: list[WorkerProcess] = []
 
     def start(name: str = "w0", *, wait: bool = True, **options: object) -> WorkerProcess:
@@ -86,7 +117,7 @@ def start_worker(settings: Settings, store: Store, tmp_path: Path) -> Iterator[S
             "PYTHONPATH": str(ROOT / "tests"),
         }
         env |= {k: str(v) for k, v in options.items() if k.startswith("POC_")}
-        log_path = tmp_path / f"{name}.log"
+        log_path = directory / f"{name}.log"
         command = [sys.executable, "-m", "worker.cli", "worker"]
         process = spawn(command, env=env, cwd=ROOT, log_path=log_path)
         worker = WorkerProcess(f"{name}@test", process, log_path)
@@ -100,6 +131,8 @@ def start_worker(settings: Settings, store: Store, tmp_path: Path) -> Iterator[S
             assert process.poll() is None, worker.log
         return worker
 
-    yield start
-    for worker in started:
-        end(worker.process, timeout=10)
+    try:
+        yield start
+    finally:
+        for worker in started:
+            end(worker.process, timeout=10)

@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
-from support import wait_until
 
 from shared.config import MAX_NONCE, PoCConfig
 from shared.settings import load_settings
 from shared.store import Store
+from support import wait_until
 from worker.children import end, spawn
 from worker.embedded import EmbeddedRedis
 

@@ -19,7 +19,6 @@ from typing import Any, Self
 from uuid import uuid4
 
 import pytest
-from support import wait_until
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
@@ -27,6 +26,7 @@ from shared.errors import CouldNotCompute
 from shared.settings import Settings, load_settings
 from shared.status import RoundStatus
 from shared.store import Store
+from support import wait_until
 from worker import sender
 from worker.children import end, spawn
 from worker.embedded import EmbeddedRedis

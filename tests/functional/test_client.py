@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import redis
-from answering_worker import AnsweringWorker, Reply
-from support import wait_until
 
+from answering_worker import AnsweringWorker, Reply
 from shared import client as client_module
 from shared.client import PoCClient
 from shared.errors import InvalidRequest, NoAnswer, PoCError, RoundInProgress, StoreUnavailable
 from shared.settings import Settings, load_settings
 from shared.status import RoundStatus
+from support import wait_until
 from worker.embedded import EmbeddedRedis
 
 pytestmark = [

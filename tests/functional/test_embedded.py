@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from support import wait_until
 
 from shared.errors import ConfigError
+from support import wait_until
 from worker.children import end, spawn
 from worker.embedded import EmbeddedRedis
 

@@ -17,8 +17,8 @@ import celery
 import kombu
 import pytest
 import redis
-from support import wait_until
 
+from support import wait_until
 from worker.children import end, spawn
 
 pytestmark = pytest.mark.functional

@@ -7,9 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.spinner import Spinner
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -137,26 +143,24 @@ def findings_table(findings: Sequence[Finding]) -> RenderableType:
 class RoundProgress:
     """One line that follows a round; give its `update` to `Ticket.wait`."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, line: Progress) -> None:
+        self._line, self._task = line, line.add_task("waiting for the first batch", total=None)
 
     def update(self, progress: dict[str, Any]) -> None:
         """Show the counters that a ticket's progress carries."""
         status = RoundStatus.model_validate(progress)
-        self._live.update(
-            Spinner(
-                "dots",
-                f"round {status.round_id}: {status.total_checked:,} checked, "
-                f"{status.total_valid:,} valid, {status.rate_per_second:,.1f}/s",
-            )
+        self._line.update(
+            self._task,
+            description=f"round {status.round_id}: {status.total_checked:,} checked, "
+            f"{status.total_valid:,} valid, {status.rate_per_second:,.1f}/s",
         )
 
 
 @contextmanager
 def following_round() -> Iterator[RoundProgress]:
     """Show a round's progress while the block runs."""
-    with Live(Spinner("dots", "waiting for the first batch"), console=news, transient=True) as live:
-        yield RoundProgress(live)
+    with _following(SpinnerColumn(), TextColumn("{task.description}")) as line:
+        yield RoundProgress(line)
 
 
 class BatchProgress:
@@ -174,5 +178,10 @@ class BatchProgress:
 def following_batch() -> Iterator[BatchProgress]:
     """Show a validation's progress while the block runs."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=news, transient=True) as bar:
+    with _following(*columns, TimeElapsedColumn()) as bar:
         yield BatchProgress(bar)
+
+
+def _following(*columns: ProgressColumn) -> Progress:
+    """What moves while something is waited for; nothing at all in a log or a pipe."""
+    return Progress(*columns, console=news, transient=True, disable=not news.is_terminal)

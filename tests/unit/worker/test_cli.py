@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from answering_worker import AnsweringWorker, Reply
 from typer.main import get_command
 
+from answering_worker import AnsweringWorker, Reply
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.settings import Settings, load_settings

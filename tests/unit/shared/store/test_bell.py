@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import wait_until
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.keys import Keys
 from shared.store import Bell, Store
 from shared.store.scripts import Client
+from support import wait_until
 
 LONG = 60.0
 

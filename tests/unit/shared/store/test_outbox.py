@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import wait_until
 
 from shared.config import PoCConfig
 from shared.keys import Keys
 from shared.status import RoundStatus
 from shared.store import Entry, Message, Store
 from shared.store.scripts import Client
+from support import wait_until
 
 #: The shortest lease there is. Senders' leases are kept by Redis itself: no test moves its clock.
 SOON = 0.5
