@@ -1,0 +1,153 @@
+"""The command line as its users see it: processes, their output and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_engine import fake_distance
+from shared.settings import Settings
+from shared.store import Store
+from support import wait_until
+
+pytestmark = pytest.mark.functional
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ["--block-hash=b", "--block-height=1", "--public-key=k", "--r-target=1.0"]
+
+Poc = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def settings(shared_settings: Settings, shared_worker: Any) -> Settings:
+    """One worker for all tests."""
+    return shared_settings
+
+
+@pytest.fixture
+def poc(settings: Settings) -> Poc:
+    """Run `poc` with these arguments."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+        "POC_REDIS_URL": settings.redis_url,
+        "POC_NAMESPACE": settings.namespace,
+    }
+
+    def poc(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "worker.cli", *args]
+        return subprocess.run(
+            command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return poc
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON that a command printed, and nothing else; it must have succeeded."""
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def honest(block: str = "b") -> list[int]:
+    """The first valid nonces of a block."""
+    return [n for n in range(100) if fake_distance(block, "k", n) < 1.0][:20]
+
+
+def batch_file(path: Path, nonces: list[int], dist: list[float]) -> str:
+    """A batch as it comes from a callback."""
+    batch = {"public_key": "k", "block_hash": "b", "block_height": 1}
+    path.write_text(json.dumps(batch | {"nonces": nonces, "dist": dist}))
+    return str(path)
+
+
+def test_a_round_by_commands(poc: Poc, store: Store) -> None:
+    """Init, generate, status, validate and stop show the round as it goes on."""
+    opened = answer(poc("init", *CONFIG, "--replace", "--json"))
+    assert (opened["state"], opened["r_target"]) == ("IDLE", 1.0)
+
+    assert answer(poc("generate", "--json"))["task_id"]
+    wait_until(lambda: store.status().total_valid, description="a valid nonce")
+    seen = answer(poc("status", "--json"))
+    assert (seen["round"]["state"], seen["round"]["round_id"]) == ("GENERATING", opened["round_id"])
+    assert seen["round"]["valid_nonces"]
+    assert [worker["name"] for worker in seen["workers"]] == ["shared@test"]
+
+    ended = answer(poc("validate", "--json"))
+    stopped = answer(poc("stop", "--json"))
+    assert (ended["state"], stopped["state"]) == ("VALIDATING", "STOPPED")
+    assert stopped["total_checked"] == ended["total_checked"]
+
+
+def test_generate_waits_for_the_end(poc: Poc, store: Store, settings: Settings) -> None:
+    """`--wait` follows the round until another terminal stops it."""
+    command = [sys.executable, "-m", "worker.cli", "generate", *CONFIG, "--wait", "--json"]
+    before = store.status().round_id
+    options = ["--redis-url", settings.redis_url, "--namespace", settings.namespace]
+    with subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE) as waiting:
+        try:
+            wait_until(
+                lambda: (now := store.status()).round_id != before and now.total_valid,
+                description="a valid nonce",
+            )
+            stopped = answer(poc("stop", "--json"))
+            printed, _ = waiting.communicate(timeout=30)
+        finally:
+            waiting.kill()
+    assert waiting.returncode == 0
+    assert json.loads(printed)["total_checked"] == stopped["total_checked"]
+
+
+def test_an_honest_batch(poc: Poc, tmp_path: Path) -> None:
+    """Exit status 0, and the verdict as JSON."""
+    nonces = honest()
+    batch = batch_file(tmp_path / "b.json", nonces, [fake_distance("b", "k", n) for n in nonces])
+    verdict = answer(poc("validate", "--batch", batch, *CONFIG, "--json"))
+    assert (verdict["n_invalid"], verdict["fraud_detected"]) == (0, False)
+
+
+def test_a_forged_batch(poc: Poc, tmp_path: Path) -> None:
+    """Given nonces that are claimed valid and are not, exit status 3 and FRAUD in the table."""
+    forged = [n for n in range(100) if fake_distance("b", "k", n) > 1.2][:20]
+    batch = batch_file(tmp_path / "b.json", forged, [0.1] * 20)
+    done = poc("validate", "--batch", batch, *CONFIG)
+    assert done.returncode == 3
+    assert "FRAUD" in done.stdout
+    assert "20 of 20 nonces" in done.stdout
+
+
+def test_an_empty_batch(poc: Poc, tmp_path: Path) -> None:
+    """Nothing is no fraud."""
+    batch = batch_file(tmp_path / "b.json", [], [])
+    assert answer(poc("validate", "--batch", batch, *CONFIG, "--json"))["fraud_detected"] is False
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["init", *CONFIG[:-1], "--r-target=3"], "config.r_target: Input should be less than"),
+        (["init", *CONFIG[:-1]], "a round's config lacks --r-target"),
+        (["init", *CONFIG, "--seq-len=1025"], "seq_len=1025: the model computes at most 1024"),
+        (["generate", "--round-id=another"], "another"),
+        (["validate", "--batch=/nowhere"], "/nowhere: can't be read: No such file"),
+    ],
+)
+def test_a_refusal(args: list[str], message: str, poc: Poc) -> None:
+    """One line on stderr, whether the command or the worker refuses, and exit status 1."""
+    done = poc(*args)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_nobody_answers(poc: Poc) -> None:
+    """Given a namespace without workers, a command says so after its timeout."""
+    done = poc("stop", "--namespace=empty", "--timeout=0.5")
+    assert done.returncode == 1
+    assert "no worker of namespace empty answered poc.stop in 0.5 s" in done.stderr

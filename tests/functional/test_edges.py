@@ -1,0 +1,282 @@
+"""Bad input by any Celery client: a readable refusal, and nothing has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from math import inf, nan
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from fake_engine import fake_distance
+from shared.broker import celery_app
+from shared.config import MAX_NONCE, PoCState
+from shared.data import MAX_PROOF_NONCES
+from shared.errors import InvalidRequest, RoundInProgress, RoundMismatch, RoundNotInitialized
+from shared.settings import Settings
+from shared.status import NodeStatus
+from shared.store import Store
+from support import wait_until
+
+pytestmark = [
+    pytest.mark.functional,
+    # Celery's own result backend calls it.
+    pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning"),
+]
+
+#: What heartbeats move; all else in a status only commands and results change.
+MOVING = {"updated_at", "workers"}
+
+CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.0}
+BATCH = {
+    "public_key": "k",
+    "block_hash": "b",
+    "block_height": 1,
+    "nonces": [0, 1],
+    "dist": [0.5, 0.25],
+}
+
+#: What a config is given, and what the refusal says about it.
+BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown field": ({"r_tarket": 1.0}, "config.r_tarket: Extra inputs are not permitted"),
+    "text for a number": ({"r_target": "1.0"}, "config.r_target: Input should be a valid number"),
+    "number for text": ({"block_hash": 7}, "config.block_hash: Input should be a valid string"),
+    "fraction of a nonce": ({"node_id": 0.5}, "config.node_id: Input should be a valid integer"),
+    "truth for a number": ({"batch_size": True}, "config.batch_size: Input should be a valid int"),
+    "empty text": ({"public_key": ""}, "config.public_key: String should have at least 1"),
+    "long text": ({"block_hash": "x" * 257}, "config.block_hash: String should have at most 256"),
+    "null": ({"public_key": None}, "config.public_key: Input should be a valid string"),
+    "target 0": ({"r_target": 0}, "config.r_target: Input should be greater than 0"),
+    "negative target": ({"r_target": -0.1}, "config.r_target: Input should be greater than 0"),
+    "target above 2": ({"r_target": 2.01}, "config.r_target: Input should be less than or equal"),
+    "target NaN": ({"r_target": nan}, "config.r_target: Input should be"),
+    "target infinite": ({"r_target": inf}, "config.r_target: Input should be"),
+    "tolerance NaN": ({"dist_tolerance": nan}, "config.dist_tolerance: Input should be"),
+    "threshold 1": ({"fraud_threshold": 1}, "config.fraud_threshold: Input should be less than 1"),
+    "negative height": ({"block_height": -1}, "config.block_height: Input should be greater"),
+    "negative node": ({"node_id": -1}, "config.node_id: Input should be greater than or equal"),
+    "node outside": ({"node_id": 2, "node_count": 2}, r"node_id 2 is not in \[0, node_count=2\)"),
+    "no nodes": ({"node_count": 0}, "config.node_count: Input should be greater than or equal"),
+    "batch of nothing": ({"batch_size": 0}, "config.batch_size: Input should be greater"),
+    "huge batch size": ({"batch_size": 10**9}, "config.batch_size: Input should be less than"),
+    "seq_len 0": ({"seq_len": 0}, "config.seq_len: Input should be greater than or equal to 1"),
+    "beyond the model": ({"seq_len": 1025}, "seq_len=1025: the model computes at most 1024"),
+    "beyond any model": ({"seq_len": 10**9}, "config.seq_len: Input should be less than or equal"),
+    "margin takes all": ({"submit_margin": 1.0}, "submit_margin must be below r_target"),
+    "a file as receiver": (
+        {"callback_url": "file:///etc/passwd"},
+        "config.callback_url: only http",
+    ),
+    "another scheme": ({"callback_url": "gopher://h/"}, "config.callback_url: only http"),
+    "no host": ({"callback_url": "http:///path"}, "config.callback_url: a callback URL needs a ho"),
+    "no port": ({"callback_url": "http://h:99999"}, "config.callback_url: Port out of range"),
+    "two receivers": ({"url": "http://a", "callback_url": "http://b"}, "config.url: Extra inputs"),
+    "bad alias": ({"url": "ftp://h/"}, "config.url: only http"),
+}
+
+#: The same for a batch to be validated.
+BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown field": ({"distances": []}, "batch.distances: Extra inputs are not permitted"),
+    "negative nonce": (
+        {"nonces": [0, -1]},
+        "batch.nonces.1: Input should be greater than or equal",
+    ),
+    "nonce too large": (
+        {"nonces": [0, MAX_NONCE + 1]},
+        "batch.nonces.1: Input should be less than",
+    ),
+    "far too large": ({"nonces": [0, 10**100]}, r"batch.nonces.1: .*\(got 1000+\.\.\.\)"),
+    "text for a nonce": ({"nonces": [0, "1"]}, "batch.nonces.1: Input should be a valid integer"),
+    "float for a nonce": ({"nonces": [0, 1.0]}, "batch.nonces.1: Input should be a valid integer"),
+    "repeated nonce": ({"nonces": [3, 3]}, "batch: a nonce is repeated"),
+    "other length": ({"dist": [0.5]}, "batch: 2 nonces but 1 distances"),
+    "NaN": ({"dist": [nan, 0.5]}, "batch.dist.0: Input should be a finite number"),
+    "infinite": ({"dist": [0.5, -inf]}, "batch.dist.1: Input should be a finite number"),
+    "no list": ({"nonces": {"0": 1}}, "batch.nonces: Input should be a valid list"),
+    "huge": (
+        {"nonces": list(range(MAX_PROOF_NONCES + 1)), "dist": [0.5] * (MAX_PROOF_NONCES + 1)},
+        f"batch.nonces: List should have at most {MAX_PROOF_NONCES} items",
+    ),
+    "negative node": ({"node_id": -1}, "batch.node_id: Input should be greater than or equal to 0"),
+}
+
+#: Whole arguments of a task that is refused, by what is wrong with them.
+BAD_CALLS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "init without config": ("poc.init", {}, "config: Field required"),
+    "null config": ("poc.init", {"config": None}, "config: Input should be"),
+    "config is text": ("poc.init", {"config": "{}"}, "config: Input should be"),
+    "config is empty": ("poc.init", {"config": {}}, "block_hash: Field required.*r_target: Field"),
+    "unknown argument": ("poc.stop", {"round": "r"}, "round: Extra inputs are not permitted"),
+    "round id with a colon": ("poc.stop", {"round_id": "a:b"}, "round_id: String should match"),
+    "empty round id": ("poc.stop", {"round_id": ""}, "round_id: String should match"),
+    "long round id": ("poc.init", {"config": CONFIG, "round_id": "x" * 65}, "round_id: String sho"),
+    "replace is text": ("poc.init", {"config": CONFIG, "replace": "yes"}, "replace: Input should"),
+    "replace nothing": ("poc.generate", {"replace": True}, "replace is for a new round"),
+    "batch with a round": ("poc.validate", {"batch": BATCH, "round_id": "r"}, "beside the rounds"),
+    "batch is empty": ("poc.validate", {"batch": {}}, "batch.public_key: Field required"),
+}
+
+
+@pytest.fixture
+def settings(shared_settings: Settings, shared_worker: Any) -> Settings:
+    """One worker for all tests: it must survive them all."""
+    return shared_settings
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Celery]:
+    """Any Celery client: it knows nothing of our models."""
+    with contextlib.closing(celery_app(settings)) as app:
+        yield app
+
+
+@pytest.fixture
+def stopped(app: Celery, store: Store) -> dict[str, Any]:
+    """The status of a round that has been."""
+    if store.status().state != PoCState.STOPPED:
+        send(app, "poc.init", config=CONFIG)
+        send(app, "poc.stop")
+    return picture(store)
+
+
+def send(app: Celery, task: str, *args: Any, **kwargs: Any) -> Any:
+    """What `task` gives, or raises."""
+    return app.send_task(task, args, kwargs).get(timeout=10)
+
+
+def picture(store: Store) -> dict[str, Any]:
+    """The status, without what heartbeats move."""
+    return store.status().model_dump(exclude=MOVING)
+
+
+def refused(app: Celery, task: str, *args: Any, **kwargs: Any) -> str:
+    """Why `task` is refused as an invalid request."""
+    with pytest.raises(InvalidRequest) as caught:
+        send(app, task, *args, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["poc.generate", "poc.validate"])
+def test_a_command_needs_a_round(task: str, app: Celery, store: Store, settings: Settings) -> None:
+    """Given a namespace without history, what needs a round says that there is none."""
+    with contextlib.closing(redis.Redis.from_url(settings.redis_url)) as direct:
+        direct.delete(*direct.scan_iter(f"poc:{settings.namespace}:*"))
+    with pytest.raises(RoundNotInitialized, match=r"^Round not initialized$"):
+        send(app, task)
+    assert picture(store) == NodeStatus().model_dump(exclude=MOVING)
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+@pytest.mark.parametrize("task", ["poc.init", "poc.generate", "poc.validate"])
+def test_a_bad_config_is_refused(
+    task: str, name: str, app: Celery, store: Store, stopped: dict[str, Any]
+) -> None:
+    """The message names the field; the round before is as it was."""
+    change, message = BAD_CONFIGS[name]
+    assert re.search(message, refused(app, task, config=CONFIG | change))
+    assert picture(store) == stopped
+
+
+@pytest.mark.parametrize("name", BAD_BATCHES)
+def test_a_bad_batch_is_refused(
+    name: str, app: Celery, store: Store, stopped: dict[str, Any]
+) -> None:
+    """As a whole, without a verdict."""
+    change, message = BAD_BATCHES[name]
+    assert re.search(message, refused(app, "poc.validate", batch=BATCH | change))
+    assert picture(store) == stopped
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_bad_call_is_refused(
+    name: str, app: Celery, store: Store, stopped: dict[str, Any]
+) -> None:
+    """What is missing, unknown or does not go together is named."""
+    task, kwargs, message = BAD_CALLS[name]
+    assert re.search(message, refused(app, task, **kwargs))
+    assert picture(store) == stopped
+
+
+@pytest.mark.parametrize("task", ["poc.init", "poc.generate", "poc.validate", "poc.stop"])
+def test_positional_arguments_are_refused(
+    task: str, app: Celery, store: Store, stopped: dict[str, Any]
+) -> None:
+    """Their order is no part of the contract; the message has the names."""
+    assert "positional arguments are not taken; name them: " in refused(app, task, CONFIG)
+    assert picture(store) == stopped
+
+
+def test_many_bad_fields_are_named_in_short(app: Celery) -> None:
+    """A hostile batch does not fill the log and the result backend with its errors."""
+    batch = BATCH | {"nonces": list(range(-1000, 0)), "dist": [0.5] * 1000}
+    message = refused(app, "poc.validate", batch=batch)
+    assert message.startswith("batch.nonces.0: ")
+    assert message.endswith("; and 995 more")
+    assert len(message) < 1000
+
+
+def test_a_refused_command_is_logged_without_a_traceback(app: Celery, shared_worker: Any) -> None:
+    """Expected trouble is no defect of the worker."""
+    refused(app, "poc.stop", nonsense=1)
+    wait_until(lambda: "nonsense: Extra inputs" in shared_worker.log, description="the line")
+    assert "Traceback" not in shared_worker.log
+
+
+def test_a_batch_of_another_block_is_refused(
+    app: Celery, store: Store, stopped: dict[str, Any]
+) -> None:
+    """The round's target is another one: its distances would accuse an honest node."""
+    with pytest.raises(RoundMismatch, match="the batch is of block other, the current round is of"):
+        send(app, "poc.validate", batch=BATCH | {"block_hash": "other"})
+    with pytest.raises(RoundMismatch, match="of block b, the config beside it is of block other"):
+        send(app, "poc.validate", batch=BATCH, config=CONFIG | {"block_hash": "other"})
+    assert picture(store) == stopped
+
+
+def test_nonces_of_another_node_are_refused(
+    app: Celery, store: Store, stopped: dict[str, Any]
+) -> None:
+    """When the config says how many nodes there are, a node can't submit another's nonces."""
+    with pytest.raises(RoundMismatch, match="1 of 2 nonces are not of node 0 of 2, the first is 1"):
+        send(app, "poc.validate", batch=BATCH, config=CONFIG | {"node_count": 2})
+    with pytest.raises(RoundMismatch, match=r"node_id 5 is not in \[0, 2\)"):
+        send(app, "poc.validate", batch=BATCH | {"node_id": 5}, config=CONFIG | {"node_count": 2})
+    assert picture(store) == stopped
+
+
+@pytest.mark.parametrize("task", ["poc.generate", "poc.validate"])
+def test_another_round_is_refused(
+    task: str, app: Celery, store: Store, stopped: dict[str, Any]
+) -> None:
+    """A command for a round that is not the current one is late."""
+    with pytest.raises(RoundMismatch, match="another"):
+        send(app, task, round_id="another")
+    assert picture(store) == stopped
+
+
+@pytest.mark.parametrize("task", ["poc.init", "poc.generate", "poc.validate"])
+def test_a_round_in_progress_is_not_replaced_unasked(
+    task: str, app: Celery, store: Store, stopped: dict[str, Any]
+) -> None:
+    """While GENERATING a new config is refused; the round goes on."""
+    app.send_task("poc.generate")
+    wait_until(lambda: store.status().state == PoCState.GENERATING, description="the generation")
+    with pytest.raises(RoundInProgress, match=r"^Round already in progress$"):
+        send(app, task, config=CONFIG)
+    status = store.status()
+    assert (status.state, status.round_id) == (PoCState.GENERATING, stopped["round_id"])
+    send(app, "poc.stop")
+
+
+@pytest.mark.parametrize("nonces", [[], [MAX_NONCE], [MAX_NONCE, 0, 2**53 + 1]])
+def test_what_is_only_unusual_is_taken(nonces: list[int], app: Celery) -> None:
+    """No nonces at all, and the largest there are, get a verdict with the nonces unchanged."""
+    batch = BATCH | {"nonces": nonces, "dist": [0.5] * len(nonces)}
+    verdict = send(app, "poc.validate", batch=batch, config=CONFIG)
+    assert verdict["nonces"] == nonces
+    assert verdict["dist"] == [fake_distance("b", "k", nonce) for nonce in nonces]
+    assert verdict["n_invalid"] == sum(d > 1.0 for d in verdict["dist"])

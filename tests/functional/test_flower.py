@@ -1,0 +1,86 @@
+"""What Flower shows of a node: its workers, and tickets that are as far as the round is."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.client import PoCClient
+from shared.settings import Settings
+from shared.store import Store
+from support import wait_until
+from worker.children import end, spawn
+
+pytestmark = pytest.mark.functional
+
+CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.5}
+
+
+@pytest.fixture
+def flower(settings: Settings, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A client of a real Flower that knows the broker and nothing else."""
+    pytest.importorskip("flower", reason="an extra: pip install poc-worker[flower]")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "flower.log"
+    options = [f"--port={port}", "--address=127.0.0.1", "--basic-auth=u:p"]
+    command = [sys.executable, "-m", "celery", f"--broker={settings.redis_url}", "flower"]
+    process = spawn([*command, *options], cwd=tmp_path, log_path=log)
+    try:
+        # It looks for workers before it has read its first event.
+        wait_until(lambda: "Connected to redis" in log.read_text(), 30, "Flower to be connected")
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", auth=("u", "p"), timeout=30, trust_env=False
+        ) as client:
+            yield client
+    finally:
+        end(process)
+
+
+def test_workers_and_tickets_are_seen(
+    flower: httpx.Client, start_worker: Any, client: PoCClient, store: Store
+) -> None:
+    """The worker is listed; a generation is in PROGRESS until the stop, then SUCCESS."""
+
+    def task(id: str) -> dict[str, Any]:
+        found: dict[str, Any] = flower.get("/api/tasks").json().get(id, {})
+        return found
+
+    start_worker("w0", seconds=0.02)
+    workers = wait_until(
+        lambda: flower.get("/api/workers", params={"refresh": 1}).json(), description="the worker"
+    )
+    assert list(workers) == ["w0@test"]
+    assert {"poc.init", "poc.generate", "poc.validate", "poc.stop"} <= set(
+        workers["w0@test"]["registered"]
+    )
+
+    ticket = client.generate(CONFIG)
+    wait_until(lambda: task(ticket.id).get("state") == "PROGRESS", description="PROGRESS")
+    assert task(ticket.id)["name"] == "poc.generate"
+    client.stop()
+    wait_until(lambda: task(ticket.id).get("state") == "SUCCESS", description="SUCCESS")
+    assert task(ticket.id)["worker"] == "w0@test"
+    assert store.status().round_id in task(ticket.id)["result"]
+
+
+def test_a_refusal_is_seen(flower: httpx.Client, start_worker: Any, client: PoCClient) -> None:
+    """An operator sees which command failed, and why."""
+    start_worker("w0")
+    with pytest.raises(Exception, match="Round not initialized"):
+        client.generate()
+
+    def failed() -> list[dict[str, Any]]:
+        tasks = flower.get("/api/tasks", params={"state": "FAILURE"}).json()
+        return list(tasks.values())
+
+    (task,) = wait_until(failed, description="the failure")
+    assert task["name"] == "poc.generate"
+    assert "Round not initialized" in task["exception"]

@@ -1,0 +1,143 @@
+"""What a program without Celery pushes onto the queue, good and bad."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from shared.config import PoCState
+from shared.settings import Settings
+from shared.store import Store
+from support import wait_until
+
+pytestmark = pytest.mark.functional
+
+CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.5}
+
+
+def raw_message(task: str, id: str, kwargs: dict[str, Any], queue: str) -> str:
+    """What any language pushes with one LPUSH to the list `queue`; nothing can be left out."""
+    body = json.dumps([[], kwargs, {"callbacks": None, "errbacks": None}])
+    return json.dumps(
+        {
+            "body": base64.b64encode(body.encode()).decode(),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"task": task, "id": id},
+            "properties": {
+                "correlation_id": id,
+                "body_encoding": "base64",
+                "delivery_info": {"exchange": "", "routing_key": queue},
+                "delivery_tag": id,
+            },
+        }
+    )
+
+
+def changed(**parts: Any) -> str:
+    """A good message with other parts at its top."""
+    return json.dumps(json.loads(raw_message("poc.stop", "bad", {}, "poc.test")) | parts)
+
+
+#: Kept for inspection.
+DEAD = {
+    "text": "hello",
+    "bytes": b"\xff\x00",
+    "a number": "42",
+    "JSON, but no task": '{"task": "poc.stop"}',
+    "deep nesting": "[" * 100_000,
+    "half a message": raw_message("poc.stop", "half", {}, "poc.test")[:100],
+    "no headers": changed(headers={}),
+}
+#: Logged and dropped by Celery.
+DROPPED = {
+    "unknown task": raw_message("poc.steal", "bad", {}, "poc.test"),
+    "pickle": changed(
+        **{"content-type": "application/x-python-serialize", "body": "gASVAAAAAAAAAAAu"}
+    ),
+    "deep body": changed(body=base64.b64encode(b"[" * 100_000).decode()),
+}
+
+
+@pytest.fixture
+def settings(shared_settings: Settings, shared_worker: Any) -> Settings:
+    """One worker for all tests: it must survive them all."""
+    return shared_settings
+
+
+@pytest.fixture
+def direct(settings: Settings) -> Iterator[redis.Redis]:
+    """All that a program needs."""
+    with contextlib.closing(redis.Redis.from_url(settings.redis_url)) as client:
+        yield client
+
+
+def push(direct: redis.Redis, task: str, kwargs: dict[str, Any], task_id: str = "") -> str:
+    """Enqueue `task` and return its id."""
+    task_id = task_id or str(uuid.uuid4())
+    direct.lpush("poc.test", raw_message(task, task_id, kwargs, "poc.test"))
+    return task_id
+
+
+def meta(direct: redis.Redis, id: str) -> dict[str, Any]:
+    """How a task stands, as soon as a worker has it."""
+    raw: Any = wait_until(lambda: direct.get(f"celery-task-meta-{id}"), description="the result")
+    found: dict[str, Any] = json.loads(raw)
+    return found
+
+
+def test_a_round_by_redis_alone(direct: redis.Redis, store: Store) -> None:
+    """LPUSH and GET are enough to open a round, run it, stop it and read its end."""
+    opened = meta(direct, push(direct, "poc.init", {"config": CONFIG, "round_id": "raw"}))
+    assert (opened["status"], opened["result"]["round_id"]) == ("SUCCESS", "raw")
+
+    ticket = push(direct, "poc.generate", {})
+    assert meta(direct, ticket)["status"] == "PROGRESS"
+    wait_until(lambda: store.status().total_valid, description="a valid nonce")
+    stopped = meta(direct, push(direct, "poc.stop", {}))
+    assert stopped["result"]["state"] == "STOPPED"
+
+    wait_until(lambda: meta(direct, ticket)["status"] == "SUCCESS", description="the ticket's end")
+    ended = meta(direct, ticket)["result"]
+    assert ended["total_valid"] == direct.hlen("poc:test:nonces:raw") > 0
+
+
+def test_a_refusal_is_readable_without_python(direct: redis.Redis) -> None:
+    """The result has the error's class and its message as plain JSON."""
+    failed = meta(direct, push(direct, "poc.init", {"config": CONFIG | {"r_target": 3}}))
+    assert failed["status"] == "FAILURE"
+    assert failed["result"]["exc_type"] == "InvalidRequest"
+    (message,) = failed["result"]["exc_message"]
+    assert message == "config.r_target: Input should be less than or equal to 2 (got 3)"
+
+
+def test_a_repeat_is_carried_out_once(direct: redis.Redis) -> None:
+    """Given a message that was pushed again with its id, it gets the same answer."""
+    task_id = push(direct, "poc.init", {"config": CONFIG, "replace": True})
+    first = meta(direct, task_id)["result"]
+    direct.delete(f"celery-task-meta-{task_id}")
+    push(direct, "poc.init", {"config": CONFIG, "replace": True}, task_id)
+    assert meta(direct, task_id)["result"]["round_id"] == first["round_id"]
+
+
+@pytest.mark.parametrize("name", [*DEAD, *DROPPED])
+def test_what_is_no_task_does_no_harm(
+    name: str, direct: redis.Redis, store: Store, shared_worker: Any
+) -> None:
+    """The same worker runs the next task; what can't be read at all is kept, whole."""
+    direct.delete("poc:test:dead_letters")
+    item: Any = (DEAD | DROPPED)[name]
+    direct.lpush("poc.test", item)
+    assert meta(direct, push(direct, "poc.stop", {}))["status"] == "SUCCESS"
+
+    assert shared_worker.process.poll() is None
+    kept = [item if isinstance(item, bytes) else item.encode()] if name in DEAD else []
+    assert direct.lrange("poc:test:dead_letters", 0, -1) == kept
+    assert store.status().state == PoCState.STOPPED

@@ -1,0 +1,124 @@
+"""How a worker process starts, and what it says when it can't."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.client import PoCClient
+from shared.settings import Settings
+from shared.store import Store
+from support import wait_until
+from worker.children import end, spawn
+
+pytestmark = pytest.mark.functional
+
+ROOT = Path(__file__).parents[2]
+
+
+def says_why(worker: Any) -> str:
+    """The one line that a worker which can't start ends with; its exit status must be 2."""
+    assert worker.process.wait(60) == 2, worker.log
+    assert "Traceback" not in worker.log
+    (line,) = (each for each in worker.log.splitlines() if "can't start" in each)
+    return str(line)
+
+
+def test_an_engine_that_does_not_load(start_worker: Any, store: Store) -> None:
+    """It ends with status 2 and the engine's reason, and no worker is registered."""
+    line = says_why(start_worker(wait=False, broken=1))
+    assert line.endswith("the worker can't start: the fake engine was asked not to load")
+    assert store.workers.listing() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"POC_ENGINE": "transformers", "POC_MODEL": "/nowhere/model"}, "/nowhere/model"),
+        ({"POC_ENGINE": "transformers", "POC_MODEL": ""}, "POC_MODEL"),
+        ({"POC_ENGINE": "vllm"}, "POC_ENGINE=vllm: the vllm engine is not part of this version"),
+        ({"POC_ENGINE": "nowhere:load"}, "can't import 'nowhere'"),
+        ({"POC_ENGINE": "fake_engine:nothing"}, "'fake_engine' has no callable 'nothing'"),
+    ],
+)
+def test_an_engine_that_is_not_there(
+    options: dict[str, str], message: str, start_worker: Any
+) -> None:
+    """The line names the setting or the path that is wrong."""
+    assert message in says_why(start_worker(wait=False, **options))
+
+
+def test_another_model_in_the_namespace(start_worker: Any, store: Store) -> None:
+    """The second worker ends, names both fingerprints and the remedy; the first is left alone."""
+    start_worker("w0")
+    line = says_why(start_worker("w1", wait=False, weights="other"))
+    assert "fingerprint-of-fake" in line
+    assert "fingerprint-of-other" in line
+    assert "choose another POC_NAMESPACE" in line
+    assert [each.name for each in store.workers.listing()] == ["w0@test"]
+
+
+def test_a_model_that_is_not_the_pinned_one(start_worker: Any) -> None:
+    """POC_MODEL_FINGERPRINT holds from the first worker on."""
+    line = says_why(start_worker(wait=False, POC_MODEL_FINGERPRINT="pinned"))
+    assert "fingerprint pinned, and fake has fingerprint-of-fake" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("POC_MODLE", "x", "POC_MODLE (did you mean POC_MODEL?)"),
+        ("POC_HEARTBEAT_S", "0", "POC_HEARTBEAT_S='0': "),
+        ("POC_NAMESPACE", "a:b", "POC_NAMESPACE='a:b': "),
+    ],
+)
+def test_a_wrong_setting(name: str, value: str, message: str, start_worker: Any) -> None:
+    """It is refused before anything is loaded, in one line, with status 2."""
+    worker = start_worker(wait=False, **{name: value})
+    assert worker.process.wait(60) == 2
+    (line,) = worker.log.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_celerys_own_command_line(settings: Settings, client: PoCClient, tmp_path: Path) -> None:
+    """`celery -A worker.entry worker` is a whole worker, with settings from variables."""
+    log = tmp_path / "log"
+    options = ["-P", "threads", "-n", "w0@test", "--without-gossip", "--without-mingle"]
+    process = spawn(
+        [sys.executable, "-m", "celery", "-A", "worker.entry", "worker", "-l", "INFO", *options],
+        env={k: v for k, v in os.environ.items() if not k.startswith("POC_")}
+        | {
+            "POC_REDIS_URL": settings.redis_url,
+            "POC_NAMESPACE": settings.namespace,
+            "POC_ENGINE": "fake_engine:load",
+            "PYTHONPATH": str(ROOT / "tests"),
+        },
+        cwd=ROOT,
+        log_path=log,
+    )
+    try:
+        wait_until(lambda: "w0@test ready." in log.read_text(), 30, "the worker to be ready")
+        config = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.5}
+        assert client.init(config).block_hash == "b"
+    finally:
+        assert end(process) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_the_gpu_is_chosen_before_torch_is_imported() -> None:
+    """Torch looks at CUDA_VISIBLE_DEVICES once: it must be set by then."""
+    script = """
+import os, sys
+from shared.settings import load_settings
+from worker.app import create_app
+create_app(load_settings({}, gpu="3"))
+assert "torch" not in sys.modules
+assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
