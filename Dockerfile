@@ -1,11 +1,10 @@
 # One image for every role: worker, status API, Flower.
-#   docker build -t poc-worker .                        the transformers engine
-#   docker build -t poc-worker --build-arg EXTRAS=vllm,flower --build-arg CONSTRAINTS= .
+#   docker build -t poc-worker .
 # torch's wheels bring CUDA with them; the host adds only its driver (NVIDIA container toolkit).
 FROM python:3.11-slim
 
 ARG EXTRAS=cpu,flower
-# Empty for vllm, which pins a torch and a transformers of its own.
+# The versions that the tests ran with; empty takes the newest.
 ARG CONSTRAINTS=constraints.txt
 
 ENV PYTHONUNBUFFERED=1 \
