@@ -125,6 +125,11 @@ class Settings(BaseSettings):
                 f"POC_HEARTBEAT_S={self.heartbeat_s:g}: at most half of POC_LEASE_S="
                 f"{self.lease_s:g}, or live workers lose their claims"
             )
+        if self.result_expires_s < self.command_memory_s:
+            raise ValueError(
+                f"POC_RESULT_EXPIRES_S={self.result_expires_s}: at least POC_COMMAND_MEMORY_S="
+                f"{self.command_memory_s}, or a late repeat of a command finds its answer gone"
+            )
         return self
 
     @property

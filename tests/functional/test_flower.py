@@ -25,7 +25,6 @@ CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1
 @pytest.fixture
 def flower(settings: Settings, tmp_path: Path) -> Iterator[httpx.Client]:
     """A client of a real Flower that knows the broker and nothing else."""
-    pytest.importorskip("flower", reason="an extra: pip install poc-worker[flower]")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
+from raw import meta, push, raw_message
 from shared.config import PoCState
 from shared.settings import Settings
 from shared.store import Store
@@ -20,25 +20,6 @@ from support import wait_until
 pytestmark = pytest.mark.functional
 
 CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.5}
-
-
-def raw_message(task: str, id: str, kwargs: dict[str, Any], queue: str) -> str:
-    """What any language pushes with one LPUSH to the list `queue`; nothing can be left out."""
-    body = json.dumps([[], kwargs, {"callbacks": None, "errbacks": None}])
-    return json.dumps(
-        {
-            "body": base64.b64encode(body.encode()).decode(),
-            "content-type": "application/json",
-            "content-encoding": "utf-8",
-            "headers": {"task": task, "id": id},
-            "properties": {
-                "correlation_id": id,
-                "body_encoding": "base64",
-                "delivery_info": {"exchange": "", "routing_key": queue},
-                "delivery_tag": id,
-            },
-        }
-    )
 
 
 def changed(**parts: Any) -> str:
@@ -77,20 +58,6 @@ def direct(settings: Settings) -> Iterator[redis.Redis]:
     """All that a program needs."""
     with contextlib.closing(redis.Redis.from_url(settings.redis_url)) as client:
         yield client
-
-
-def push(direct: redis.Redis, task: str, kwargs: dict[str, Any], task_id: str = "") -> str:
-    """Enqueue `task` and return its id."""
-    task_id = task_id or str(uuid.uuid4())
-    direct.lpush("poc.test", raw_message(task, task_id, kwargs, "poc.test"))
-    return task_id
-
-
-def meta(direct: redis.Redis, id: str) -> dict[str, Any]:
-    """How a task stands, as soon as a worker has it."""
-    raw: Any = wait_until(lambda: direct.get(f"celery-task-meta-{id}"), description="the result")
-    found: dict[str, Any] = json.loads(raw)
-    return found
 
 
 def test_a_round_by_redis_alone(direct: redis.Redis, store: Store) -> None:
