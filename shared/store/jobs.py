@@ -56,6 +56,8 @@ class Jobs:
 
     def __init__(self, redis: Client, scripts: Scripts, keys: Keys, settings: Settings) -> None:
         self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
+        # What the last chunk was of: the next one mostly is, too, and a batch may be megabytes.
+        self._opened: tuple[str, ProofBatch, PoCConfig] | None = None
 
     def claim(self, worker: str, token: str) -> Chunk | None:
         """The next chunk for `worker`; the caller chooses `token` so that it can ask again."""
@@ -71,10 +73,8 @@ class Jobs:
             if answer is None:
                 return None
             claim = answer["claim"]
-            with redis_errors():
-                batch, config = self._redis.hmget(
-                    self._keys("job", claim["job"]), ["batch", "config"]
-                )
+            opened = self._open(claim["job"])
+            _, batch, config = opened or ("", ProofBatch.empty(), _NO_CONFIG)
             chunk = Chunk(
                 token=token,
                 job=claim["job"],
@@ -83,10 +83,10 @@ class Jobs:
                 attempts=int(claim["attempts"]),
                 given_up=claim["given_up"],
                 error=claim.get("error", ""),
-                batch=ProofBatch.model_validate_json(batch) if batch else ProofBatch.empty(),
-                config=PoCConfig.model_validate_json(config) if config else _NO_CONFIG,
+                batch=batch,
+                config=config,
             )
-            if batch and config:
+            if opened:
                 return chunk
             # The validation ended while the chunk waited: drop it and look on.
             self.commit(chunk, [])
@@ -170,6 +170,24 @@ class Jobs:
             job: {"done": int(done or 0), "total": int(total or 0)}
             for job, (done, total) in zip(jobs, counts, strict=True)
         }
+
+    def _open(self, job: str) -> tuple[str, ProofBatch, PoCConfig] | None:
+        """The batch and the config of a validation, which never change; None when it has ended."""
+        key = self._keys("job", job)
+        with redis_errors():
+            if self._redis.hget(key, "state") != "OPEN":
+                return None
+            opened = self._opened
+            if opened is None or opened[0] != job:
+                batch, config = self._redis.hmget(key, ["batch", "config"])
+                if not batch:  # it has ended since
+                    return None
+                self._opened = opened = (
+                    job,
+                    ProofBatch.model_validate_json(batch),
+                    PoCConfig.model_validate_json(config),
+                )
+        return opened
 
     def _claim_keys(self) -> dict[str, str]:
         return {"claims": self._keys("chunk_claims"), "leases": self._keys("chunk_leases")}
