@@ -153,7 +153,7 @@ def generate_target(
 ) -> Tensor:
     """The direction that a round aims at: `dtype` [vocab_size], of L2 norm 1."""
     target = normal([seed(f"{block_hash}_target")], vocab_size, device)[0]
-    return target.div_(torch.linalg.vector_norm(target)).to(dtype)
+    return target.div_(_norm(target)).to(dtype)
 
 
 def compute_distances(logits: Tensor, permutations: Tensor, target: Tensor) -> Tensor:
@@ -168,11 +168,20 @@ def compute_distances(logits: Tensor, permutations: Tensor, target: Tensor) -> T
     target = target.to(torch.float32)
     for rows in _row_blocks(len(logits), logits.shape[1], logits.device):
         shuffled = logits[rows].to(torch.float32).gather(1, permutations[rows])
-        norms = torch.linalg.vector_norm(shuffled, dim=1, keepdim=True)
+        norms = _norm(shuffled, keepdim=True)
         # Without this an overflowing norm would give a row of zeros and a plausible distance.
         norms.masked_fill_(~torch.isfinite(norms) | (norms == 0), math.nan)
-        out[rows] = torch.linalg.vector_norm(shuffled.div_(norms).sub_(target), dim=1)
+        out[rows] = _norm(shuffled.div_(norms).sub_(target))
     return out.clamp_(max=2.0)  # rounding may exceed 2 by an ulp; NaN passes through
+
+
+def _norm(rows: Tensor, *, keepdim: bool = False) -> Tensor:
+    """The L2 norm of each row, float32: summed in float64, since a device chooses the order.
+
+    On a GPU it depends on how many rows there are, and in float32 that shows in the last bit.
+    """
+    wide = torch.linalg.vector_norm(rows, dim=-1, keepdim=keepdim, dtype=torch.float64)
+    return wide.to(torch.float32)
 
 
 # The hash runs in int32: torch has no arithmetic for uint32, int64 takes several times as long,
