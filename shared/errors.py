@@ -43,6 +43,10 @@ class EngineError(PoCError):
     """The engine can't load its model or can't compute a batch."""
 
 
+class EngineDied(EngineError):
+    """The engine is gone for good: only another process can compute."""
+
+
 class CouldNotCompute(PoCError):
     """A validation has nonces without a finite distance, so it has no verdict."""
 

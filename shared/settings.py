@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, Json, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -63,10 +63,34 @@ class Settings(BaseSettings):
         "auto", description="auto, cpu, cuda or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
     )
     gpu: str | None = Field(
-        None, description="GPU index or UUID that this worker is pinned to", pattern=r"^[\w-]+$"
+        None,
+        description="GPU index or UUID that this worker is pinned to; several with commas between "
+        "them for POC_TENSOR_PARALLEL",
+        pattern=r"^[\w-]+(,[\w-]+)*$",
     )
     tile: int | None = Field(
         None, ge=1, le=4096, description="sequences in one forward; default 8 on CPU, 32 on GPU"
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="vllm: GPUs that the model is spread over"
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, description="vllm: positions of a sequence at most; default the model's"
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="vllm: share of the GPU's memory that the worker takes"
+    )
+    quantization: str | None = Field(
+        None, description="vllm: how to quantise the weights, such as fp8", pattern=r"^[\w-]+$"
+    )
+    vllm_options: Json[dict[str, Any]] | None = Field(
+        None, description="vllm: JSON object of further engine arguments, as vLLM names them"
+    )
+    serve_host: str = Field(
+        "127.0.0.1", description="vllm: address that it serves its OpenAI-compatible API on"
+    )
+    serve_port: int | None = Field(
+        None, ge=0, le=65535, description="vllm: port of that API, which is off without one"
     )
     model_fingerprint: str | None = Field(
         None, description="the only model fingerprint that workers may have"

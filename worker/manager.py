@@ -195,7 +195,10 @@ class PoCManager:
         for flight in self._flights:
             flight.pending.cancel()
         while self._flights:
-            self._land(self._flights[0])
+            try:
+                self._land(self._flights[0])
+            except EngineError as error:
+                log.warning("a batch was given back: %s", error)
 
     # One batch at a time, for use without a loop.
 

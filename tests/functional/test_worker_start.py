@@ -41,7 +41,7 @@ def test_an_engine_that_does_not_load(start_worker: Any, store: Store) -> None:
     [
         ({"POC_ENGINE": "transformers", "POC_MODEL": "/nowhere/model"}, "/nowhere/model"),
         ({"POC_ENGINE": "transformers", "POC_MODEL": ""}, "POC_MODEL"),
-        ({"POC_ENGINE": "vllm"}, "POC_ENGINE=vllm: the vllm engine is not part of this version"),
+        ({"POC_ENGINE": "vllm"}, "POC_ENGINE=vllm: vLLM is not installed"),
         ({"POC_ENGINE": "nowhere:load"}, "can't import 'nowhere'"),
         ({"POC_ENGINE": "fake_engine:nothing"}, "'fake_engine' has no callable 'nothing'"),
     ],

@@ -6,6 +6,7 @@ Importing this package is cheap: torch and its friends come with the engine that
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import cast
 
 from shared.errors import EngineError
@@ -18,19 +19,34 @@ __all__ = ["Engine", "EngineInfo", "Job", "JobCancelled", "Pending", "load_engin
 def load_engine(settings: Settings) -> Engine:
     """Load the engine that `settings.engine` names; takes as long as loading the model does.
 
-    `auto` is transformers, which runs anywhere. `module:factory` calls `factory(settings)`.
+    `auto` is vLLM where it is installed and has a GPU, else transformers, which runs anywhere.
+    `module:factory` calls `factory(settings)`.
     Raises `EngineError` if there is no such engine or it can't load its model.
     """
     match settings.engine:
-        case "auto" | "transformers":
+        case "auto":
+            load = _load_vllm if _prefers_vllm(settings) else _load_transformers
+            return load(settings)
+        case "transformers":
             return _load_transformers(settings)
         case "vllm":
-            raise EngineError(
-                "POC_ENGINE=vllm: the vllm engine is not part of this version; "
-                "use POC_ENGINE=transformers"
-            )
+            return _load_vllm(settings)
         case path:
             return _load_custom(path, settings)
+
+
+def _prefers_vllm(settings: Settings) -> bool:
+    if settings.device not in ("auto", "cuda") or importlib.util.find_spec("vllm") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _load_vllm(settings: Settings) -> Engine:
+    from worker.engines.vllm_engine import VllmEngine
+
+    return VllmEngine(settings)
 
 
 def _load_transformers(settings: Settings) -> Engine:

@@ -6,6 +6,7 @@ one job queued behind the one that computes is all a caller must do to keep the 
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,6 +58,24 @@ class Pending(Protocol):
     def cancel(self) -> bool:
         """Drop the job unless the device has begun it; whether it was dropped."""
         ...
+
+
+class FuturePending:
+    """A job whose distances a future will hold; the future runs once the device has begun it."""
+
+    def __init__(self, future: Future[list[float]]) -> None:
+        self._future = future
+
+    def result(self) -> list[float]:
+        """Wait for the job; one distance per nonce. Raises `EngineError` if it failed."""
+        try:
+            return self._future.result()
+        except CancelledError:
+            raise JobCancelled from None
+
+    def cancel(self) -> bool:
+        """Drop the job unless the engine has begun it."""
+        return self._future.cancel()
 
 
 class Engine(Protocol):

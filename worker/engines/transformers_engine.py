@@ -11,35 +11,26 @@ shape, the last one padded, so that a nonce meets the same kernels whatever batc
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shared.errors import EngineError
 from worker import gpu_random
-from worker.engines.base import EngineInfo, Job, JobCancelled
+from worker.engines import checkpoint
+from worker.engines.base import EngineInfo, FuturePending, Job
+from worker.engines.checkpoint import first_line
 
 logger = logging.getLogger(__name__)
-
-#: Architectures that are known to give the right numbers: each has a test that holds its
-#: distances against an independent computation. Anything else is refused, not guessed at:
-#: multimodal positions, recurrent state and per-layer embeddings need more than inputs_embeds,
-#: and how many rows an expert of a mixture gets depends on the other nonces of a tile, which
-#: moves the last bits of a distance.
-ARCHITECTURES = frozenset({"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"})
 
 #: Sequences in one forward, unless the settings say otherwise.
 DEFAULT_TILE_CPU = 8
@@ -48,30 +39,7 @@ DEFAULT_TILE_GPU = 32
 #: Targets kept: a round's own, and those of the blocks that validators ask about.
 _TARGETS_KEPT = 8
 
-#: Keys of config.json that say where a model came from or how to run it, not what it computes.
-_NOT_THE_MODEL = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "use_cache"})
-
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-_REMEDY = "set POC_MODEL to a model directory or hub id, or make one with `poc make-model`"
-
-
-class TransformersPending:
-    """A job that was queued on a `TransformersEngine`."""
-
-    def __init__(self, future: Future[list[float]]) -> None:
-        self._future = future
-
-    def result(self) -> list[float]:
-        """Wait for the job; one distance per nonce. Raises `EngineError` if it failed."""
-        try:
-            return self._future.result()
-        except CancelledError:
-            raise JobCancelled from None
-
-    def cancel(self) -> bool:
-        """Drop the job unless the engine's thread has begun it."""
-        return self._future.cancel()
 
 
 class TransformersEngine:
@@ -93,15 +61,15 @@ class TransformersEngine:
         if dtype not in _DTYPES:
             raise EngineError(f"POC_DTYPE={dtype}: must be one of {', '.join(_DTYPES)}")
         target = _choose_device(device)
-        directory = _find_checkpoint(model)
-        config = _load_config(directory)
+        directory = checkpoint.find(model)
+        config = checkpoint.read_config(directory, "transformers")
         self._model = _load_model(directory, config, dtype, target)
         self._device = target
         self._tile = tile or (DEFAULT_TILE_GPU if target.type == "cuda" else DEFAULT_TILE_CPU)
         self._info = EngineInfo(
             model=str(model),
             device=_describe(target),
-            fingerprint=fingerprint(directory),
+            fingerprint=checkpoint.fingerprint(directory),
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             max_seq_len=config.max_position_embeddings,
@@ -125,7 +93,7 @@ class TransformersEngine:
         """Seconds that the engine's thread has spent on jobs, from first launch to last result."""
         return self._busy_seconds
 
-    def submit(self, job: Job) -> TransformersPending:
+    def submit(self, job: Job) -> FuturePending:
         """Queue `job` and return at once; the next queued job starts right after the last.
 
         Raises `EngineError` for a `seq_len` that the model has no positions for (unchecked it
@@ -137,7 +105,7 @@ class TransformersEngine:
                 f"{self._info.max_seq_len} positions; choose a seq_len in that range"
             )
         try:
-            return TransformersPending(self._thread.submit(self._run, job))
+            return FuturePending(self._thread.submit(self._run, job))
         except RuntimeError:
             raise EngineError("the engine is closed; load another to compute") from None
 
@@ -157,7 +125,7 @@ class TransformersEngine:
             problem = _out_of_memory(self._tile, job.seq_len, error)
         except Exception as error:
             logger.exception("the engine failed on a job of %d nonces", len(job.nonces))
-            problem = EngineError(f"the model can't compute the batch: {_first_line(error)}")
+            problem = EngineError(f"the model can't compute the batch: {first_line(error)}")
         finally:
             self._busy_seconds += time.perf_counter() - started
         # Out here, since the exception's traceback would keep the failed job's tensors alive.
@@ -203,119 +171,11 @@ class TransformersEngine:
         return distances[: len(nonces)]
 
 
-def fingerprint(directory: Path) -> str:
-    """Name the model in `directory`: a SHA-256 over its config and its safetensors, in hex.
-
-    The config counts as its values, without paths and versions; the weights as their files'
-    bytes, so the same tensors cut into other shards are another model. Files are streamed.
-    """
-    config = json.loads((directory / "config.json").read_text())
-    model = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
-    digest = hashlib.sha256(json.dumps(model, sort_keys=True, separators=(",", ":")).encode())
-    files = _weight_files(directory)
-    with ThreadPoolExecutor(thread_name_prefix="poc-fingerprint") as pool:  # hashing frees the GIL
-        for file, content in zip(files, pool.map(_file_digest, files), strict=True):
-            digest.update(f"\n{file.name}:{content}".encode())
-    return digest.hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The safetensors that loading reads, by name: not what else lies beside them."""
-    index = directory / "model.safetensors.index.json"
-    single = directory / "model.safetensors"
-    if single.is_file():  # transformers prefers it too
-        return [single]
-    if not index.is_file():
-        raise EngineError(
-            f"{directory}: has no model.safetensors and no index of shards, so there are no "
-            f"weights to load (only safetensors are read); {_REMEDY}"
-        )
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise EngineError(
-            f"{directory}: lacks the weights {', '.join(missing)}; download the model again"
-        )
-    return [directory / name for name in names]
-
-
-def _find_checkpoint(model: str | None) -> Path:
-    """The local directory of `model`, fetched from the hub if it is no directory already."""
-    if not model:
-        raise EngineError(f"no model is configured; {_REMEDY}")
-    directory = Path(model).expanduser()
-    if directory.is_dir():
-        return directory
-    # A hub id is `name` or `owner/name`; anything else can only be meant as a path.
-    if directory.is_absolute() or model.startswith(".") or len(directory.parts) > 2:
-        raise EngineError(f"{model}: there is no such directory; {_REMEDY}")
-    try:
-        return Path(
-            snapshot_download(
-                model,
-                allow_patterns=[
-                    "config.json",
-                    "model*.safetensors",
-                    "model.safetensors.index.json",
-                ],
-            )
-        )
-    except Exception as error:  # the hub's errors have no common parent: network, 404, bad id
-        raise EngineError(
-            f"{model}: there is no such directory, and the hub did not give a model of that "
-            f"name ({_first_line(error)}); {_REMEDY}"
-        ) from error
-
-
-def _load_config(directory: Path) -> PretrainedConfig:
-    """The config in `directory`, refused unless it is of an architecture that is known to work."""
-    if not (directory / "config.json").is_file():
-        raise EngineError(f"{directory}: has no config.json, so it is no model; {_REMEDY}")
-    try:
-        # Never run code that came with a model, nor ask on a terminal whether to.
-        config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:  # whatever a broken or unknown config makes the library raise
-        raise EngineError(
-            f"{directory}: its config.json can't be used ({_first_line(error)}); {_REMEDY}"
-        ) from error
-    refusal = _refusal(config)
-    if refusal:
-        raise EngineError(f"{directory}: {refusal}")
-    return config
-
-
-def _refusal(config: PretrainedConfig) -> str | None:
-    """Why the engine can't compute a model of this config with the right numbers, if so."""
-    if config.model_type not in ARCHITECTURES:
-        return (
-            f"the architecture {config.model_type!r} is not supported; "
-            f"use a model of one of {', '.join(sorted(ARCHITECTURES))}"
-        )
-    classes = config.architectures or []
-    if not any(name.endswith("ForCausalLM") for name in classes):
-        return (
-            f"holds {', '.join(classes) or 'no named class'}, which has no logits head; "
-            "use a checkpoint of a causal language model (...ForCausalLM)"
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        return "is quantised, which the transformers engine is not tested with; use full weights"
-    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-        return "has multimodal rotary positions (mrope); use a text-only model"
-    if getattr(config, "use_bidirectional_attention", False):
-        return "attends in both directions; use a causal language model"
-    return None
-
-
 def _load_model(
     directory: Path, config: PretrainedConfig, dtype: str, device: torch.device
 ) -> PreTrainedModel:
     """The model in `directory`, ready to compute on `device`."""
-    _weight_files(directory)  # its messages say more than the library's
+    checkpoint.weight_files(directory)  # its messages say more than the library's
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -328,12 +188,12 @@ def _load_model(
         model = model.to(device).eval().requires_grad_(False)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise EngineError(
-            f"{directory}: the weights do not fit on {device} ({_first_line(error)}); "
+            f"{directory}: the weights do not fit on {device} ({first_line(error)}); "
             "use a smaller model or POC_DTYPE=bfloat16"
         ) from None
     except Exception as error:  # safetensors, shapes, disk: no common parent
         raise EngineError(
-            f"{directory}: the weights can't be loaded ({_first_line(error)}); "
+            f"{directory}: the weights can't be loaded ({first_line(error)}); "
             "download or make the model again"
         ) from error
     missing = sorted(report["missing_keys"])
@@ -392,11 +252,5 @@ def _profile(model: PreTrainedModel, device: torch.device, tile: int) -> dict[st
 def _out_of_memory(tile: int, seq_len: int, error: BaseException) -> EngineError:
     return EngineError(
         f"out of memory with {tile} sequences of {seq_len} positions in one forward "
-        f"({_first_line(error)}); lower POC_TILE on every worker, or seq_len"
+        f"({first_line(error)}); lower POC_TILE on every worker, or seq_len"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    """An exception as part of a sentence."""
-    lines: list[Any] = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.errors import ConfigError
-from worker.engines.transformers_engine import fingerprint
+from worker.engines.checkpoint import fingerprint
 from worker.make_model import make_model
 
 TINY: dict[str, Any] = {

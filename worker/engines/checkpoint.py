@@ -1,0 +1,151 @@
+"""A model's directory: where it is, whether an engine may compute it, and its fingerprint.
+
+What both engines need to know before they load anything. Weights are hashed, never read into
+tensors, and code that comes with a model is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from shared.errors import EngineError
+
+REMEDY = "set POC_MODEL to a model directory or hub id, or make one with `poc make-model`"
+
+_DENSE = frozenset({"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"})
+
+#: The architectures of each engine that are known to give the right numbers: each has a test
+#: that holds its distances against an independent computation. Anything else is refused, not
+#: guessed at: multimodal positions, recurrent state and per-layer embeddings need more than
+#: inputs_embeds. A mixture of experts is for vLLM alone: in transformers how many rows an
+#: expert gets depends on the other nonces of a tile, which moves the last bits of a distance.
+ARCHITECTURES = {"transformers": _DENSE, "vllm": _DENSE | {"qwen3_moe"}}
+
+#: Keys of config.json that say where a model came from or how to run it, not what it computes.
+_NOT_THE_MODEL = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "use_cache"})
+
+#: The files of a model on the hub that an engine needs, and those of its tokenizer.
+_MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.jinja", "special_tokens_map.json")
+
+
+def find(model: str | None, *, tokenizer: bool = False) -> Path:
+    """The local directory of `model`, fetched from the hub if it is no directory already.
+
+    With `tokenizer` its files are fetched, too. Raises `EngineError` if there is no such model.
+    """
+    if not model:
+        raise EngineError(f"no model is configured; {REMEDY}")
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        return directory
+    # A hub id is `name` or `owner/name`; anything else can only be meant as a path.
+    if directory.is_absolute() or model.startswith(".") or len(directory.parts) > 2:
+        raise EngineError(f"{model}: there is no such directory; {REMEDY}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = [*_MODEL_FILES, *(_TOKENIZER_FILES if tokenizer else ())]
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except Exception as error:  # the hub's errors have no common parent: network, 404, bad id
+        raise EngineError(
+            f"{model}: there is no such directory, and the hub did not give a model of that "
+            f"name ({first_line(error)}); {REMEDY}"
+        ) from error
+
+
+def read_config(directory: Path, engine: str) -> Any:
+    """The `PretrainedConfig` in `directory`.
+
+    Raises `EngineError` if there is none, or if `engine` is not known to give the right
+    numbers for it.
+    """
+    if not (directory / "config.json").is_file():
+        raise EngineError(f"{directory}: has no config.json, so it is no model; {REMEDY}")
+    from transformers import AutoConfig
+
+    try:
+        # Never run code that came with a model, nor ask on a terminal whether to.
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # whatever a broken or unknown config makes the library raise
+        raise EngineError(
+            f"{directory}: its config.json can't be used ({first_line(error)}); {REMEDY}"
+        ) from error
+    refusal = _refusal(config, engine)
+    if refusal:
+        raise EngineError(f"{directory}: {refusal}")
+    return config
+
+
+def _refusal(config: Any, engine: str) -> str | None:
+    """Why `engine` can't compute a model of this config with the right numbers, if so."""
+    if config.model_type not in ARCHITECTURES[engine]:
+        return (
+            f"the architecture {config.model_type!r} is not supported; "
+            f"use a model of one of {', '.join(sorted(ARCHITECTURES[engine]))}"
+        )
+    classes = config.architectures or []
+    if not any(name.endswith("ForCausalLM") for name in classes):
+        return (
+            f"holds {', '.join(classes) or 'no named class'}, which has no logits head; "
+            "use a checkpoint of a causal language model (...ForCausalLM)"
+        )
+    quantised = getattr(config, "quantization_config", None) is not None
+    if quantised and engine == "transformers":
+        return "is quantised, which the transformers engine is not tested with; use full weights"
+    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        return "has multimodal rotary positions (mrope); use a text-only model"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "attends in both directions; use a causal language model"
+    return None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors that loading reads, by name: not what else lies beside them."""
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if single.is_file():  # transformers prefers it too
+        return [single]
+    if not index.is_file():
+        raise EngineError(
+            f"{directory}: has no model.safetensors and no index of shards, so there are no "
+            f"weights to load (only safetensors are read); {REMEDY}"
+        )
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise EngineError(
+            f"{directory}: lacks the weights {', '.join(missing)}; download the model again"
+        )
+    return [directory / name for name in names]
+
+
+def fingerprint(directory: Path) -> str:
+    """Name the model in `directory`: a SHA-256 over its config and its safetensors, in hex.
+
+    The config counts as its values, without paths and versions; the weights as their files'
+    bytes, so the same tensors cut into other shards are another model. Files are streamed.
+    """
+    config = json.loads((directory / "config.json").read_text())
+    model = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(model, sort_keys=True, separators=(",", ":")).encode())
+    files = weight_files(directory)
+    with ThreadPoolExecutor(thread_name_prefix="poc-fingerprint") as pool:  # hashing frees the GIL
+        for file, content in zip(files, pool.map(_file_digest, files), strict=True):
+            digest.update(f"\n{file.name}:{content}".encode())
+    return digest.hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as part of a sentence."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

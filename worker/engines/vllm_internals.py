@@ -1,0 +1,259 @@
+"""Every vLLM internal that this project touches, one function each, with where it comes from.
+
+Nothing else in the project names them, so this is the page to read when vLLM changes; each has a
+contract test (`tests/vllm/test_internals.py`). All but the last two functions run in vLLM's worker
+process, where `worker` is vLLM's own (`vllm.v1.worker.gpu_worker.Worker` or the CPU's). Read in
+vLLM 0.26.0, 0.32.0 and 0.33.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.forward_context import set_forward_context
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Attention layers that share their metadata."""
+
+    layers: tuple[str, ...]
+    #: Makes the metadata. Our own: the live one may hold buffers that CUDA graphs point at.
+    builder: Any
+    #: Tokens in a block, as the attention kernels count them.
+    block_size: int
+
+
+def model_of(worker: Any) -> Any:
+    """The deployed model: `forward(input_ids, positions, ..., inputs_embeds)`, `compute_logits`.
+
+    Source: `get_model` of both model runners (`vllm.v1.worker.gpu_model_runner`,
+    `vllm.v1.worker.gpu.model_runner`); the forward is compiled unless `enforce_eager`.
+    """
+    return worker.model_runner.get_model()
+
+
+def facts(worker: Any) -> dict[str, Any]:
+    """What vLLM made of its options: plain values that may leave the process.
+
+    Source: `vllm.config` (`VllmConfig` with its model, scheduler and parallel parts), and
+    `attn_groups` of the model runners for the backend, as vLLM itself names it.
+    """
+    config, runner = worker.vllm_config, worker.model_runner
+    model = config.model_config
+    backends = {group.backend.get_name() for groups in runner.attn_groups for group in groups}
+    return {
+        "vocab_size": model.hf_text_config.vocab_size,
+        "hidden_size": model.get_hidden_size(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "max_model_len": model.max_model_len,
+        "max_tokens": config.scheduler_config.max_num_batched_tokens,
+        "max_sequences": config.scheduler_config.max_num_seqs,
+        "quantisation": model.quantization or "none",
+        "compiled": not model.enforce_eager,
+        "tensor_parallel": config.parallel_config.tensor_parallel_size,
+        "attention": "+".join(sorted(backends)),
+        "runner": type(runner).__module__,
+    }
+
+
+def kv_groups(worker: Any, block_table_width: int) -> list[KVGroup]:
+    """The groups of attention layers, each with a metadata builder of its own.
+
+    A builder is made as vLLM made the live one (same class, same spec, so the same block size as
+    the kernels have); `block_table_width` is the blocks that a sequence has at most.
+
+    Source: `AttentionGroup` in `vllm.v1.worker.utils`, `attn_groups` of the model runners,
+    `AttentionMetadataBuilder` in `vllm.v1.attention.backend`.
+    """
+    found = []
+    for group in (each for groups in worker.model_runner.attn_groups for each in groups):
+        if getattr(group, "kernel_block_size", None) is not None:  # since 0.32
+            raise NotImplementedError("packed KV caches with blocks smaller than their pages")
+        live = group.get_metadata_builder(0)
+        width = (
+            {"block_table_width": block_table_width}
+            if getattr(type(live), "requires_block_table_width", False)
+            else {}
+        )
+        builder = type(live)(
+            live.kv_cache_spec, group.layer_names, worker.vllm_config, worker.device, **width
+        )
+        found.append(KVGroup(tuple(group.layer_names), builder, live.kv_cache_spec.block_size))
+    return found
+
+
+def kv_layers(worker: Any) -> dict[str, Any]:
+    """The attention layers by name; each reads its pages from its attribute `kv_cache`.
+
+    Source: `CompilationConfig.static_forward_context` in `vllm.config.compilation`; who reads it is
+    `get_attention_context` in `vllm.model_executor.layers.attention`. Raises
+    `NotImplementedError` for layers that read pages which another layer wrote.
+    """
+    context = worker.vllm_config.compilation_config.static_forward_context
+    names = [
+        name
+        for groups in worker.model_runner.attn_groups
+        for group in groups
+        for name in group.layer_names
+    ]
+    layers = {name: context[name] for name in names}
+    for name, layer in layers.items():
+        if getattr(layer, "kv_sharing_target_layer_name", None):
+            raise NotImplementedError(f"{name} shares the KV cache of another layer")
+    return layers
+
+
+def scratch_like(live: Tensor, live_blocks: int, blocks: int) -> Tensor:
+    """Zeroed pages with the layout of `live` (of one layer, `live_blocks` blocks) but `blocks`.
+
+    Layouts differ between backends and versions ([blocks, heads, tokens, 2 * width], ...), and
+    logical order is not memory order; what they have in common is that one of the first two
+    dimensions counts blocks. Sizes and the order of strides are taken from `live`.
+
+    Source: `allocate_kv_cache` and its kin in the model runners.
+    """
+    dimension = next((i for i in (0, 1) if live.shape[i] == live_blocks), None)
+    if dimension is None:
+        raise NotImplementedError(f"a KV cache of shape {tuple(live.shape)}, {live_blocks} blocks")
+    shape = [*live.shape]
+    shape[dimension] = blocks
+    # Outermost first; sorted is stable, so dimensions of equal stride keep their order.
+    order = sorted(range(live.dim()), key=live.stride, reverse=True)
+    pages = torch.zeros([shape[i] for i in order], dtype=live.dtype, device=live.device)
+    return pages.permute([order.index(i) for i in range(live.dim())])
+
+
+def live_blocks(worker: Any, group: KVGroup) -> int:
+    """Blocks in the live cache of each layer of `group`, as the attention kernels count them.
+
+    Source: `kv_cache_config` of the model runners (`vllm.v1.kv_cache_interface.KVCacheConfig`).
+    """
+    config = worker.model_runner.kv_cache_config
+    spec = next(
+        each.kv_cache_spec for each in config.kv_cache_groups if group.layers[0] in each.layer_names
+    )
+    return int(config.num_blocks * (spec.block_size // group.block_size))
+
+
+@contextmanager
+def swapped(layers: Mapping[str, Any], scratch: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let `layers` read and write `scratch` instead of the live pages, whatever happens in it.
+
+    Nothing else runs meanwhile: vLLM's worker process calls one method at a time.
+    """
+    live = {name: layer.kv_cache for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.kv_cache = scratch[name]
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.kv_cache = live[name]
+
+
+def prefill_metadata(
+    group: KVGroup, sequences: int, seq_len: int, device: Any
+) -> tuple[Any, Tensor]:
+    """Metadata and slot mapping of a causal prefill of `sequences` prompts, nothing cached.
+
+    Each sequence has blocks of its own, from block 1 on (0 is vLLM's null block). Slots are
+    int64 [sequences * seq_len].
+
+    Source: `CommonAttentionMetadata` in `vllm.v1.attention.backend`, filled in as by
+    `_build_attention_metadata` of the model runners.
+    """
+    tokens, each = sequences * seq_len, -(-seq_len // group.block_size)
+    table = 1 + torch.arange(sequences * each, dtype=torch.int32, device=device)
+    table = table.view(sequences, each)
+    at = torch.arange(seq_len, device=device)
+    slots = table[:, at // group.block_size].long() * group.block_size + at % group.block_size
+    common = CommonAttentionMetadata(
+        # Made there, not copied: a copy from pageable memory may wait for what runs there.
+        query_start_loc=torch.arange(0, tokens + 1, seq_len, dtype=torch.int32, device=device),
+        query_start_loc_cpu=torch.arange(0, tokens + 1, seq_len, dtype=torch.int32),
+        seq_lens=torch.full((sequences,), seq_len, dtype=torch.int32, device=device),
+        seq_lens_cpu_upper_bound=torch.full((sequences,), seq_len, dtype=torch.int32),
+        num_reqs=sequences,
+        num_actual_tokens=tokens,
+        max_query_len=seq_len,
+        max_seq_len=seq_len,
+        block_table_tensor=table,
+        slot_mapping=slots.reshape(-1),
+        causal=True,
+    )
+    built = group.builder.build(common_prefix_len=0, common_attn_metadata=common)
+    return built, common.slot_mapping
+
+
+def last_logits(
+    worker: Any,
+    embeddings: Tensor,
+    groups: Sequence[KVGroup],
+    metadata: Sequence[tuple[Any, Tensor]],
+) -> Tensor | None:
+    """The model's own logits of each sequence's last position; `metadata` is of each group.
+
+    `embeddings` [sequences, seq_len, hidden_size] are overwritten: the eager forward adds its
+    residuals in place. Returns [sequences, at least vocab_size], or None on a rank of a tensor
+    parallel group that has no logits.
+
+    Source: `set_forward_context` in `vllm.forward_context`, and how `execute_model` of the
+    model runners calls the model.
+    """
+    sequences, seq_len, _ = embeddings.shape
+    device, tokens = embeddings.device, sequences * seq_len
+    attention, slots = {}, {}
+    for group, (built, mapping) in zip(groups, metadata, strict=True):
+        attention.update(dict.fromkeys(group.layers, built))
+        slots.update(dict.fromkeys(group.layers, mapping))
+    model = model_of(worker)
+    with set_forward_context(attention, worker.vllm_config, num_tokens=tokens, slot_mapping=slots):
+        hidden = model(
+            input_ids=None,
+            positions=torch.arange(seq_len, device=device).repeat(sequences),
+            intermediate_tensors=None,
+            inputs_embeds=embeddings.view(tokens, -1),
+        )
+    last = torch.arange(seq_len - 1, tokens, seq_len, device=device)
+    logits: Tensor | None = model.compute_logits(hidden[last])
+    return logits
+
+
+def platform() -> tuple[str, int]:
+    """The kind of device that the installed vLLM computes on here, and the bytes it has.
+
+    `cuda`, `cpu`, ..., or an empty name where this vLLM finds no device of its kind. Does not
+    start CUDA in this process.
+
+    Source: `vllm.platforms.current_platform`.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_unspecified():
+        return "", 0
+    return current_platform.device_type, int(current_platform.get_device_total_memory())
+
+
+async def openai_app(llm: Any, directory: str, name: str) -> Any:
+    """The OpenAI-compatible application of vLLM over `llm`, with its model served as `name`.
+
+    Source: `build_app` and `init_app_state` in `vllm.entrypoints.openai.api_server`, arguments
+    from `vllm.entrypoints.openai.cli_args`, as `run_server_worker` puts them together.
+    """
+    from vllm.entrypoints.openai.api_server import build_app, init_app_state
+    from vllm.entrypoints.openai.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    args = parser.parse_args(["--model", directory, "--served-model-name", name])
+    tasks = await llm.get_supported_tasks()
+    app = build_app(args, tasks, llm.model_config)
+    await init_app_state(llm, app.state, args, tasks)
+    return app
