@@ -22,7 +22,7 @@ worker_prefetch_multiplier = 1
 
 # STARTED would be written by the worker after the loop may already have written the end.
 task_track_started = False
-# Which arguments a task had is what an operator looks for in Flower.
+# A result names its task and arguments: whoever finds one later knows what was asked.
 result_extended = True
 # Flower shows tasks from their first moment, also those that no worker has taken yet.
 worker_send_task_events = True
@@ -31,7 +31,7 @@ task_send_sent_event = True
 # Threads share the loaded model; tasks only write Redis, so eight are plenty.
 worker_pool = "threads"
 worker_concurrency = 8
-# The pool's threads are ours to name and log: the root logger stays as `poc worker` set it up.
+# What runs in this process (torch, vLLM) logs and prints as it does elsewhere.
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
 
@@ -48,6 +48,7 @@ broker_transport_options = {
     "socket_keepalive": True,
     "health_check_interval": 10,
 }
+# The same for the result backend, and a lost reply is asked for again: its writes may be repeated.
 redis_socket_timeout = 10
 redis_socket_connect_timeout = 5
 redis_socket_keepalive = True
@@ -56,5 +57,6 @@ redis_retry_on_timeout = True
 
 # Queues are named by namespace; a message to another one is a mistake to be seen, not a new queue.
 task_create_missing_queues = False
+# Times are the same whatever the machine's zone is.
 enable_utc = True
 timezone = "UTC"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from celery import Celery
@@ -16,7 +20,7 @@ def celery_app(settings: Settings, **conf: Any) -> Celery:
     It knows no tasks: send them by name, or let `worker.app` register them.
     """
     app = Celery("poc", set_as_current=False)
-    app.config_from_object("celeryconfig")
+    app.config_from_object(_celeryconfig())
     app.conf.update(
         broker_url=settings.redis_url,
         result_backend=settings.redis_url,
@@ -26,3 +30,15 @@ def celery_app(settings: Settings, **conf: Any) -> Celery:
         **conf,
     )
     return app
+
+
+@cache
+def _celeryconfig() -> ModuleType:
+    """The file beside this package: by the name alone a controller's own would be found first."""
+    path = Path(__file__).parents[1] / "celeryconfig.py"
+    spec = importlib.util.spec_from_file_location("poc_celeryconfig", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is missing: install poc-worker again")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import sqrt
+from statistics import NormalDist
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
@@ -16,12 +18,24 @@ from pydantic import (
     model_validator,
 )
 
+#: The published probability that an honest node's nonce is recomputed on the other side.
+PROBABILITY_MISMATCH = 5e-4
 #: The largest nonce: what a signed 64-bit integer holds, so that every language can carry it.
 MAX_NONCE = 2**63 - 1
 #: The largest batch. It bounds a callback message to about 200 kB.
 MAX_BATCH_SIZE = 4096
 #: The largest network. With it a node's sequence is 2**43 positions long and never runs out.
 MAX_NODE_COUNT = 1_000_000
+
+
+def r_target_for(share: float, vocab_size: int) -> float:
+    """The r_target below which about `share` of the nonces (0 to 1) of a random model lie.
+
+    Distances are sqrt(2 - 2c), and c, the cosine of two directions that have nothing to do with
+    each other, is close to normal with a variance of 1 / vocab_size. Trained models spread more
+    from block to block, so for them it is a first guess.
+    """
+    return sqrt(2 - 2 * NormalDist().inv_cdf(1 - share) / sqrt(vocab_size))
 
 
 class PoCState(StrEnum):
@@ -81,7 +95,7 @@ class PoCConfig(Strict):
     #: Draw inputs from all 256 bits of the seed instead of 32 (see the generator).
     strong_rng: bool = False
     #: How often an honest nonce changes sides: the p of the binomial test.
-    p_mismatch: float = Field(default=5e-4, gt=0, lt=1)
+    p_mismatch: float = Field(default=PROBABILITY_MISMATCH, gt=0, lt=1)
     #: What a validator allows a recomputed distance above r_target.
     dist_tolerance: float = Field(default=0, ge=0, le=2)
     #: How far below r_target a prover stays.

@@ -8,10 +8,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from shared.config import MAX_NONCE, Name, PoCConfig, Strict
+from shared.config import MAX_NONCE, PROBABILITY_MISMATCH, Name, PoCConfig, Strict
 
-#: The published probability that an honest node's nonce is recomputed on the other side.
-PROBABILITY_MISMATCH = 5e-4
+__all__ = ["PROBABILITY_MISMATCH", "ProofBatch", "ValidatedBatch"]
+
 #: The most nonces in one batch to validate: about 2.5 MB of JSON.
 MAX_PROOF_NONCES = 65_536
 

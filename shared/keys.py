@@ -24,29 +24,53 @@ class Key:
 
 
 _ROUND = "while its round is current, then POC_KEEP_ROUNDS_S"
+_CURRENT = "while its round is current"
 _NAMESPACE = "as long as the namespace"
 _EMPTY = "until it is empty"
 _MEMORY = "POC_COMMAND_MEMORY_S"
 _ALIVE = "30 s, or five heartbeats"
 
 KEYS: dict[str, Key] = {
-    "status": Key("hash", "the newest round, for pollers", "all that change a round", _NAMESPACE),
+    "status": Key(
+        "hash",
+        "the newest round, for pollers",
+        "init, generate, validate, stop, commit, heartbeat, settle",
+        _NAMESPACE,
+    ),
     "clock": Key("hash", "last time seen, and what keeps it from going back", "all", _NAMESPACE),
     "round": Key("hash", "as status, of each round kept", "as status", _ROUND, "round"),
     "nonces": Key("hash", "valid nonce -> distance", "commit", _ROUND, "round"),
     "found": Key("list", "valid nonces in order of discovery", "commit", _ROUND, "round"),
     "run": Key("hash", "config, epoch, cursor and clocks", "as status", _ROUND, "round"),
     "claims": Key(
-        "hash", "token -> claimed positions", "claim, commit, give_back", _ROUND, "round"
+        "hash", "token -> claimed positions", "claim, commit, give_back, init", _CURRENT, "round"
     ),
-    "leases": Key("zset", "token -> end of its lease, ms", "as claims, heartbeat", _ROUND, "round"),
-    "tickets": Key("set", "tasks that wait for the end", "generate, stop, ...", _ROUND, "round"),
+    "leases": Key(
+        "zset",
+        "token -> end of its lease, ms",
+        "as claims; heartbeat, stop, validate",
+        _CURRENT,
+        "round",
+    ),
+    "tickets": Key(
+        "set",
+        "tasks that wait for the end",
+        "generate, stop, validate, init, commit",
+        _CURRENT,
+        "round",
+    ),
     "tombstone": Key("string", "a round stopped before it began", "stop", _MEMORY, "round"),
-    "command": Key("string", "outcome of a command", "init, ...", _MEMORY, "task"),
+    "command": Key(
+        "string",
+        "outcome of a command",
+        "init, generate, validate, stop, open_job",
+        _MEMORY,
+        "task",
+    ),
     "jobs": Key("zset", "open validations -> since, ms", "open_job, finish_job", _EMPTY),
     "job": Key(
         "hash",
-        "a validation: batch, config, verdict",
+        "a validation: batch, config, progress",
         "open_job, commit_chunk, finish_job",
         "while open, then POC_KEEP_ROUNDS_S",
         "task",
@@ -55,15 +79,29 @@ KEYS: dict[str, Key] = {
         "hash", "chunk start -> distances", "commit_chunk", "while its job is open", "task"
     ),
     "chunks": Key("list", "chunks that wait for a worker", "open_job, claim_chunk", _EMPTY),
-    "chunk_claims": Key("hash", "token -> claimed chunk", "claim_chunk, commit_chunk", _EMPTY),
-    "chunk_leases": Key("zset", "token -> end of its lease, ms", "as chunk_claims", _EMPTY),
-    "verdicts": Key("list", "computed jobs that wait for a verdict", "commit_chunk", _EMPTY),
-    "endings": Key("list", "ends to be told to Celery", "stop, finish_job, ...", _EMPTY),
+    "chunk_claims": Key(
+        "hash", "token -> claimed chunk", "claim_chunk, commit_chunk, give_back", _EMPTY
+    ),
+    "chunk_leases": Key(
+        "zset", "token -> end of its lease, ms", "as chunk_claims; heartbeat", _EMPTY
+    ),
+    "verdicts": Key(
+        "list",
+        "computed jobs that wait for a verdict",
+        "commit_chunk, open_job, finish_job",
+        _EMPTY,
+    ),
+    "endings": Key(
+        "list", "ends to be told to Celery", "what ends a round; finish_job; the clerk", _EMPTY
+    ),
     "reporter": Key("string", "who reports progress now", "the clerk", "a second"),
     "outbox": Key("stream", "callbacks to deliver", "commit, finish_job, settle", _NAMESPACE),
-    "workers": Key("zset", "worker -> last heartbeat, ms", "heartbeat", _NAMESPACE),
-    "worker": Key("hash", "a worker's device, rate, ...", "heartbeat", _ALIVE, "worker"),
-    "model": Key("hash", "the model of the namespace", "heartbeat", _ALIVE),
+    "callbacks": Key(
+        "hash", "counts of callbacks that belong to no round", "finish_job, settle", _NAMESPACE
+    ),
+    "workers": Key("zset", "worker -> last heartbeat, ms", "heartbeat, leave", _NAMESPACE),
+    "worker": Key("hash", "a worker's device, rate, ...", "heartbeat, leave", _ALIVE, "worker"),
+    "model": Key("hash", "the model of the namespace", "heartbeat, leave", _ALIVE),
     "dead_letters": Key("list", "messages that are none", "the transport", "7 days"),
 }
 

@@ -103,7 +103,11 @@ class Settings(BaseSettings):
     lease_s: float = Field(30.0, ge=0.5, le=3600, description="a claim's life without a heartbeat")
     heartbeat_s: float = Field(2.0, ge=0.1, le=60, description="seconds between heartbeats")
     batch_deadline: float = Field(
-        300.0, gt=0, le=86400, description="seconds after which a batch's claim is given up"
+        300.0,
+        gt=0,
+        le=86400,
+        description="seconds that a claim is kept alive: more than two batches take, since one "
+        "waits behind another",
     )
     max_attempts: int = Field(
         3, ge=1, le=100, description="attempts before a batch is marked failed"

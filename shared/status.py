@@ -100,22 +100,33 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
+class CallbackCounts(BaseModel):
+    """What became of callbacks."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    callbacks_pending: int = 0
+    callbacks_delivered: int = 0
+    callbacks_refused: int = 0
+    callback_error: str = ""
+
+
 class WorkerStatus(BaseModel):
     """One worker as its last heartbeat shows it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
-    #: What it does: loading, idle, generating, validating.
+    #: What it does: idle, generating, validating.
     state: str = ""
     device: str = ""
     model: str = ""
     fingerprint: str = ""
-    #: Nonces per second since the last heartbeat but one.
+    #: Nonces per second over the last two heartbeats, or the last two batches if those took longer.
     rate_per_second: float = 0
     #: Nonces computed since it started, counted by the round or not.
     computed: int = 0
-    #: Share of the time since the last heartbeat but one that the device computed.
+    #: Share of that time that the device computed.
     busy: float = 0
     started_at: float = 0
     heartbeat_at: float = 0
@@ -129,3 +140,5 @@ class NodeStatus(RoundStatus):
     workers: list[WorkerStatus] = Field(default_factory=list)
     #: Nonces done and total of each validation that is open, by its task id.
     validations: dict[str, dict[str, int]] = Field(default_factory=dict)
+    #: Callbacks of validations that brought a config of their own, so that no round counts them.
+    validation_callbacks: CallbackCounts = Field(default_factory=CallbackCounts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -67,19 +68,23 @@ class FakeEngine:
             max_seq_len=max_seq_len,
             profile={"engine": "fake"},
         )
+        self._closing = threading.Event()
         self._thread = ThreadPoolExecutor(max_workers=1)
 
     def submit(self, job: Job) -> FakePending:
         return FakePending(self._thread.submit(self._run, job))
 
     def close(self) -> None:
+        self._closing.set()
         self._thread.shutdown(cancel_futures=True)
 
     def _run(self, job: Job) -> list[float]:
         self.jobs.append(job)
         began = time.perf_counter()
-        time.sleep(self.seconds)
+        self._closing.wait(self.seconds)
         self.busy_seconds += time.perf_counter() - began
+        if self._closing.is_set():
+            raise EngineError("the engine was closed while it computed")
         if self.fail and len(self.jobs) % self.fail == 0:
             raise EngineError("the fake engine was asked to fail")
         return self._without_some(job.nonces, fake_distances(job))

@@ -36,9 +36,11 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             node.start(parent.hostname, CeleryTickets(parent.app, parent.hostname))
         except PoCError as error:
-            log.critical("the worker can't start: %s", error)
+            told_to_end = node.closing.is_set()
+            if not told_to_end:
+                log.critical("the worker can't start: %s", error)
             node.stop()  # Celery does not stop what failed to start
-            raise SystemExit(START_FAILED) from None
+            raise SystemExit(0 if told_to_end else START_FAILED) from None
 
     def stop(self, parent: Any) -> None:
         """Commit or give back, then end the threads."""
@@ -50,6 +52,8 @@ def create_app(settings: Settings) -> Celery:
     if settings.gpu is not None:
         # Before torch is imported, so that it sees no other device.
         os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
+        # Numbers as nvidia-smi has them; CUDA's own order is fastest first.
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     app = celery_app(settings, broker_transport="worker.transport:Transport")
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,

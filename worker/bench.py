@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
-from shared.config import PoCConfig
+from shared.config import PoCConfig, PoCState, r_target_for
 from shared.errors import EngineError, PoCError
 from shared.settings import load_settings
 from worker.cli.show import news, out
@@ -30,8 +30,8 @@ from worker.node import Node
 
 #: Batches before each measurement.
 WARM_UP = 2
-#: Few nonces are valid in a real round; this is about one in a thousand of the model below.
-VALID_BELOW = 1.3
+#: The share of nonces that is valid, as in a real round.
+VALID_SHARE = 0.001
 #: The stand-in for a model: large enough that a forward, not Python, is what is measured.
 HIDDEN_SIZE, LAYERS, VOCAB_SIZE = 256, 4, 4096
 
@@ -68,15 +68,7 @@ def run(
     seconds: float = 10.0,
     json: bool = False,
 ) -> int:
-    """Measure for `seconds` each, print a table, and with `json` a line of JSON; 0."""
-    config = PoCConfig(
-        block_hash="bench",
-        block_height=0,
-        public_key="bench",
-        r_target=VALID_BELOW,
-        batch_size=batch_size,
-        seq_len=seq_len,
-    )
+    """Measure for `seconds` each and print a table, or with `json` one line of JSON; 0."""
     with tempfile.TemporaryDirectory(prefix="poc-bench-") as directory, EmbeddedRedis() as server:
         if model is None:
             model = str(
@@ -94,11 +86,19 @@ def run(
             with news.status("loading"):
                 node.start("bench", _Silence())
             engine = node.manager.engine
+            config = PoCConfig(
+                block_hash="bench",
+                block_height=0,
+                public_key="bench",
+                r_target=r_target_for(VALID_SHARE, engine.info.vocab_size),
+                batch_size=batch_size,
+                seq_len=seq_len,
+            )
             with news.status(f"the engine alone, {seconds:g} s"):
                 alone = _engine_alone(engine, config, seconds)
             with news.status(f"the whole worker, {seconds:g} s"):
-                whole = _whole_worker(node, config, seconds, failed)
-            _report(engine, config, alone, whole, json=json)
+                start_s, whole = _whole_worker(node, config, seconds, failed)
+            _report(engine, config, alone, start_s, whole, json=json)
         finally:
             node.stop()
     return 0
@@ -124,9 +124,16 @@ def _engine_alone(engine: Engine, config: PoCConfig, seconds: float) -> Sample:
     return measured.sample()
 
 
-def _whole_worker(node: Node, config: PoCConfig, seconds: float, failed: threading.Event) -> Sample:
+def _whole_worker(
+    node: Node, config: PoCConfig, seconds: float, failed: threading.Event
+) -> tuple[float, Sample]:
+    """Seconds from the command until the engine had its first batch, and the round."""
     manager = node.manager
+    began = time.perf_counter()
     manager.start_generate(config)
+    while manager.state == PoCState.IDLE and not failed.wait(0.0005):
+        pass
+    start_s = time.perf_counter() - began
     seen = manager.computed
     measured = _Measuring(manager.engine)
     while measured.go_on(seconds):
@@ -136,7 +143,7 @@ def _whole_worker(node: Node, config: PoCConfig, seconds: float, failed: threadi
         measured.saw(manager.computed - seen)
         seen = manager.computed
     manager.stop_round()
-    return measured.sample()
+    return start_s, measured.sample()
 
 
 class _Measuring:
@@ -164,7 +171,15 @@ class _Measuring:
         return Sample(self._batches, self._nonces, ended - began, busy_now - busy_then)
 
 
-def _report(engine: Engine, config: PoCConfig, alone: Sample, whole: Sample, *, json: bool) -> None:
+def _report(
+    engine: Engine,
+    config: PoCConfig,
+    alone: Sample,
+    start_s: float,
+    whole: Sample,
+    *,
+    json: bool,
+) -> None:
     info = engine.info
     figures = {
         "nonces_per_second": round(whole.rate, 2),
@@ -172,6 +187,7 @@ def _report(engine: Engine, config: PoCConfig, alone: Sample, whole: Sample, *, 
         "worker_to_engine_ratio": round(whole.rate / alone.rate, 4),
         "engine_busy_share": round(whole.busy, 4),
         "loop_overhead_ms_per_batch": round(whole.idle_per_batch * 1000, 3),
+        "start_ms": round(start_s * 1000, 1),
         "batch_ms": round(whole.seconds / whole.batches * 1000, 3),
         "batches": whole.batches,
         "batch_size": config.batch_size,
@@ -181,19 +197,20 @@ def _report(engine: Engine, config: PoCConfig, alone: Sample, whole: Sample, *, 
         "profile": info.profile,
     }
     if json:
-        out.print_json(jsonlib.dumps(figures))
+        out.print(jsonlib.dumps(figures), soft_wrap=True, highlight=False, markup=False)
         return
     table = Table.grid(padding=(0, 2))
     table.add_row("nonces per second", f"{whole.rate:,.1f}")
     table.add_row("engine busy", f"{whole.busy:.1%} of the time")
     table.add_row(
         "loop's overhead",
-        f"{whole.idle_per_batch * 1000:.2f} ms per batch outside the forward pass, "
+        f"{whole.idle_per_batch * 1000:.2f} ms per batch outside the engine, "
         f"of {whole.seconds / whole.batches * 1000:,.1f} ms",
     )
     table.add_row(
         "against the engine alone", f"{whole.rate / alone.rate:.1%} of {alone.rate:,.1f} per second"
     )
+    table.add_row("start", f"{start_s * 1000:.1f} ms from the command to the first batch")
     table.add_row("measured", f"{whole.batches} batches of {config.batch_size} x {config.seq_len}")
     table.add_row(
         "on",

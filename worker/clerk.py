@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import scipy.stats  # noqa: F401
 
 from shared.data import ValidatedBatch
-from shared.errors import CouldNotCompute, PoCError
+from shared.errors import CouldNotCompute, PoCError, StoreUnavailable
 from shared.store import Bell, Computed, Ending, Store
 from worker.sender import validated_message
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two reports of progress, whichever worker makes them.
 REPORT_EVERY_S = 1.0
+#: Nonces that an error names; its callback has them all.
+NAMED = 10
 #: Valid nonces in the status that a generation ends with; pages have the rest.
 NEWEST = 1000
 
@@ -53,7 +55,16 @@ class Clerk:
     def turn(self) -> None:
         """Do what there is to do, then wait for news."""
         while computed := self._store.jobs.next_computed():
-            self._judge(computed)
+            try:
+                self._judge(computed)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                # A defect, which must not keep all later verdicts waiting behind this one.
+                log.exception("validation %s has no verdict", computed.id)
+                failure = CouldNotCompute(f"a worker failed to judge it: {error}; see its log")
+                message = validated_message(computed, failure, computed.batch.nonces)
+                self._store.jobs.finish(computed, error=failure, message=message)
         while ending := self._store.endings.next():
             self._tell(ending)
         if self._store.endings.may_report(REPORT_EVERY_S):
@@ -64,12 +75,14 @@ class Clerk:
         missing = [n for n, d in zip(job.batch.nonces, job.dist, strict=True) if not isfinite(d)]
         if missing:
             why = f": {job.error}" if job.error else ""
+            named = ", ".join(map(str, missing[:NAMED])) + (", ..." if missing[NAMED:] else "")
             error = CouldNotCompute(
-                f"no finite distance for {len(missing)} of {len(job.batch)} nonces, the first is "
-                f"{missing[0]}{why}; this accuses nobody: look at the workers, then send it again"
+                f"no finite distance for {len(missing)} of {len(job.batch)} nonces: {named}{why}; "
+                "this accuses nobody: look at the workers, then send it again"
             )
             log.error("validation %s: %s", job.id, error)
-            self._store.jobs.finish(job, error=error, message=validated_message(job, error))
+            message = validated_message(job, error, missing)
+            self._store.jobs.finish(job, error=error, message=message)
             return
         profile = json.loads(job.profile) if job.profile else {}
         verdict = ValidatedBatch.judge(job.batch, job.dist, job.config, profile)

@@ -6,7 +6,6 @@ The processes are the ones that production runs. They end with this one, however
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import signal
@@ -27,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.client import PoCClient
-from shared.config import PoCConfig
+from shared.config import PoCConfig, r_target_for
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import PoCError
 from shared.settings import PREFIX, Settings, load_settings
@@ -42,7 +41,7 @@ WORKERS = 2
 HIDDEN_SIZE, LAYERS, VOCAB_SIZE = 128, 4, 1024
 SEQ_LEN, BATCH_SIZE = 64, 32
 #: The share of nonces that shall be valid, so that a short round finds enough to judge.
-VALID_SHARE_SIGMAS = 1.2816  # of the normal distribution, 10% lie above
+VALID_SHARE = 0.1
 #: Nonces in each of the two batches that are validated.
 SAMPLE = 64
 #: Seconds that a process may take until it is ready; importing torch on a busy machine counts.
@@ -80,7 +79,7 @@ def _run(seconds: float, directory: Path, stack: ExitStack) -> int:
         block_hash=secrets.token_hex(16),
         block_height=1,
         public_key="demo-node",
-        r_target=_r_target(),
+        r_target=r_target_for(VALID_SHARE, VOCAB_SIZE),
         batch_size=BATCH_SIZE,
         seq_len=SEQ_LEN,
         callback_url=receiver.url,
@@ -127,15 +126,6 @@ def _summary(
     _say("summary")
     out.print(table)
     return 0 if all(checks.values()) else 1
-
-
-def _r_target() -> float:
-    """The distance that a tenth of the nonces stay below.
-
-    A distance is sqrt(2 - 2 c), where c, the cosine between permuted logits and target, is
-    normal with variance 1 / vocab_size.
-    """
-    return math.sqrt(2 - 2 * VALID_SHARE_SIGMAS / math.sqrt(VOCAB_SIZE))
 
 
 def _newest(ended: RoundStatus) -> tuple[list[int], list[float]]:

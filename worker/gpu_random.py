@@ -180,7 +180,7 @@ def _norm(rows: Tensor, *, keepdim: bool = False) -> Tensor:
 
     On a GPU it depends on how many rows there are, and in float32 that shows in the last bit.
     """
-    wide = torch.linalg.vector_norm(rows, dim=-1, keepdim=keepdim, dtype=torch.float64)
+    wide: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=keepdim, dtype=torch.float64)
     return wide.to(torch.float32)
 
 

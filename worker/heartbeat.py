@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+from shared.config import PoCState
 from shared.errors import ModelMismatch
 from shared.settings import Settings
 from worker.manager import PoCManager
@@ -22,9 +23,9 @@ class Heartbeat:
     def __init__(self, manager: PoCManager, settings: Settings, closing: threading.Event) -> None:
         self._manager, self._settings, self._closing = manager, settings, closing
         self._started_at = time.time()
-        now = self._sample()
-        # Rates look back over two beats, so that one long batch does not make them jump.
-        self._samples = [now, now]
+        # Rates look back over two beats, or two batches where those take longer: a batch counts
+        # when it ends, so between two ends they would be nothing, and too much after them.
+        self._samples = [self._sample()] * 2
 
     def turn(self) -> None:
         """Beat, then wait for the next beat."""
@@ -33,18 +34,16 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Show that the worker lives. Raises `ModelMismatch` that says what to do."""
-        self._samples = [*self._samples[-2:], self._sample()]
-        (at, computed, busy), (now, computed_now, busy_now) = self._samples[0], self._samples[-1]
-        seconds = max(now - at, 1e-9)
+        rate, busy = self._rates()
         info = self._manager.engine.info
         fields = {
             "state": self._manager.state.lower(),
             "device": info.device,
             "model": info.model,
             "fingerprint": info.fingerprint,
-            "rate_per_second": f"{(computed_now - computed) / seconds:.3f}",
-            "busy": f"{min((busy_now - busy) / seconds, 1.0):.3f}",
-            "computed": str(computed_now),
+            "rate_per_second": f"{rate:.3f}",
+            "busy": f"{busy:.3f}",
+            "computed": str(self._manager.computed),
             "started_at": f"{self._started_at:.3f}",
             "pid": str(os.getpid()),
             "host": socket.gethostname(),
@@ -65,6 +64,19 @@ class Heartbeat:
                 f"and {info.model} has {info.fingerprint}: load the same model, or choose another "
                 "POC_NAMESPACE or POC_MODEL_FINGERPRINT"
             ) from None
+
+    def _rates(self) -> tuple[float, float]:
+        """Nonces per second, and the share of the time that the device computed."""
+        now = self._sample()
+        if now[1] != self._samples[-1][1] or self._manager.state == PoCState.IDLE:
+            self._samples = [*self._samples[-2:], now]
+        (began, computed, busy), (ended, computed_now, busy_now) = (
+            self._samples[0],
+            self._samples[-1],
+        )
+        # A batch that takes far longer than those before it is not seen as standing still.
+        seconds = max(ended - began, (now[0] - began) / 2, 1e-9)
+        return (computed_now - computed) / seconds, min((busy_now - busy) / seconds, 1.0)
 
     def _sample(self) -> tuple[float, int, float]:
         return time.monotonic(), self._manager.computed, self._manager.engine.busy_seconds

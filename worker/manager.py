@@ -15,7 +15,6 @@ import asyncio
 import json
 import logging
 import secrets
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
@@ -75,7 +74,7 @@ class PoCManager:
         )
         # Replaced, never changed: other threads look at it.
         self._flights: tuple[Flight, ...] = ()
-        self._claimed: deque[Claim] = deque()
+        self._claimed: tuple[Claim, ...] = ()
         # The next claim's token outlives a lost answer, so that the same claim is asked for again.
         self._token = _fresh()
         # Validations go first, but get at most every second batch.
@@ -170,7 +169,7 @@ class PoCManager:
     @property
     def tokens(self) -> list[str]:
         """The claims that this worker holds."""
-        return [flight.work.token for flight in self._flights]
+        return [work.token for work in (*(f.work for f in self._flights), *self._claimed)]
 
     def step(self) -> bool:
         """Claim and submit the next batch, collect and commit the one before; False if idle.
@@ -190,10 +189,14 @@ class PoCManager:
             if isinstance(flight.work, Claim) and not self.store.rounds.wants(flight.work):
                 flight.pending.cancel()
 
-    def land(self) -> None:
-        """Commit what the device computes now and give back what waits behind it."""
+    def drop_waiting(self) -> None:
+        """Cancel what the device has not begun; what it computes now is still committed."""
         for flight in self._flights:
             flight.pending.cancel()
+
+    def land(self) -> None:
+        """Commit what the device computes now and give back what waits behind it."""
+        self.drop_waiting()
         while self._flights:
             try:
                 self._land(self._flights[0])
@@ -208,7 +211,7 @@ class PoCManager:
         if claim is None:
             return ()
         self._token = _fresh()
-        self._claimed.append(claim)
+        self._claimed += (claim,)
         return claim.nonces
 
     def run_batch(self) -> ProofBatch:
@@ -217,9 +220,16 @@ class PoCManager:
             self.get_next_nonces()
         if not self._claimed:
             return ProofBatch.empty()
-        claim = self._claimed.popleft()
-        dist = self._submit(claim).result()
-        if self._commit_claim(claim, dist):
+        claim = self._claimed[0]
+        try:
+            dist = self._submit(claim).result()
+        except EngineError as error:
+            self._give_back(claim, str(error))
+            self._claimed = self._claimed[1:]
+            raise
+        refused = self._commit_claim(claim, dist)
+        self._claimed = self._claimed[1:]
+        if refused:
             return ProofBatch.empty()
         kept = [(n, d) for n, d in zip(claim.nonces, dist, strict=True) if isfinite(d)]
         return ProofBatch.of(claim.config, [n for n, _ in kept], [d for _, d in kept])

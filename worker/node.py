@@ -72,8 +72,8 @@ class Node:
         )
         heartbeat = Heartbeat(self.manager, self.settings, self._landed)
         self.outage.insist(heartbeat.beat, self.closing)
-        self._loop = loop = GpuLoop(self.manager, self.store.bell(), self.closing)
-        clerk = Clerk(self.store, sink, self.store.bell())
+        self._loop = loop = GpuLoop(self.manager, self.store.bell("work"), self.closing)
+        clerk = Clerk(self.store, sink, self.store.bell("verdicts", "endings"))
         self._workers = [
             Repeating("loop", loop.turn, self.closing, self.outage, self._on_failure),
             Repeating("ear", loop.listen, self.closing, self.outage),
@@ -97,19 +97,27 @@ class Node:
         """Commit what is computed, give the rest back, and go; also after a failed `start`."""
         self.closing.set()
         if self._loop:
+            self.manager.drop_waiting()
             self._loop.wake()
         # A device that hangs must not hold the process for longer than a batch may take.
         gives_up_at = time.monotonic() + self.settings.batch_deadline
         for thread in self._workers:
             thread.join(max(0.0, gives_up_at - time.monotonic()))
-        if self._engine and not any(thread.is_alive() for thread in self._workers):
+        hangs = any(thread.is_alive() for thread in self._workers)
+        if self._engine and not hangs:
             try:
                 self.manager.land()
-                self.store.workers.leave(self.manager.worker)
             except PoCError as error:
                 log.warning("%s: what this worker holds is free when its lease ends", error)
-            self._engine.close()
+        # First the heartbeat ends: it would register anew what has just left.
         self._landed.set()
         for thread in self._helpers:
             thread.join(timeout=5)
+        if self._engine:
+            try:
+                self.store.workers.leave(self.manager.worker)
+            except PoCError as error:
+                log.warning("%s: this worker is listed until it is missed", error)
+            if not hangs:
+                self._engine.close()
         self.store.close()

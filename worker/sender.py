@@ -79,14 +79,20 @@ def generated_message(claim: Claim, valid: Sequence[tuple[int, float]]) -> Messa
     return _message(claim.config, "generated", batch.model_dump_json(), key, claim.round_id)
 
 
-def validated_message(job: Computed, outcome: ValidatedBatch | PoCError) -> Message | None:
-    """What tells the end of a validation, a verdict or an error; None if nobody wants to know."""
+def validated_message(
+    job: Computed, outcome: ValidatedBatch | PoCError, not_computed: Sequence[int] = ()
+) -> Message | None:
+    """What tells the end of a validation; None if nobody wants to know.
+
+    The end is a verdict, or an error with the nonces that were `not_computed`.
+    """
     if isinstance(outcome, ValidatedBatch):
         body = outcome.model_dump_json()
     else:
         said = {"error": type(outcome).__name__, "message": str(outcome)}
         about = job.batch.model_dump(include={"public_key", "block_hash", "block_height", "nonces"})
-        body = json.dumps(said | about | {"node_id": job.batch.node_id})
+        rest = {"node_id": job.batch.node_id, "not_computed": list(not_computed)}
+        body = json.dumps(said | about | rest)
     return _message(job.config, "validated", body, f"validation:{job.id}", job.round_id)
 
 
@@ -391,7 +397,7 @@ class _Run:
 
     async def _keep(self) -> None:
         """Take what is new or left by dead senders, and keep what is held."""
-        bell = self._store.bell()
+        bell = self._store.bell("outbox")
         try:
             while not self._stop.is_set():
                 try:

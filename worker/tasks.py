@@ -6,6 +6,7 @@ and the workers' clerks report its progress and its end. None ever waits for the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -14,14 +15,16 @@ from celery.exceptions import Ignore
 
 from shared import requests
 from shared.config import Strict
-from shared.errors import InvalidRequest, PoCError
+from shared.errors import InvalidRequest, PoCError, StoreUnavailable
 from shared.status import RoundStatus
 from worker.node import Node
 
 T = TypeVar("T")
 Request = TypeVar("Request", bound=Strict)
 
-#: Seconds that a task waits for Redis before it fails.
+log = logging.getLogger(__name__)
+
+#: Seconds that a task waits for Redis before it is left unanswered.
 PATIENCE_S = 60.0
 
 
@@ -33,7 +36,13 @@ def register(app: Celery, node: Node) -> None:
         return app.task(bind=True, name=name, throws=(PoCError,), typing=False)  # type: ignore[no-any-return]
 
     def insist(call: Callable[[], T]) -> T:
-        return node.outage.insist(call, node.closing, PATIENCE_S)
+        try:
+            return node.outage.insist(call, node.closing, PATIENCE_S)
+        except StoreUnavailable as error:
+            # It may have been carried out. No answer lets the caller send it again under its id,
+            # and have the right one; a failure would be final.
+            log.warning("left unanswered: %s", error)
+            raise Ignore from None
 
     def ticket(command: str, progress: dict[str, Any]) -> NoReturn:
         insist(lambda: node.sink.progress(command, progress))

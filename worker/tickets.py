@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery, states
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from shared.errors import PoCError
 from shared.store.scripts import redis_errors
@@ -78,10 +79,9 @@ class CeleryTickets:
     def _send(self, event: str, task: str, **fields: Any) -> None:
         """Tell whoever watches. An event is news, not state: one that is lost is not repeated."""
         try:
-            with self._app.connection_for_write() as connection:
-                dispatcher = self._app.events.Dispatcher(connection, hostname=self._worker)
+            with self._app.events.default_dispatcher(hostname=self._worker) as dispatcher:
                 dispatcher.send(event, uuid=task, **fields)
-        except OperationalError as error:
+        except (OperationalError, RedisError, OSError) as error:
             log.warning("Flower was not told of %s of %s: %s", event, task, error)
 
 

@@ -1,4 +1,4 @@
-"""Everything in Redis behind typed methods; no other package knows how a key is named.
+"""Everything in Redis behind typed methods.
 
     Store ── rounds     commands, claims, commits and the status of the round
           ├─ jobs       validations: chunks, their distances, verdicts
@@ -20,7 +20,7 @@ from shared.store.endings import Ending, Endings
 from shared.store.jobs import Chunk, Computed, Jobs
 from shared.store.outbox import Entry, Outbox
 from shared.store.rounds import Claim, Message, Rounds
-from shared.store.scripts import Bell, Client, Scripts, connect, redis_errors
+from shared.store.scripts import Bell, Client, Scripts, connect
 from shared.store.workers import Workers
 
 __all__ = [
@@ -57,16 +57,12 @@ class Store:
             **round_status.model_dump(),
             workers=self.workers.listing(),
             validations=self.jobs.progress(),
+            validation_callbacks=self.outbox.uncounted(),
         )
 
-    def bell(self) -> Bell:
-        """What the calling thread waits at for news."""
-        return Bell(self._redis, self._keys.wake)
-
-    def ping(self) -> str:
-        """The server's version; raises `StoreUnavailable`."""
-        with redis_errors():
-            return str(self._redis.info("server")["redis_version"])
+    def bell(self, *topics: str) -> Bell:
+        """What the calling thread waits at: for work, verdicts, endings, outbox, or for all."""
+        return Bell(self._redis, self._keys.wake, *topics)
 
     def close(self) -> None:
         """Give the connections back."""

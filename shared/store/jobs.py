@@ -120,7 +120,7 @@ class Jobs:
         """Free a chunk; `error` counts as a failed attempt."""
         self._scripts.call(
             "give_back",
-            self._claim_keys() | {"clock": self._keys("clock")},
+            self._claim_keys(),
             token=chunk.token,
             error=error,
             wake=self._keys.wake,
@@ -145,11 +145,11 @@ class Jobs:
         message: Message | None = None,
     ) -> None:
         """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once."""
-        names = ("verdicts", "jobs", "endings", "outbox", "status", "clock")
+        names = ("verdicts", "jobs", "endings", "outbox", "status", "callbacks", "clock")
         keys = {name: self._keys(name) for name in names}
         keys |= {name: self._keys(name, job.id) for name in ("job", "job_dist")}
         if job.round_id:
-            keys["round"] = self._keys("round", job.round_id)
+            keys["counted"] = self._keys("round", job.round_id)
         self._scripts.call(
             "finish_job",
             keys,
@@ -165,7 +165,10 @@ class Jobs:
         """Nonces done and total of each open validation."""
         with redis_errors():
             jobs = self._redis.zrange(self._keys("jobs"), 0, -1)
-            counts = [self._redis.hmget(self._keys("job", job), ["done", "total"]) for job in jobs]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job in jobs:
+                    pipe.hmget(self._keys("job", job), ["done", "total"])
+                counts = pipe.execute()
         return {
             job: {"done": int(done or 0), "total": int(total or 0)}
             for job, (done, total) in zip(jobs, counts, strict=True)

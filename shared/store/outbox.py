@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from shared.keys import Keys
 from shared.settings import Settings
+from shared.status import CallbackCounts
 from shared.store.scripts import Client, Scripts, redis_errors
 
 GROUP = "senders"
@@ -87,9 +88,9 @@ class Outbox:
 
     def settle(self, entry: Entry, error: str | None = None) -> None:
         """Take an entry out, once: delivered, or refused with `error`."""
-        keys = {name: self._keys(name) for name in ("outbox", "status")}
+        keys = {name: self._keys(name) for name in ("outbox", "status", "callbacks")}
         if entry.round:
-            keys["round"] = self._keys("round", entry.round)
+            keys["counted"] = self._keys("round", entry.round)
         self._scripts.call(
             "settle",
             keys,
@@ -104,6 +105,11 @@ class Outbox:
         """How many callbacks are not settled."""
         with redis_errors():
             return int(self._redis.xlen(self._stream))
+
+    def uncounted(self) -> CallbackCounts:
+        """The counts of callbacks that belong to no round."""
+        with redis_errors():
+            return CallbackCounts(**self._redis.hgetall(self._keys("callbacks")))
 
     def _create_group(self) -> None:
         try:

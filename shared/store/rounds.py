@@ -102,18 +102,12 @@ class Rounds:
         named = self._keys("round", round_id) if round_id else None
         return self._command("stop", command, named=named, tombstone=round_id, round_id=round_id)
 
-    def open_job(
-        self,
-        command: str,
-        batch: ProofBatch,
-        config: PoCConfig | None,
-        chunk: int | None = None,
-    ) -> None:
-        """Record the validation of `batch`, `chunk` nonces at a time; `command` is its ticket.
+    def open_job(self, command: str, batch: ProofBatch, config: PoCConfig | None) -> None:
+        """Record the validation of `batch`; `command` is its ticket.
 
-        `config` says what it is judged by; None takes the current round's, which then must be of
-        the same block. A chunk is as large as a batch of it. Raises `RoundNotInitialized` or
-        `RoundMismatch`.
+        `config` says what it is judged by, and its batch_size is what a worker takes at a time;
+        None takes the current round's, which then must be of the same block. Raises
+        `RoundNotInitialized` or `RoundMismatch`.
         """
         keys = {
             name: self._keys(name, command if KEYS[name].per else "")
@@ -121,11 +115,12 @@ class Rounds:
         }
         while True:
             round_id, judged_by = ("", config) if config else self.current()
+            current = self._current if config else round_id
             refusal = _refusal(batch, judged_by, named=config is not None)
-            size = chunk or (judged_by.batch_size if judged_by else 1)
+            size = judged_by.batch_size if judged_by else 1
             answer = self._call_once(
                 "open_job",
-                self._current,
+                current,
                 keys,
                 command=command,
                 batch=batch.model_dump_json(),
@@ -136,15 +131,16 @@ class Rounds:
                 refusal=refusal and {"error": type(refusal).__name__, "message": str(refusal)},
                 memory_s=self._settings.command_memory_s,
             )
-            if not self._moved(answer):
+            if "moved" not in answer:
                 return
+            self._current = answer["moved"]
 
     def claim(self, worker: str, token: str) -> Claim | None:
         """The next positions for `worker`, or None unless a round is generating.
 
         The caller chooses `token`, so that it can ask again when the answer was lost.
         """
-        answer = self._call(
+        round_id, answer = self._call(
             "claim",
             {},
             token=token,
@@ -157,7 +153,7 @@ class Rounds:
         claim = answer["claim"]
         return Claim(
             token=token,
-            round_id=self._current,
+            round_id=round_id,
             epoch=answer["epoch"],
             config=PoCConfig.model_validate_json(answer["config"]),
             start=int(claim["start"]),
@@ -320,7 +316,7 @@ class Rounds:
             keys["tombstone"] = self._keys("tombstone", tombstone)
         if new := args.get("new_round"):
             keys |= {f"new_{name}": self._keys(name, new) for name in _PER_ROUND}
-        answer = self._call(
+        _, answer = self._call(
             verb,
             keys,
             command=command,
@@ -331,11 +327,12 @@ class Rounds:
         )
         return RoundStatus.of(answer["status"])
 
-    def _call(self, verb: str, keys: Mapping[str, str], **args: Any) -> Any:
-        while True:
-            answer = self._call_once(verb, self._current, keys, **args)
-            if not self._moved(answer):
-                return answer
+    def _call(self, verb: str, keys: Mapping[str, str], **args: Any) -> tuple[str, Any]:
+        """Run `verb` on the current round: which one that was, and the answer."""
+        current = self._current
+        while "moved" in (answer := self._call_once(verb, current, keys, **args)):
+            current = self._current = answer["moved"]
+        return current, answer
 
     def _call_once(self, verb: str, current: str, keys: Mapping[str, str], **args: Any) -> Any:
         own = {name: self._keys(name) for name in ("status", "clock", "endings")}
@@ -344,12 +341,6 @@ class Rounds:
         return self._scripts.call(
             verb, own | dict(keys), round=current, wake=self._keys.wake, **args
         )
-
-    def _moved(self, answer: Any) -> bool:
-        if "moved" not in answer:
-            return False
-        self._current = answer["moved"]
-        return True
 
 
 def _refusal(batch: ProofBatch, config: PoCConfig | None, *, named: bool) -> PoCError | None:

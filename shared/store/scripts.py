@@ -112,28 +112,38 @@ class Bell:
     after every wait, however the wait ended.
     """
 
-    def __init__(self, redis: Client, channel: str) -> None:
-        self._redis, self._channel = redis, channel
+    def __init__(self, redis: Client, channel: str, *topics: str) -> None:
+        """Rings for `topics`, the words that scripts publish; for all of them without any."""
+        self._redis, self._channel, self._topics = redis, channel, topics
         self._pubsub: PubSub | None = None
 
-    def wait(self, timeout: float) -> None:
-        """Return at the next ring, or after `timeout` seconds; at once when newly connected."""
+    def wait(self, timeout: float) -> bool:
+        """Return at the next ring, or after `timeout` seconds; whether it rang.
+
+        When newly connected it returns at once, as if it had rung: what came before is unknown.
+        """
         try:
             if self._pubsub is None:
-                pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-                pubsub.subscribe(self._channel)
-                self._pubsub = pubsub
-                return
+                self._pubsub = self._redis.pubsub()
+                self._pubsub.subscribe(self._channel)
+                # Only when Redis has confirmed it is no ring missed any more.
+                self._pubsub.get_message(timeout=timeout)
+                return True
             deadline = time.monotonic() + timeout
-            while (left := deadline - time.monotonic()) > 0:
-                if self._pubsub.get_message(timeout=left):
-                    break
+            rang = False
+            while not rang and (left := deadline - time.monotonic()) > 0:
+                rang = self._concerns(self._pubsub.get_message(timeout=left))
             # Rings that came together are one.
-            while self._pubsub.get_message(timeout=0):
-                pass
+            while message := self._pubsub.get_message(timeout=0):
+                rang |= self._concerns(message)
         except RedisError:
             self.close()
             time.sleep(min(timeout, 1.0))
+            return False
+        return rang
+
+    def _concerns(self, message: Mapping[str, Any] | None) -> bool:
+        return message is not None and (not self._topics or message["data"] in self._topics)
 
     def close(self) -> None:
         """Give the connection back."""

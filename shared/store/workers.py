@@ -20,13 +20,11 @@ class Workers:
         """Every live worker, by name."""
         with redis_errors():
             names = self._redis.zrange(self._keys("workers"), 0, -1)
-            found = [(name, self._redis.hgetall(self._keys("worker", name))) for name in names]
-        return [WorkerStatus(**fields, name=name) for name, fields in sorted(found) if fields]
-
-    def model(self) -> dict[str, str]:
-        """What the workers of the namespace run; empty without a live worker."""
-        with redis_errors():
-            return dict(self._redis.hgetall(self._keys("model")))
+            with self._redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hgetall(self._keys("worker", name))
+                found = sorted(zip(names, pipe.execute(), strict=True))
+        return [WorkerStatus(**fields, name=name) for name, fields in found if fields]
 
     def leave(self, worker: str) -> None:
         """Show `worker` no more; the last one frees the namespace for another model."""

@@ -58,7 +58,11 @@ def _load_transformers(settings: Settings) -> Engine:
             "and safetensors into this environment"
         ) from error
     return TransformersEngine(
-        settings.model, dtype=settings.dtype, device=settings.device, tile=settings.tile
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        gpu=settings.gpu,
+        tile=settings.tile,
     )
 
 

@@ -51,6 +51,7 @@ class TransformersEngine:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        gpu: str | None = None,
         tile: int | None = None,
     ) -> None:
         """Load `model`, a checkpoint directory or a hub id.
@@ -60,7 +61,7 @@ class TransformersEngine:
         """
         if dtype not in _DTYPES:
             raise EngineError(f"POC_DTYPE={dtype}: must be one of {', '.join(_DTYPES)}")
-        target = _choose_device(device)
+        target = _choose_device(device, gpu)
         directory = checkpoint.find(model)
         config = checkpoint.read_config(directory, "transformers")
         self._model = _load_model(directory, config, dtype, target)
@@ -181,11 +182,12 @@ def _load_model(
             directory,
             config=config,
             dtype=dtype,
+            device_map={"": device},  # straight to it: a large model need not fit in memory first
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-        model = model.to(device).eval().requires_grad_(False)
+        model = model.eval().requires_grad_(False)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise EngineError(
             f"{directory}: the weights do not fit on {device} ({first_line(error)}); "
@@ -207,8 +209,17 @@ def _load_model(
     return loaded
 
 
-def _choose_device(device: str) -> torch.device:
-    """The device that `device` names; auto never picks mps, whose numbers nobody has checked."""
+def _choose_device(device: str, gpu: str | None) -> torch.device:
+    """The device that `device` names; auto never picks mps, whose numbers nobody has checked.
+
+    A process that is pinned to a `gpu` takes that or none: it is the only one it sees.
+    """
+    if gpu is not None and (device == "cpu" or not torch.cuda.is_available()):
+        why = "contradicts POC_DEVICE=cpu" if device == "cpu" else "torch sees no such GPU"
+        raise EngineError(
+            f"POC_GPU={gpu}: {why}; choose one that `nvidia-smi -L` lists, or unset POC_GPU to "
+            "compute without one"
+        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -78,7 +78,23 @@ local function ending(fields)
   ring('endings')
 end
 
--- Queue one frozen callback message. The counters live in the round that it belongs to.
+-- Callbacks are counted by the round they belong to, or, without one, by the namespace.
+-- K.counted is the round's hash; one that has expired must not come back.
+local function count_callback(of, field, by, error)
+  local targets = {}
+  if of == '' then
+    targets[1] = K.callbacks
+  elseif redis.call('EXISTS', K.counted) == 1 then
+    targets[1] = K.counted
+    if redis.call('HGET', K.status, 'round_id') == of then targets[2] = K.status end
+  end
+  for _, key in ipairs(targets) do
+    redis.call('HINCRBY', key, 'callbacks_' .. field, by)
+    if error then redis.call('HSET', key, 'callback_error', error) end
+  end
+end
+
+-- Queue one frozen callback message.
 local function post(message)
   redis.call('XADD', K.outbox, '*',
     'url', message.url, 'body', message.body, 'key', message.key, 'round', message.round,

@@ -24,9 +24,9 @@ local function refresh()
   local checked = number(redis.call('HGET', K.round, 'total_checked'))
   local rate = 0
   if elapsed > 0 then rate = checked * 1000 / elapsed end
-  -- The recent rate looks back over five to ten seconds of generating.
+  -- The recent rate looks back over five to ten seconds of generating, more if batches take more.
   local from_ms, from_checked = number(run.window_ms), number(run.window_checked)
-  if generating - number(run.next_window_ms) >= 5000 then
+  if generating - number(run.next_window_ms) >= 5000 and checked > number(run.next_window_checked) then
     redis.call('HSET', K.run,
       'window_ms', run.next_window_ms or '0', 'window_checked', run.next_window_checked or '0',
       'next_window_ms', int(generating), 'next_window_checked', int(checked))

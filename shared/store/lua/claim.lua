@@ -6,11 +6,16 @@ local run = hash(K.run)
 local function reply(claim)
   return cjson.encode({claim = claim, epoch = run.epoch, config = run.config})
 end
--- A repeat of a claim whose answer was lost on the way.
+local claim
+-- A repeat of a claim whose answer was lost on the way; a change of the round may have freed it.
 local raw = redis.call('HGET', K.claims, A.token)
-if raw then return reply(cjson.decode(raw)) end
+if raw then
+  claim = cjson.decode(raw)
+  hold(K.claims, K.leases, claim)
+  return reply(claim)
+end
 
-local claim = take_expired(K.claims, K.leases)
+claim = take_expired(K.claims, K.leases)
 while claim and claim.attempts >= A.max_attempts do
   count('total_failed', claim.count)
   put('error', 'positions ' .. claim.start .. ' to ' .. int(claim.start + claim.count - 1) ..

@@ -1,7 +1,11 @@
 -- Claim the next chunk of a validation, one of a dead claim first. One that failed too often is
 -- handed out as given up: its job then ends with an error instead of a verdict.
 local raw = redis.call('HGET', K.claims, A.token)
-if raw then return cjson.encode({claim = cjson.decode(raw)}) end
+if raw then
+  local held = cjson.decode(raw)
+  hold(K.claims, K.leases, held)
+  return cjson.encode({claim = held})
+end
 local claim = take_expired(K.claims, K.leases)
 if not claim then
   raw = redis.call('LPOP', K.chunks)

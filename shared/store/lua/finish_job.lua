@@ -9,11 +9,6 @@ redis.call('UNLINK', K.job_dist)
 ending({task = A.job, result = A.result, error = A.error})
 if A.message then
   post(A.message)
-  if K.round and redis.call('EXISTS', K.round) == 1 then
-    redis.call('HINCRBY', K.round, 'callbacks_pending', 1)
-    if redis.call('HGET', K.status, 'round_id') == A.message.round then
-      redis.call('HINCRBY', K.status, 'callbacks_pending', 1)
-    end
-  end
+  count_callback(A.message.round, 'pending', 1)
 end
 return 1

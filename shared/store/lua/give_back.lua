@@ -1,5 +1,4 @@
 -- Give a claim back: unharmed (a shutdown), or with A.error (the engine failed on it).
--- A.pool is the pair of keys that the claim is in.
 local raw = redis.call('HGET', K.claims, A.token)
 if not raw then return 0 end
 local claim = cjson.decode(raw)

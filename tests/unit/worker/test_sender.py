@@ -82,7 +82,7 @@ def test_a_verdict_is_told_as_it_is() -> None:
 
 def test_a_validation_without_a_verdict_tells_the_error_and_what_it_was_about() -> None:
     """No verdict field is there, so nobody can take it for one."""
-    message = validated_message(job(), CouldNotCompute("no finite distance"))
+    message = validated_message(job(), CouldNotCompute("no finite distance"), [2**62])
     assert message
     assert message.url.endswith("/validated")
     assert json.loads(message.body) == {
@@ -93,6 +93,7 @@ def test_a_validation_without_a_verdict_tells_the_error_and_what_it_was_about() 
         "block_height": 7,
         "nonces": [1, 2**62],
         "node_id": 0,
+        "not_computed": [2**62],
     }
 
 

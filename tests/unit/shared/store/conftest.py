@@ -95,6 +95,10 @@ def _of_a_round(redis: Client, keys: Keys, id: str) -> int | None:
     return None if redis.hget(keys("status"), "round_id") == id else DAY
 
 
+def _of_the_current_round(redis: Client, keys: Keys, id: str) -> int | None:
+    return None if redis.hget(keys("status"), "round_id") == id else -1
+
+
 def _of_a_job(redis: Client, keys: Keys, id: str) -> int | None:
     return None if redis.hget(keys("job", id), "state") == "OPEN" else DAY
 
@@ -112,6 +116,7 @@ _LONGEST_LIFE: dict[str, Callable[[Client, Keys, str], int | None]] = {
     "as long as the namespace": _at_most(None),
     "until it is empty": _at_most(None),
     "while its round is current, then POC_KEEP_ROUNDS_S": _of_a_round,
+    "while its round is current": _of_the_current_round,
     "while open, then POC_KEEP_ROUNDS_S": _of_a_job,
     "while its job is open": _of_an_open_job,
     "POC_COMMAND_MEMORY_S": _at_most(DAY),

@@ -22,6 +22,11 @@ def batch_of(config: PoCConfig, *nonces: int, **changes: Any) -> ProofBatch:
     return ProofBatch.of(config, nonces, [0.5] * len(nonces)).model_copy(update=changes)
 
 
+def in_chunks(config: PoCConfig, nonces: int) -> PoCConfig:
+    """A config by which a worker takes so many nonces at a time."""
+    return config.model_copy(update={"batch_size": nonces})
+
+
 def take(store: Store) -> Chunk:
     """The next chunk, which must be there."""
     chunk = store.jobs.claim("w", uuid4().hex)
@@ -38,8 +43,8 @@ def computed(store: Store) -> Computed:
 
 def test_a_batch_is_cut_into_chunks(store: Store, config: PoCConfig) -> None:
     """Any worker takes any of them."""
-    batch = batch_of(config, 7, 5, 3, 1, 0)
-    store.rounds.open_job("j", batch, config, chunk=2)
+    batch, config = batch_of(config, 7, 5, 3, 1, 0), in_chunks(config, 2)
+    store.rounds.open_job("j", batch, config)
     chunks = [take(store) for _ in range(3)]
     assert [chunk.nonces for chunk in chunks] == [(7, 5), (3, 1), (0,)]
     assert {(chunk.job, chunk.given_up, chunk.attempts) for chunk in chunks} == {("j", False, 0)}
@@ -49,7 +54,7 @@ def test_a_batch_is_cut_into_chunks(store: Store, config: PoCConfig) -> None:
 
 def test_the_last_chunk_makes_it_ready(store: Store, config: PoCConfig) -> None:
     """Distances stand in the order of the nonces, whatever order the chunks came in."""
-    store.rounds.open_job("j", batch_of(config, 7, 5, 3), config, chunk=2)
+    store.rounds.open_job("j", batch_of(config, 7, 5, 3), in_chunks(config, 2))
     first, second = take(store), take(store)
     assert store.jobs.commit(second, [0.3], profile="{}") is None
     assert store.jobs.next_computed() is None
@@ -61,7 +66,7 @@ def test_the_last_chunk_makes_it_ready(store: Store, config: PoCConfig) -> None:
 
 
 def test_a_chunk_counts_once(store: Store, config: PoCConfig) -> None:
-    store.rounds.open_job("j", batch_of(config, 1, 2), config, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
     chunk = take(store)
     store.jobs.commit(chunk, [0.1])
     assert store.jobs.commit(chunk, [0.1]) == "its chunk was taken over"
@@ -70,7 +75,7 @@ def test_a_chunk_counts_once(store: Store, config: PoCConfig) -> None:
 
 def test_asking_again_with_a_token_gives_the_same_chunk(store: Store, config: PoCConfig) -> None:
     """The answer was lost on the way."""
-    store.rounds.open_job("j", batch_of(config, 1, 2), config, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
     assert store.jobs.claim("w", "t") == store.jobs.claim("w", "t")
     assert take(store).nonces == (2,)
 
@@ -79,7 +84,7 @@ def test_a_chunk_of_a_dead_worker_goes_first(
     store: Store, config: PoCConfig, advance: Callable[[float], None]
 ) -> None:
     """And says what happened to it."""
-    store.rounds.open_job("j", batch_of(config, 1, 2), config, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
     dead = take(store)
     advance(31)
     again = take(store)
@@ -92,7 +97,7 @@ def test_a_heartbeat_keeps_a_chunk_until_the_deadline(
     store: Store, config: PoCConfig, advance: Callable[[float], None]
 ) -> None:
     """With or without a round."""
-    store.rounds.open_job("j", batch_of(config, 1), config, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1), in_chunks(config, 1))
     chunk = take(store)
     for seconds in (20, 20):
         advance(seconds)
@@ -104,14 +109,14 @@ def test_a_heartbeat_keeps_a_chunk_until_the_deadline(
 
 
 def test_a_chunk_given_back_unharmed_is_no_failure(store: Store, config: PoCConfig) -> None:
-    store.rounds.open_job("j", batch_of(config, 1), config, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1), in_chunks(config, 1))
     store.jobs.give_back(take(store))
     assert (take(store).attempts, store.jobs.claim("w", "t")) == (0, None)
 
 
 def test_a_chunk_that_fails_too_often_is_given_up(store: Store, config: PoCConfig) -> None:
     """The other chunks are not lost; its own nonces have no distance."""
-    store.rounds.open_job("j", batch_of(config, 1, 2, 3), config, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1, 2, 3), in_chunks(config, 1))
     for _ in range(3):
         chunk = take(store)
         assert not chunk.given_up
@@ -128,7 +133,7 @@ def test_a_chunk_that_fails_too_often_is_given_up(store: Store, config: PoCConfi
 
 def test_a_distance_that_could_not_be_computed_stays_one(store: Store, config: PoCConfig) -> None:
     """JSON has no NaN, and an infinity is no better."""
-    store.rounds.open_job("j", batch_of(config, 1, 2, 3), config, chunk=3)
+    store.rounds.open_job("j", batch_of(config, 1, 2, 3), in_chunks(config, 3))
     store.jobs.commit(take(store), [nan, 0.1 + 0.2, float("inf")])
     first, second, third = computed(store).dist
     assert isnan(first)
@@ -138,20 +143,20 @@ def test_a_distance_that_could_not_be_computed_stays_one(store: Store, config: P
 
 def test_an_empty_batch_is_ready_at_once(store: Store, config: PoCConfig) -> None:
     """There is nothing to compute, and still a verdict."""
-    store.rounds.open_job("j", batch_of(config), config, chunk=4)
+    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
     assert store.jobs.claim("w", "t") is None
     assert computed(store).dist == []
 
 
 def test_the_largest_nonces_survive(store: Store, config: PoCConfig) -> None:
     """A Lua number would round them."""
-    store.rounds.open_job("j", batch_of(config, MAX_NONCE, MAX_NONCE - 1), config, chunk=2)
+    store.rounds.open_job("j", batch_of(config, MAX_NONCE, MAX_NONCE - 1), in_chunks(config, 2))
     assert take(store).nonces == (MAX_NONCE, MAX_NONCE - 1)
 
 
 def test_a_validation_ends_once(store: Store, config: PoCConfig) -> None:
     """Given two workers that judged it, then one end and one callback are told."""
-    store.rounds.open_job("j", batch_of(config), config, chunk=4)
+    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
     job = computed(store)
     message = Message("http://c/validated", "{}", "j", "", 60)
     store.jobs.finish(job, result="{}", message=message)
@@ -168,7 +173,7 @@ def test_a_validation_ends_once(store: Store, config: PoCConfig) -> None:
 
 def test_a_validation_may_end_with_an_error(store: Store, config: PoCConfig) -> None:
     """A verdict would accuse without a reason."""
-    store.rounds.open_job("j", batch_of(config), config, chunk=4)
+    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
     store.jobs.finish(computed(store), error=CouldNotCompute("2 of 3 nonces"))
     ending = store.endings.next()
     assert ending
@@ -180,7 +185,7 @@ def test_what_comes_after_the_end_changes_nothing(
     store: Store, redis: Client, keys: Keys, config: PoCConfig
 ) -> None:
     """A late chunk is refused, one that waits is skipped."""
-    store.rounds.open_job("j", batch_of(config, 1, 2), config, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
     late = take(store)
     ended = Computed("j", "", late.batch, config, [], "", "")
     store.jobs.finish(ended, error=CouldNotCompute("given up"))
@@ -194,7 +199,7 @@ def test_an_ended_validation_expires(
 ) -> None:
     """Its batch goes at once."""
     store = new_store(keep_rounds_s=50)
-    store.rounds.open_job("j", batch_of(config), config, chunk=4)
+    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
     store.jobs.finish(computed(store), result="{}")
     assert 0 < redis.ttl(keys("job", "j")) <= 50
     assert not redis.hexists(keys("job", "j"), "batch")
@@ -205,14 +210,14 @@ def test_a_verdict_without_its_validation_is_skipped(
 ) -> None:
     """It must not hold up those behind it."""
     redis.rpush(keys("verdicts"), "gone")
-    store.rounds.open_job("j", batch_of(config), config, chunk=4)
+    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
     assert computed(store).id == "j"
 
 
 def test_it_never_touches_the_round(store: Store, config: PoCConfig) -> None:
     """From its begin to its end."""
     before = store.rounds.generate("g", config)
-    store.rounds.open_job("j", batch_of(config, 1, 2), config, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
     for _ in range(2):
         store.jobs.commit(take(store), [0.5])
     store.jobs.finish(computed(store), result="{}")
@@ -223,7 +228,7 @@ def test_it_never_touches_the_round(store: Store, config: PoCConfig) -> None:
 def test_it_outlives_its_round(store: Store, config: PoCConfig, verb: str) -> None:
     """It took what it needs with it."""
     store.rounds.init("i", config, round_id="r1")
-    store.rounds.open_job("j", batch_of(config, 1), None, chunk=1)
+    store.rounds.open_job("j", batch_of(config, 1), None)
     if verb == "init":
         store.rounds.init("i2", config.model_copy(update={"block_hash": "other"}))
     else:
@@ -238,7 +243,7 @@ def test_it_outlives_its_round(store: Store, config: PoCConfig, verb: str) -> No
 def test_its_callback_counts_in_its_round(store: Store, config: PoCConfig) -> None:
     """Also when that round is no longer the current one, which does not count it then."""
     store.rounds.init("i1", config, round_id="r1")
-    store.rounds.open_job("j", batch_of(config), None, chunk=1)
+    store.rounds.open_job("j", batch_of(config), None)
     store.rounds.init("i2", config, round_id="r2")
     message = Message("http://c/validated", "{}", "j", "r1", 60)
     store.jobs.finish(computed(store), result="{}", message=message)
@@ -250,9 +255,9 @@ def test_opening_it_twice_opens_one(store: Store, config: PoCConfig) -> None:
     """Also when the round that judges it has changed meanwhile."""
     store.rounds.init("i1", config)
     batch = batch_of(config, 1)
-    store.rounds.open_job("j", batch, None, chunk=1)
+    store.rounds.open_job("j", batch, None)
     store.rounds.init("i2", config.model_copy(update={"block_hash": "other"}))
-    store.rounds.open_job("j", batch, None, chunk=1)
+    store.rounds.open_job("j", batch, None)
     take(store)
     assert store.jobs.claim("w", "t") is None
 
@@ -262,7 +267,7 @@ class TestWhatIsRefused:
 
     def test_a_batch_without_config_or_round(self, store: Store, config: PoCConfig) -> None:
         with pytest.raises(RoundNotInitialized, match=r"^Round not initialized$"):
-            store.rounds.open_job("j", batch_of(config, 1), None, chunk=1)
+            store.rounds.open_job("j", batch_of(config, 1), None)
 
     @pytest.mark.parametrize(
         ("beside", "of"), [(True, "the config beside it"), (False, "the current round")]
@@ -274,23 +279,23 @@ class TestWhatIsRefused:
         store.rounds.init("i", config)
         batch = batch_of(config, 1, block_hash="other")
         with pytest.raises(RoundMismatch, match=f"of block other, {of} is of block b10c"):
-            store.rounds.open_job("j", batch, config if beside else None, chunk=1)
+            store.rounds.open_job("j", batch, config if beside else None)
         assert store.jobs.progress() == {}
 
     def test_nonces_that_are_not_the_submitters(self, store: Store, config: PoCConfig) -> None:
         """Given a network of three, when node 1 submits what node 2 owns, then it is named."""
         config = config.model_copy(update={"node_id": 1, "node_count": 3})
         with pytest.raises(RoundMismatch, match=r"1 of 2 nonces are not of node 1 of 3.* 5$"):
-            store.rounds.open_job("j", batch_of(config, 4, 5), config, chunk=1)
+            store.rounds.open_job("j", batch_of(config, 4, 5), in_chunks(config, 1))
 
     def test_a_submitter_that_the_network_does_not_have(
         self, store: Store, config: PoCConfig
     ) -> None:
         config = config.model_copy(update={"node_count": 3})
         with pytest.raises(RoundMismatch, match=r"node_id 3 is not in \[0, 3\)"):
-            store.rounds.open_job("j", batch_of(config, 3, node_id=3), config, chunk=1)
+            store.rounds.open_job("j", batch_of(config, 3, node_id=3), in_chunks(config, 1))
 
     def test_a_network_of_one_owns_every_nonce(self, store: Store, config: PoCConfig) -> None:
         """Then the submitter's number says nothing."""
-        store.rounds.open_job("j", batch_of(config, 1, 2, node_id=9), config, chunk=4)
+        store.rounds.open_job("j", batch_of(config, 1, 2, node_id=9), in_chunks(config, 4))
         assert take(store).nonces == (1, 2)

@@ -541,15 +541,29 @@ class TestTime:
     def test_the_recent_rate_forgets_what_was_long_ago(
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
-        """Given a batch and then nothing for long, the overall rate remembers, the recent not."""
+        """Given fast batches and then slow ones, the overall rate remembers, the recent not."""
         store.rounds.generate("g", config)
-        commit(store, take(store))
-        for _ in range(4):
-            advance(6)
-            store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [])
+        for seconds in [1] * 20 + [20] * 4:
+            for _ in range(seconds):
+                advance(1)
+                store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [])
+            commit(store, take(store))
         now = status(store)
-        assert now.rate_per_second > 0
-        assert now.recent_rate_per_second == 0
+        assert now.rate_per_second == pytest.approx(4 * 24 / 100, rel=0.01)
+        # Four nonces in 20 s, over the last two batches.
+        assert now.recent_rate_per_second == pytest.approx(0.2, rel=0.05)
+
+    def test_the_recent_rate_sinks_while_nothing_is_computed(
+        self, store: Store, config: PoCConfig, advance: Callable[[float], None]
+    ) -> None:
+        """A device that hangs is seen."""
+        store.rounds.generate("g", config)
+        for _ in range(20):
+            advance(1)
+            commit(store, take(store))
+        advance(100)
+        store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [])
+        assert status(store).recent_rate_per_second < 0.4
 
     def test_a_clock_that_steps_back_stands_still(
         self, store: Store, config: PoCConfig, redis: Client, keys: Keys

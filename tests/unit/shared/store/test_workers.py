@@ -21,9 +21,9 @@ def names(store: Store) -> list[str]:
     return [worker.name for worker in store.workers.listing()]
 
 
-def test_nobody_lives_before_the_first_heartbeat(store: Store) -> None:
+def test_nobody_lives_before_the_first_heartbeat(store: Store, redis: Client, keys: Keys) -> None:
     assert store.workers.listing() == []
-    assert store.workers.model() == {}
+    assert redis.hgetall(keys("model")) == {}
 
 
 def test_a_heartbeat_shows_a_worker(store: Store) -> None:
@@ -53,26 +53,28 @@ def test_a_silent_worker_is_shown_no_more(
     assert redis.zrange(keys("workers"), 0, -1) == ["live"]
 
 
-def test_the_first_worker_says_which_model(store: Store) -> None:
+def test_the_first_worker_says_which_model(store: Store, redis: Client, keys: Keys) -> None:
     """Another model is refused with the one that is wanted; the refused one is not shown."""
     beat(store, "first", "one")
     with pytest.raises(ModelMismatch, match=r"^one$"):
         beat(store, "second", "two")
     beat(store, "third", "one")
-    assert store.workers.model() == {"fingerprint": "one", "model": "m"}
+    assert redis.hgetall(keys("model")) == {"fingerprint": "one", "model": "m"}
     assert names(store) == ["first", "third"]
 
 
-def test_a_pinned_model_is_the_only_one(new_store: Callable[..., Store]) -> None:
+def test_a_pinned_model_is_the_only_one(
+    new_store: Callable[..., Store], redis: Client, keys: Keys
+) -> None:
     """Also for the first worker."""
     store = new_store(model_fingerprint="pinned")
     with pytest.raises(ModelMismatch, match=r"^pinned$"):
         beat(store, fingerprint="other")
-    assert store.workers.model() == {}
+    assert redis.hgetall(keys("model")) == {}
     beat(store, fingerprint="pinned")
 
 
-def test_the_last_worker_to_leave_frees_the_model(store: Store) -> None:
+def test_the_last_worker_to_leave_frees_the_model(store: Store, redis: Client, keys: Keys) -> None:
     """Not one before it."""
     beat(store, "a", "one")
     beat(store, "b", "one")
@@ -82,7 +84,7 @@ def test_the_last_worker_to_leave_frees_the_model(store: Store) -> None:
     store.workers.leave("b")
     assert names(store) == []
     beat(store, "c", "two")
-    assert store.workers.model()["fingerprint"] == "two"
+    assert redis.hgetall(keys("model"))["fingerprint"] == "two"
 
 
 def test_the_model_outlives_its_workers_for_their_life_only(
