@@ -12,6 +12,7 @@ route but /livez answers 503, and recovers by itself.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from shared.config import PoCState, RoundId
-from shared.errors import StoreUnavailable
+from shared.errors import ConfigError, StoreUnavailable
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
 from shared.store import Store
@@ -183,14 +184,24 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
 
 
 def serve(settings: Settings) -> None:
-    """Answer on `settings.api_host` and `api_port` (0: any free one) until SIGINT or SIGTERM."""
-    uvicorn.run(
+    """Answer on `settings.api_host` and `api_port` (0: any free one) until SIGINT or SIGTERM.
+
+    Raises `ConfigError` if it can't listen there.
+    """
+    try:
+        listener = socket.create_server((settings.api_host, settings.api_port))
+    except OSError as error:
+        raise ConfigError(
+            f"POC_API_PORT={settings.api_port}: can't listen on {settings.api_host} "
+            f"({error.strerror}); choose another port or POC_API_HOST"
+        ) from None
+    config = uvicorn.Config(
         create_app(settings),
-        host=settings.api_host,
-        port=settings.api_port,
         log_level=settings.log_level.lower(),
         access_log=settings.log_level == "DEBUG",  # pollers come every second
     )
+    with listener:
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _kept(status: RoundStatus | None, round_id: str | None) -> RoundStatus:

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from shared import requests
 from shared.broker import celery_app
@@ -170,6 +170,13 @@ class Ticket(Generic[Answer]):
                 if trouble:
                     log.info("Redis is back")
                 trouble = None
+            except ResponseError as error:
+                # Redis is there and refuses; its subclasses (read-only, loading) pass.
+                if type(error) is ResponseError:
+                    raise StoreUnavailable(
+                        f"Redis at {self._settings.safe_redis_url}: {error}"
+                    ) from None
+                trouble = error
             except _AWAY as error:
                 if not trouble:
                     log.warning("Redis at %s: %s; retrying", self._settings.safe_redis_url, error)

@@ -14,7 +14,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field, Json, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    Json,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -30,6 +37,29 @@ PREFIX = "POC_"
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
+#: What of a Redis URL lies behind its user and password.
+_REDIS_PLACE = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/?\[\]\s]+)(:(?P<port>\d{1,5}))?(/(?P<db>\d*))?(\?(?P<query>.*))?"
+)
+_REDIS_OPTIONS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+
+
+def _redis_url(url: str) -> str:
+    """What its three users (broker, results, store) would each trip over in their own way."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("redis", "rediss"):
+        raise ValueError("must begin with redis:// or rediss://")
+    place = _REDIS_PLACE.fullmatch(rest.rpartition("@")[2])
+    if place is None or int(place["port"] or 0) > 65535:
+        raise ValueError("must be redis://host:port/number-of-a-database")
+    names = {pair.partition("=")[0] for pair in (place["query"] or "").split("&") if pair}
+    if unknown := sorted(names - _REDIS_OPTIONS):
+        raise ValueError(
+            f"unknown option {unknown[0]}; possible are {', '.join(sorted(_REDIS_OPTIONS))}"
+        )
+    return url
+
+
 class Settings(BaseSettings):
     """What an operator can set. Field descriptions are what `poc doctor` and the docs show.
 
@@ -40,10 +70,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
-    redis_url: str = Field(
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         "redis://127.0.0.1:6379/0",
         description="Redis that holds broker, results and rounds: redis:// or rediss://",
-        pattern=r"^rediss?://",
     )
     namespace: Namespace = Field(
         "default",
@@ -131,7 +160,9 @@ class Settings(BaseSettings):
     api_host: str = Field("127.0.0.1", description="address that the status API listens on")
     api_port: int = Field(8080, ge=0, le=65535, description="port of the status API")
     log_level: str = Field(
-        "INFO", description="log level", pattern=r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$"
+        "INFO",
+        description="DEBUG, INFO, WARNING, ERROR or CRITICAL",
+        pattern=r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$",
     )
 
     @classmethod
@@ -217,7 +248,7 @@ def _sentence(error: ErrorDetails) -> str:
         # The pattern itself helps nobody; the description says what is allowed.
         wrong = f"not allowed; it is {field.description}"
     else:
-        wrong = error["msg"].replace("Input should", "should")
+        wrong = error["msg"].replace("Input should", "should").removeprefix("Value error, ")
         wrong += "" if field.default is None else f"; the default is {field.default}"
     return f"{_variable(name)}={_hide_passwords(repr(error['input']))}: {wrong}"
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.config import PoCConfig, PoCState
 
@@ -23,6 +24,11 @@ _FROM_CONFIG = (
     "strong_rng",
     "submit_margin",
 )
+
+
+def _from_json(value: Any) -> Any:
+    """A hash holds it as JSON, or as nothing yet."""
+    return json.loads(value or "{}") if isinstance(value, str) else value
 
 
 class RoundStatus(BaseModel):
@@ -64,8 +70,8 @@ class RoundStatus(BaseModel):
     callbacks_refused: int = 0
     callback_error: str = ""
     error: str = ""
-    #: What computed the distances, as JSON: model fingerprint, engine, dtype, tile, ...
-    profile: str = ""
+    #: What computed the newest distances: model fingerprint, engine, dtype, tile, ...
+    profile: Annotated[dict[str, str], BeforeValidator(_from_json)] = Field(default_factory=dict)
     #: The newest valid nonces, oldest first, and their distances.
     valid_nonces: list[int] = Field(default_factory=list)
     valid_distances: list[float] = Field(default_factory=list)

@@ -77,6 +77,7 @@ def run_worker(settings: Settings) -> int:
     worker = app.Worker(
         hostname=worker_name(settings),
         loglevel=settings.log_level,
+        quiet=True,  # our own lines say what it is
         without_gossip=True,
         without_mingle=True,
     )

@@ -65,6 +65,28 @@ def spawn(
         )
 
 
+@contextlib.contextmanager
+def vanishing_directory(prefix: str) -> Iterator[Path]:
+    """A temporary directory that is removed when the block ends, or this process, however.
+
+    A shell in a session of its own waits for the end of a pipe that only this process holds.
+    """
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
+    # A second for what else is killed with us to be gone.
+    script = 'cat >/dev/null; rm -rf -- "$0" || { sleep 1; rm -rf -- "$0"; }'
+    janitor = subprocess.Popen(
+        ["/bin/sh", "-c", script, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield directory
+    finally:
+        janitor.communicate()  # closes the pipe, and waits
+
+
 def end(process: subprocess.Popen[bytes], timeout: float = 10.0) -> int:
     """End `process` and wait: SIGTERM, after `timeout` seconds SIGKILL. Returns its exit status."""
     if process.poll() is None:

@@ -11,11 +11,10 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import PoCError
 from shared.settings import PREFIX, Settings, load_settings
 from shared.status import NodeStatus, RoundStatus
-from worker.children import end, spawn
+from worker.children import end, spawn, vanishing_directory
 from worker.cli.show import node_view, out, verdict_table
 from worker.embedded import HOST, EmbeddedRedis
 from worker.make_model import make_model
@@ -52,11 +51,14 @@ def run(seconds: float = 20.0) -> int:
     """Run the demonstration with `seconds` of generating; 0 if all went as it must, else 1."""
     _end_like_ctrl_c()
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="poc-demo-")))
+        directory = stack.enter_context(vanishing_directory("poc-demo-"))
         try:
             return _run(seconds, directory, stack)
         except PoCError:
             _show_logs(directory)
+            raise
+        except KeyboardInterrupt:
+            _say("ending what was started; this takes some seconds")
             raise
 
 
@@ -141,11 +143,15 @@ def _validate(
 def _watch(api: _Api, seconds: float) -> None:
     """Show the round as its pollers see it."""
     until = time.monotonic() + seconds
-    with Live(console=out, auto_refresh=False) as live:
+    status = api.status()
+    with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while (left := until - time.monotonic()) > 0:
             status = api.status()
-            live.update(node_view(status, status.workers), refresh=True)
+            if live:
+                live.update(node_view(status, status.workers), refresh=True)
             time.sleep(min(left, 0.5))
+    if not live:  # a log has no use for a view that moves
+        out.print(node_view(status, status.workers))
 
 
 # The processes.

@@ -7,13 +7,9 @@ that it can be killed and started again on the same port with the same data.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
-import weakref
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +17,7 @@ from typing import Self
 import redis
 
 from shared.errors import ConfigError, StoreUnavailable
-from worker.children import end, spawn
+from worker.children import end, spawn, vanishing_directory
 
 HOST = "127.0.0.1"
 #: Seconds that a server may take until it answers; loading a large append-only file counts.
@@ -49,13 +45,10 @@ class EmbeddedRedis:
         self._aof = aof
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
-        self._remove_dir: Callable[[], object] | None = None
+        self._temporary = contextlib.ExitStack()
         if data_dir is None:
-            self.data_dir = Path(tempfile.mkdtemp(prefix="poc-redis-"))
-            # Also runs when the interpreter exits without `stop`.
-            self._remove_dir = weakref.finalize(self, _remove, self.data_dir)
-        else:
-            self.data_dir = Path(data_dir).resolve()
+            data_dir = self._temporary.enter_context(vanishing_directory("poc-redis-"))
+        self.data_dir = Path(data_dir).resolve()
 
     @property
     def port(self) -> int:
@@ -108,8 +101,7 @@ class EmbeddedRedis:
         if self._process is not None:
             end(self._process, timeout)
             self._process = None
-        if self._remove_dir is not None:
-            self._remove_dir()
+        self._temporary.close()
 
     def kill(self) -> None:
         """Kill the server as a crash would; the data directory stays for the next `start`."""
@@ -215,7 +207,3 @@ def _answers(port: int, pid: int) -> bool:
             return int(client.info("server")["process_id"]) == pid
         except redis.RedisError:  # not up, still loading, or no Redis at all
             return False
-
-
-def _remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)

@@ -83,6 +83,8 @@ def make_model(
     directory.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # it would be over before it is seen
     model.save_pretrained(directory)
+    for file in directory.iterdir():  # safetensors are written for their owner alone
+        file.chmod(0o644)
     return directory
 
 

@@ -146,7 +146,7 @@ class _Survivor:
     def _set_aside(self, item: bytes, error: Exception) -> None:
         log.warning(
             "kept %d bytes that are not a task message in %r: %s; they begin with %r. Look at them "
-            "with LRANGE %s 0 -1 and mend what sends them: see the wire contract for the message",
+            "with LRANGE %s 0 -1 and mend what sends them: the README shows a whole message",
             len(item),
             self.dead_letter_key,
             _sentence(error),

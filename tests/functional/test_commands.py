@@ -128,19 +128,19 @@ def test_an_empty_batch(poc: Poc, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("status", "args", "message"),
     [
-        (["init", *CONFIG[:-1], "--r-target=3"], "config.r_target: Input should be less than"),
-        (["init", *CONFIG[:-1]], "a round's config lacks --r-target"),
-        (["init", *CONFIG, "--seq-len=1025"], "seq_len=1025: the model computes at most 1024"),
-        (["generate", "--round-id=another"], "another"),
-        (["validate", "--batch=/nowhere"], "/nowhere: can't be read: No such file"),
+        (2, ["init", *CONFIG[:-1], "--r-target=3"], "config.r_target: Input should be less than"),
+        (2, ["init", *CONFIG[:-1]], "a round's config lacks --r-target"),
+        (2, ["init", *CONFIG, "--seq-len=1025"], "seq_len=1025: the model computes at most 1024"),
+        (1, ["generate", "--round-id=another"], "another"),
+        (2, ["validate", "--batch=/nowhere"], "/nowhere: can't be read: No such file"),
     ],
 )
-def test_a_refusal(args: list[str], message: str, poc: Poc) -> None:
-    """One line on stderr, whether the command or the worker refuses, and exit status 1."""
+def test_a_refusal(status: int, args: list[str], message: str, poc: Poc) -> None:
+    """One line on stderr, by the command or the worker; status 2 for what was asked wrongly."""
     done = poc(*args)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (status, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert message in line

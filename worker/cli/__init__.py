@@ -10,7 +10,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from shared.errors import ConfigError, PoCError, StoreUnavailable
+from shared.errors import (
+    ConfigError,
+    InvalidRequest,
+    PoCError,
+    RoundInProgress,
+    RoundNotInitialized,
+    StoreUnavailable,
+)
 from worker.cli import processes, rounds
 
 __all__ = ["app", "main"]
@@ -45,18 +52,33 @@ def _poc(
 
     An option that is a setting can be a variable too: --redis-url is POC_REDIS_URL.
 
-    Exit status: 0 done, 1 refused or failed, 2 wrong options or settings, 3 fraud.
+    Exit status: 0 done, 1 refused or failed, 2 wrong options, settings or files, 3 fraud.
     """
 
 
 _WORK, _ROUNDS, _TOOLS = "Processes", "Rounds", "Tools"
 for _panel, _commands in {
     _WORK: (processes.worker, processes.api, processes.callbacks),
-    _ROUNDS: (rounds.init, rounds.generate, rounds.validate, rounds.stop, rounds.status),
+    _ROUNDS: (
+        rounds.init,
+        rounds.generate,
+        rounds.validate,
+        rounds.stop,
+        rounds.status,
+        rounds.proofs,
+    ),
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+
+
+#: What to do about an error, in words of this command line.
+_HINTS: dict[type[PoCError], str] = {
+    RoundInProgress: "; `poc stop` ends it, --replace puts the new one in its place",
+    RoundNotInitialized: "; give a config, see `poc generate --help`",
+    StoreUnavailable: "; `poc doctor` looks into it",
+}
 
 
 def main() -> None:
@@ -64,7 +86,6 @@ def main() -> None:
     try:
         app(prog_name="poc")
     except PoCError as error:
-        hint = "; `poc doctor` looks into it" if isinstance(error, StoreUnavailable) else ""
-        line = f"[bold red]error:[/] {escape(str(error))}{hint}"
+        line = f"[bold red]error:[/] {escape(str(error))}{_HINTS.get(type(error), '')}"
         Console(stderr=True).print(line, soft_wrap=True, highlight=False)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(2 if isinstance(error, ConfigError | InvalidRequest) else 1)

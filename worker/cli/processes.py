@@ -193,6 +193,6 @@ def _redis(settings: Settings, embedded: bool) -> Iterator[Settings]:
     from worker.embedded import EmbeddedRedis
 
     with EmbeddedRedis() as server:
-        show.news.print(f"Redis runs at {server.url}. In another terminal:", soft_wrap=True)
+        show.news.print("Redis runs. In another terminal:", soft_wrap=True)
         show.news.print(f"  export POC_REDIS_URL={server.url}", soft_wrap=True)
         yield settings.model_copy(update={"redis_url": server.url})

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.live import Live
 
-from shared.errors import InvalidRequest, StoreUnavailable
+from shared.data import MAX_PROOF_NONCES, ProofBatch
+from shared.errors import InvalidRequest, RoundMismatch, RoundNotInitialized, StoreUnavailable
 from shared.settings import Settings
 from shared.status import RoundStatus, WorkerStatus
+from shared.transitions import MESSAGES
 from worker.cli import show
 from worker.cli.options import (
     Json,
@@ -87,6 +89,7 @@ def generate(
         else:
             show.out.print(f"generating, task {ticket.id}. Watch: poc status --watch")
         return
+    show.news.print(f"generating, task {ticket.id}; waiting for the end of the round")
     with _goes_on("the round", "`poc stop` ends it"), show.following_round() as progress:
         status = ticket.wait(on_progress=progress.update)
     _print_status(status, as_json)
@@ -151,7 +154,7 @@ def stop(
 def status(
     settings: Settings,
     round_id: Annotated[
-        str | None, typer.Option("--round", help="A round that is kept, not the current one.")
+        str | None, typer.Option(help="A round that is kept, not the current one.")
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Again each second, until Ctrl-C.")
@@ -175,10 +178,41 @@ def status(
             show.out.print(show.node_view(*seen))
 
 
+@_client
+def proofs(
+    settings: Settings,
+    round_id: Annotated[str | None, typer.Option(help="A round that is kept.")] = None,
+    start: Annotated[int, typer.Option(min=0, help="Valid nonces to leave out.")] = 0,
+    count: Annotated[
+        int, typer.Option(min=1, max=MAX_PROOF_NONCES, help="Valid nonces at most.")
+    ] = MAX_PROOF_NONCES,
+) -> None:
+    """Print a round's valid nonces as the batch that `poc validate` takes.
+
+    poc proofs > proofs.json
+    """
+    from shared.store import Store
+
+    with closing(Store(settings)) as store:
+        found, _ = _look(store, round_id)
+        if not found.round_id:
+            raise RoundNotInitialized(MESSAGES[RoundNotInitialized])
+        nonces, dist = store.rounds.found(found.round_id, start, count)
+    batch = ProofBatch(
+        public_key=found.public_key,
+        block_hash=found.block_hash,
+        block_height=found.block_height,
+        nonces=nonces,
+        dist=dist,
+        node_id=found.node_id,
+    )
+    typer.echo(batch.model_dump_json())
+
+
 def _look(store: Store, round_id: str | None) -> tuple[RoundStatus, list[WorkerStatus]]:
     found = store.rounds.status(round_id, newest=NEWEST)
     if found is None:
-        raise InvalidRequest(f"no round {round_id} is kept; `poc status` shows the current one")
+        raise RoundMismatch(f"no round {round_id} is kept; `poc status` shows the current one")
     return found, store.workers.listing()
 
 

@@ -11,6 +11,7 @@ from typing import cast
 
 from shared.errors import EngineError
 from shared.settings import Settings
+from worker.engines import checkpoint
 from worker.engines.base import Engine, EngineInfo, Job, JobCancelled, Pending
 
 __all__ = ["Engine", "EngineInfo", "Job", "JobCancelled", "Pending", "load_engine"]
@@ -50,6 +51,7 @@ def _load_vllm(settings: Settings) -> Engine:
 
 
 def _load_transformers(settings: Settings) -> Engine:
+    checkpoint.find(settings.model)  # before torch is imported, which takes seconds
     try:
         from worker.engines.transformers_engine import TransformersEngine
     except ImportError as error:

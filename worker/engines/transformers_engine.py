@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from shared.errors import EngineError
 from worker import gpu_random
@@ -177,6 +178,7 @@ def _load_model(
 ) -> PreTrainedModel:
     """The model in `directory`, ready to compute on `device`."""
     checkpoint.weight_files(directory)  # its messages say more than the library's
+    disable_progress_bar()  # of no use in a log
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,

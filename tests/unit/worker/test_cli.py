@@ -113,7 +113,7 @@ def test_an_embedded_redis_and_a_named_one_exclude_each_other(poc: Poc) -> None:
 @pytest.mark.parametrize("command", ["init", "generate", "validate"])
 def test_what_a_config_lacks_is_named_by_option(poc: Poc, command: str) -> None:
     """All of it at once."""
-    error = error_of(poc(command, "--block-hash", "b", "--public-key", "k"), 1)
+    error = error_of(poc(command, "--block-hash", "b", "--public-key", "k"), 2)
     assert "lacks --block-height, --r-target;" in error
 
 
@@ -138,7 +138,7 @@ def test_bad_input_is_told_before_anything_is_sent(
     for name, text in {"text": "hello", "list": "[]", "empty": "{}"}.items():
         (tmp_path / name).write_text(text)
     placed = [arg.replace("HERE", str(tmp_path)) for arg in args]
-    assert says in error_of(poc(*placed), 1)
+    assert says in error_of(poc(*placed), 2)
 
 
 def test_a_redis_that_is_away_is_told(poc: Poc) -> None:
@@ -209,7 +209,7 @@ def test_the_status_of_a_round(poc: Poc, settings: Settings) -> None:
     store.close()
     assert "[b] at 1" in poc("status").out
     assert json.loads(poc("status", "--json").out)["round"]["round_id"] == "r1"
-    assert "no round r2 is kept" in error_of(poc("status", "--round", "r2"), 1)
+    assert "no round r2 is kept" in error_of(poc("status", "--round-id", "r2"), 1)
 
 
 @functional

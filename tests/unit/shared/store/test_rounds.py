@@ -427,10 +427,12 @@ class TestCommits:
     def test_failed_nonces_and_errors_are_shown(self, store: Store, config: PoCConfig) -> None:
         """Three of four had a finite distance."""
         store.rounds.generate("g", config)
-        store.rounds.commit(take(store), 3, [], failed=1, error="nonce 2: nan", profile="{}")
+        store.rounds.commit(
+            take(store), 3, [], failed=1, error="nonce 2: nan", profile='{"tile": "8"}'
+        )
         now = status(store)
         assert (now.total_checked, now.total_failed) == (3, 1)
-        assert (now.error, now.profile) == ("nonce 2: nan", "{}")
+        assert (now.error, now.profile) == ("nonce 2: nan", {"tile": "8"})
 
     def test_a_commit_posts_its_callback(self, store: Store, config: PoCConfig) -> None:
         """In the same script, so that neither is without the other."""
