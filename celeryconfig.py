@@ -22,8 +22,8 @@ worker_prefetch_multiplier = 1
 
 # STARTED would be written by the worker after the loop may already have written the end.
 task_track_started = False
-# A result names its task and arguments: whoever finds one later knows what was asked.
-result_extended = True
+# A result holds the answer alone: arguments may be megabytes, and Flower has them from events.
+result_extended = False
 # Flower shows tasks from their first moment, also those that no worker has taken yet.
 worker_send_task_events = True
 task_send_sent_event = True
@@ -39,6 +39,8 @@ worker_redirect_stdouts = False
 broker_connection_retry = True
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+# So does one that refuses for a while: read-only in a fail-over, or out of memory.
+broker_channel_error_retry = True
 broker_transport_options = {
     # Only a message that was popped and never acknowledged waits for this; ours are at once.
     "visibility_timeout": 3600,

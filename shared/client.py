@@ -135,6 +135,7 @@ class Ticket(Generic[Answer]):
         self._name, self._kwargs = name, kwargs
         self._resend_s = RESEND_S[0]
         self._send_at = 0.0
+        self._accepted = False
         self._began = time.time()
 
     def wait_accepted(self, timeout: float | None = None) -> None:
@@ -165,7 +166,9 @@ class Ticket(Generic[Answer]):
             try:
                 meta = self._app.backend.get_task_meta(self.id, cache=False)
                 state, result = meta["status"], meta["result"]
-                if state == "PENDING":
+                if state != "PENDING":
+                    self._accepted = True
+                else:
                     self._send_when_due()
                 if trouble:
                     log.info("Redis is back")
@@ -200,8 +203,12 @@ class Ticket(Generic[Answer]):
             raise NoAnswer(f"{self._name} {self.id}: its result is gone, or no worker ever took it")
         if time.monotonic() < self._send_at:
             return
+        kwargs = self._kwargs
+        if self._accepted:
+            # Redis forgot it. It may begin again, but must not replace what came since.
+            kwargs = {name: value for name, value in kwargs.items() if name != "replace"}
         # Not `send_task`, which subscribes to the result as well: nobody would read that.
-        message = self._app.amqp.create_task_message(self.id, self._name, kwargs=self._kwargs)
+        message = self._app.amqp.create_task_message(self.id, self._name, kwargs=kwargs)
         with self._app.producer_or_acquire() as producer:
             self._app.amqp.send_task_message(
                 producer,

@@ -48,6 +48,8 @@ class PoCState(StrEnum):
 
 
 def _http_url(url: str) -> str:
+    if not url.isprintable() or " " in url:
+        raise ValueError("a URL has no blanks and no control characters; write them as %20, ...")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise ValueError("only http:// and https:// can receive callbacks")
@@ -56,6 +58,10 @@ def _http_url(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("a callback URL takes no query and no fragment: a path is put behind it")
     _ = parts.port  # raises ValueError when it is not a port
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{parts.hostname[:80]!r} can't be the name of a host") from None
     return url.rstrip("/")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> Celery:
         **app.conf.broker_transport_options,
         "dead_letter_key": Keys(settings.namespace)("dead_letters"),
     }
+    app.signalled = threading.Event()
     app.node = Node(settings, on_failure=_end_process)
     app.steps["worker"].add(NodeStep)
     tasks.register(app, app.node)
@@ -66,6 +68,7 @@ def create_app(settings: Settings) -> Celery:
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def close(**_: Any) -> None:
         # Celery only takes a note of a signal: a worker that waits for Redis has to be told.
+        app.signalled.set()
         app.node.closing.set()
 
     return app
@@ -82,6 +85,8 @@ def run_worker(settings: Settings) -> int:
         without_mingle=True,
     )
     worker.start()
+    if worker.exitcode != FAILED and app.signalled.is_set():
+        return 0  # Celery gives 1 after SIGINT, as after a crash
     return int(worker.exitcode or 0)
 
 

@@ -54,22 +54,37 @@ class Clerk:
 
     def turn(self) -> None:
         """Do what there is to do, then wait for news."""
-        while computed := self._store.jobs.next_computed():
-            try:
-                self._judge(computed)
-            except StoreUnavailable:
-                raise
-            except Exception as error:
-                # A defect, which must not keep all later verdicts waiting behind this one.
-                log.exception("validation %s has no verdict", computed.id)
-                failure = CouldNotCompute(f"a worker failed to judge it: {error}; see its log")
-                message = validated_message(computed, failure, computed.batch.nonces)
-                self._store.jobs.finish(computed, error=failure, message=message)
-        while ending := self._store.endings.next():
-            self._tell(ending)
+        # By turns: thousands of tickets that end together must not keep a verdict waiting.
+        while self._next_verdict() | self._next_ending():
+            pass
         if self._store.endings.may_report(REPORT_EVERY_S):
             self._report()
         self._bell.wait(REPORT_EVERY_S)
+
+    def _next_verdict(self) -> bool:
+        """Judge a validation, if one waits for it."""
+        computed = self._store.jobs.next_computed()
+        if computed is None:
+            return False
+        try:
+            self._judge(computed)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            # A defect, which must not keep all later verdicts waiting behind this one.
+            log.exception("validation %s has no verdict", computed.id)
+            failure = CouldNotCompute(f"a worker failed to judge it: {error}; see its log")
+            message = validated_message(computed, failure, computed.batch.nonces)
+            self._store.jobs.finish(computed, error=failure, message=message)
+        return True
+
+    def _next_ending(self) -> bool:
+        """Tell the end of a ticket, if there is one to tell."""
+        ending = self._store.endings.next()
+        if ending is None:
+            return False
+        self._tell(ending)
+        return True
 
     def _judge(self, job: Computed) -> None:
         missing = [n for n, d in zip(job.batch.nonces, job.dist, strict=True) if not isfinite(d)]

@@ -80,7 +80,10 @@ def make_model(
     with torch.random.fork_rng(devices=[]):  # the caller's random state is none of our business
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         model = Qwen3ForCausalLM(config).to(getattr(torch, dtype))
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: can't be made ({error.strerror})") from None
     disable_progress_bar()  # it would be over before it is seen
     model.save_pretrained(directory)
     for file in directory.iterdir():  # safetensors are written for their owner alone

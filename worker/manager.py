@@ -24,7 +24,7 @@ from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch
 from shared.errors import EngineError, InvalidRequest, RoundNotInitialized
 from shared.status import RoundStatus
-from shared.store import Chunk, Claim, Jobs, Rounds, Store
+from shared.store import Chunk, Claim, Store
 from shared.transitions import MESSAGES
 from worker.engines import Engine, Job, JobCancelled, Pending
 from worker.sender import generated_message
@@ -168,7 +168,7 @@ class PoCManager:
 
     @property
     def tokens(self) -> list[str]:
-        """The claims that this worker holds."""
+        """The claims that this worker holds, in the order that they are computed in."""
         return [work.token for work in (*(f.work for f in self._flights), *self._claimed)]
 
     def step(self) -> bool:
@@ -207,7 +207,7 @@ class PoCManager:
 
     def get_next_nonces(self) -> tuple[int, ...]:
         """Claim the next batch of the round for `run_batch`; empty outside GENERATING."""
-        claim = self.store.rounds.claim(self.worker, self._token)
+        claim = self._claim_batch(self.worker, self._token)
         if claim is None:
             return ()
         self._token = _fresh()
@@ -248,14 +248,16 @@ class PoCManager:
 
     def _claim(self) -> Claim | Chunk | None:
         """A validation's chunk or the round's next batch, in turns while there are both."""
-        jobs, rounds = self.store.jobs, self.store.rounds
-        order: tuple[Jobs | Rounds, ...] = (rounds, jobs) if self._validated else (jobs, rounds)
-        for pool in order:
-            if work := pool.claim(self.worker, self._token):
+        chunk, batch = self.store.jobs.claim, self._claim_batch
+        for claim in (batch, chunk) if self._validated else (chunk, batch):
+            if work := claim(self.worker, self._token):
                 self._token = _fresh()
                 self._validated = isinstance(work, Chunk)
                 return work
         return None
+
+    def _claim_batch(self, worker: str, token: str) -> Claim | None:
+        return self.store.rounds.claim(worker, token, self.engine.info.fingerprint)
 
     def _submit(self, work: Claim | Chunk) -> Pending:
         if isinstance(work, Chunk) and work.given_up:

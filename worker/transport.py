@@ -16,14 +16,16 @@ from types import NoneType
 from typing import Any
 
 import redis
+from celery.utils.time import maybe_iso8601
+from kombu.exceptions import KombuError
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
 log = logging.getLogger(__name__)
 
-#: The items kept for inspection, the newest first; older ones are dropped.
-KEEP_ITEMS = 100
+#: The items kept for inspection, the newest first, and the bytes of each.
+KEEP_ITEMS, KEEP_BYTES = 100, 1 << 20
 #: Seconds after the last one until the list is removed.
 KEEP_S = 7 * 86_400
 #: The bytes of an item that are logged.
@@ -40,22 +42,35 @@ BAD_ITEM = (
     ArithmeticError,  # times that no calendar has
     RecursionError,  # nested deeper than Python follows
     redis.DataError,  # a delivery tag that is null or a boolean
+    KombuError,  # a body that can't be decoded
 )
 
 
 #: The headers that Celery trusts blindly, and the types that it can stand. A request that breaks
-#: half way to the pool would hold one of the worker's places for ever.
+#: half way to the pool would hold one of the worker's places for ever: after as many as the pool
+#: has threads the worker lives and takes nothing any more.
 _HEADERS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "id": (str,),
     "root_id": (str, NoneType),
     "parent_id": (str, NoneType),
     "group": (str, NoneType),
+    "group_index": (int, NoneType),
+    "shadow": (str, NoneType),
     "eta": (str, NoneType),
     "expires": (str, NoneType),
     "retries": (int, NoneType),
     "timelimit": (list, NoneType),
+    "argsrepr": (str, NoneType),
+    "kwargsrepr": (str, NoneType),
+    "origin": (str, NoneType),
+    "ignore_result": (bool, NoneType),
+    "replaced_task_nesting": (int, NoneType),
 }
+#: Headers of features that none of our tasks has; Celery's clients send them empty.
+_UNUSED_HEADERS = ("stamped_headers", "stamps", "compression")
+#: The longest id: it becomes part of key names.
+MAX_ID = 256
 #: Where answers to control commands come through; they are no tasks.
 _CONTROL = ".pidbox"
 
@@ -66,18 +81,53 @@ class _Message(virtual.Message):  # type: ignore[misc]
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
         super().__init__(payload, channel=channel, **kwargs)
         if channel.popped and not str(self.delivery_info["exchange"]).endswith(_CONTROL):
-            _check_task(self.headers)
+            _check_headers(self.headers)
+            if self.content_type != "application/json":
+                raise ValueError(f"content type {self.content_type!r}, only JSON is taken")
+            _check_body(self.decode())
 
 
-def _check_task(headers: dict[str, Any]) -> None:
+def _check_headers(headers: dict[str, Any]) -> None:
     for name, types in _HEADERS.items():
         if not isinstance(headers.get(name), types):
             raise TypeError(f"header {name!r} is {headers.get(name)!r}")
+    for name in _UNUSED_HEADERS:
+        if headers.get(name):
+            raise ValueError(f"header {name!r} is not taken")
+    if not 0 < len(headers["id"].encode()) <= MAX_ID:
+        raise ValueError(f"header 'id' must have 1 to {MAX_ID} bytes")
+    for name in ("eta", "expires"):
+        maybe_iso8601(headers.get(name))
     limits = headers.get("timelimit")
     if limits is None:
         return
     if len(limits) != 2 or not all(isinstance(each, int | float | NoneType) for each in limits):
         raise ValueError(f"header 'timelimit' is {limits!r}, not two numbers or nulls")
+
+
+def _check_body(body: Any) -> None:
+    args, kwargs, embedded = body
+    if not (
+        isinstance(args, list)
+        and isinstance(kwargs, dict)
+        and isinstance(embedded, dict | NoneType)
+    ):
+        raise TypeError("the body is not [[], {arguments}, {}]")
+    # A ticket has no result yet when its task ends, so nothing could follow on it.
+    if any((embedded or {}).values()):
+        raise ValueError("callbacks, errbacks, chains and chords are not taken")
+
+
+class _QoS(stock.QoS):  # type: ignore[misc]
+    """Notes which messages are not acknowledged yet, in Redis as well."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a message that was popped, also when Redis refuses to: it has nowhere else to be."""
+        try:
+            super().append(message, delivery_tag)
+        except redis.ResponseError as error:
+            log.warning("a message is run without a note of it in Redis: %s", _sentence(error))
+            virtual.QoS.append(self, message, delivery_tag)
 
 
 class _Survivor:
@@ -87,6 +137,7 @@ class _Survivor:
     dead_letter_key = "poc:dead_letters"
 
     Message = _Message
+    QoS = _QoS
 
     _item: bytes | None = None
 
@@ -155,13 +206,13 @@ class _Survivor:
         )
         try:
             with self.conn_or_acquire() as client, client.pipeline() as pipe:  # type: ignore[attr-defined]
-                pipe.lpush(self.dead_letter_key, item)
+                pipe.lpush(self.dead_letter_key, item[:KEEP_BYTES])
                 pipe.ltrim(self.dead_letter_key, 0, KEEP_ITEMS - 1)
                 pipe.expire(self.dead_letter_key, KEEP_S)
                 pipe.execute()
         except redis.RedisError as trouble:
             # The log is the only place left. Celery itself finds out whether Redis is gone.
-            log.error("could not keep it (%s); the whole item was: %r", _sentence(trouble), item)
+            log.error("could not keep it (%s); it was: %r", _sentence(trouble), item[:KEEP_BYTES])
         self._forget(item)
 
     def _forget(self, item: bytes) -> None:

@@ -98,7 +98,10 @@ class Jobs:
         error: str | None = None,
         profile: str | None = None,
     ) -> str | None:
-        """Keep a chunk's distances (NaN: could not) once; None, or why they were refused."""
+        """Keep a chunk's distances (NaN: could not) once; None, or why they were refused.
+
+        Those of a model of another fingerprint than the first chunk's count as not computed.
+        """
         answer = self._scripts.call(
             "commit_chunk",
             self._claim_keys()

@@ -135,16 +135,18 @@ class Rounds:
                 return
             self._current = answer["moved"]
 
-    def claim(self, worker: str, token: str) -> Claim | None:
+    def claim(self, worker: str, token: str, fingerprint: str | None = None) -> Claim | None:
         """The next positions for `worker`, or None unless a round is generating.
 
-        The caller chooses `token`, so that it can ask again when the answer was lost.
+        The caller chooses `token`, so that it can ask again when the answer was lost. A round
+        that began with a model of another `fingerprint` gives nothing, and says so in its error.
         """
         round_id, answer = self._call(
             "claim",
             {},
             token=token,
             worker=worker,
+            fingerprint=fingerprint,
             lease_ms=round(self._settings.lease_s * 1000),
             max_attempts=self._settings.max_attempts,
         )
@@ -347,10 +349,11 @@ def _refusal(batch: ProofBatch, config: PoCConfig | None, *, named: bool) -> PoC
     """Why `batch` can't be judged by `config`, the round's or the one `named` beside it."""
     if config is None:
         return RoundNotInitialized(MESSAGES[RoundNotInitialized])
-    if batch.block_hash != config.block_hash:
+    block, ours = (f"{each.block_hash} at {each.block_height}" for each in (batch, config))
+    if block != ours:
         of = "the config beside it" if named else "the current round"
         return RoundMismatch(
-            f"the batch is of block {batch.block_hash}, {of} is of block {config.block_hash}; "
+            f"the batch is of block {block}, {of} is of block {ours}; "
             "send the config that it was made with"
         )
     # With a single node every nonce is its own.

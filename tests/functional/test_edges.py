@@ -230,9 +230,9 @@ def test_a_batch_of_another_block_is_refused(
     app: Celery, store: Store, stopped: dict[str, Any]
 ) -> None:
     """The round's target is another one: its distances would accuse an honest node."""
-    with pytest.raises(RoundMismatch, match="the batch is of block other, the current round is of"):
+    with pytest.raises(RoundMismatch, match="is of block other at 1, the current round"):
         send(app, "poc.validate", batch=BATCH | {"block_hash": "other"})
-    with pytest.raises(RoundMismatch, match="of block b, the config beside it is of block other"):
+    with pytest.raises(RoundMismatch, match="of block b at 1, the config beside it"):
         send(app, "poc.validate", batch=BATCH, config=CONFIG | {"block_hash": "other"})
     assert picture(store) == stopped
 

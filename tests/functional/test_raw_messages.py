@@ -36,15 +36,13 @@ DEAD = {
     "deep nesting": "[" * 100_000,
     "half a message": raw_message("poc.stop", "half", {}, "poc.test")[:100],
     "no headers": changed(headers={}),
-}
-#: Logged and dropped by Celery.
-DROPPED = {
-    "unknown task": raw_message("poc.steal", "bad", {}, "poc.test"),
     "pickle": changed(
         **{"content-type": "application/x-python-serialize", "body": "gASVAAAAAAAAAAAu"}
     ),
     "deep body": changed(body=base64.b64encode(b"[" * 100_000).decode()),
 }
+#: Logged and dropped by Celery.
+DROPPED = {"unknown task": raw_message("poc.steal", "bad", {}, "poc.test")}
 
 
 @pytest.fixture

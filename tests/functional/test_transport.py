@@ -41,6 +41,7 @@ app.conf.update(
     task_default_queue={QUEUE!r},
     broker_connection_retry_on_startup=True,
     worker_disable_prefetch=True,
+    broker_channel_error_retry=True,
 )
 
 @app.task(name="t.add")
@@ -83,6 +84,11 @@ def without(*path: str) -> dict[str, Any]:
     return message
 
 
+def body_of(*parts: Any) -> str:
+    """A body as it travels."""
+    return base64.b64encode(json.dumps(parts).encode()).decode()
+
+
 V1_BODY = base64.b64encode(b'{"task": "t.add", "args": [1, 2], "kwargs": {}}').decode()
 
 POISON: dict[str, bytes] = {
@@ -122,22 +128,27 @@ POISON: dict[str, bytes] = {
             "body is not base64": envelope(body="x"),
             "body is a number": envelope(body=42),
             "body in an unknown code": envelope(properties__body_encoding="rot13"),
+            "no body": without("body"),
+            "body is not JSON": envelope(body=base64.b64encode(b"[").decode()),
+            "deep body": envelope(body=base64.b64encode(b"[" * 200_000).decode()),
+            "body has two parts": envelope(body=body_of([], {})),
+            "arguments are no object": envelope(body=body_of([], [1], {})),
+            "third part is a number": envelope(body=body_of([], {}, 3)),
+            "third part is text": envelope(body=body_of([], {}, "g")),
+            "errbacks is a number": envelope(body=body_of([], {}, {"errbacks": 5})),
+            "a chain": envelope(body=body_of([], {}, {"chain": [{"task": "t.add"}]})),
+            "shadow is a list": envelope(headers__shadow=["x"]),
+            "stamps": envelope(headers__stamps={"a": 1}),
+            "stamped headers": envelope(headers__stamped_headers=5),
+            "id is empty": envelope(headers__id=""),
+            "id is half a character": envelope(headers__id="\ud800"),
+            "id is endless": envelope(headers__id="x" * 1000),
+            "bad eta": envelope(headers__eta="yesterday"),
+            "bad expires": envelope(headers__expires="tomorrow"),
+            "compressed": envelope(headers__compression="zlib"),
+            "a pickle": envelope(**{"content-type": "application/x-python-serialize"}),
         }.items()
     },
-}
-
-#: Bad in a way that Celery itself handles: it logs, acknowledges and drops these.
-DROPPED: dict[str, bytes] = {
-    name: json.dumps(message).encode()
-    for name, message in {
-        "no body": without("body"),
-        "unknown task": envelope(headers__task="t.unknown"),
-        "unknown content type": envelope(**{"content-type": "application/x-python-serialize"}),
-        "deep body": envelope(body=base64.b64encode(b"[" * 200_000).decode()),
-        "bad eta": envelope(headers__eta="yesterday"),
-        "bad expires": envelope(headers__expires="tomorrow"),
-        "unknown compression": envelope(headers__compression="x"),
-    }.items()
 }
 
 
@@ -198,16 +209,64 @@ def test_a_poison_item_is_kept_and_the_worker_goes_on(
     wait_until(lambda: not client.hlen("unacked"), 5, "nothing to be delivered again")
 
 
-@pytest.mark.parametrize("name", DROPPED)
-def test_what_celery_drops_itself_does_no_harm(
-    name: str, client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+def test_an_unknown_task_does_no_harm(
+    client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
 ) -> None:
-    """Well-formed envelopes around nonsense: the next task runs, nothing comes back."""
+    """Celery logs and drops it; nothing comes back."""
     process, _ = worker
-    client.lpush(QUEUE, DROPPED[name])
+    client.lpush(QUEUE, json.dumps(envelope(headers__task="t.unknown")))
     assert runs_a_good_task(client)
     assert process.poll() is None
     wait_until(lambda: not client.hlen("unacked"), 5, "nothing to be delivered again")
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_many_of_a_kind_take_no_place_of_the_worker(
+    name: str, client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """More of them than the pool has threads, and it still runs what is good."""
+    client.lpush(QUEUE, *[POISON[name]] * 3)
+    assert runs_a_good_task(client)
+
+
+def test_what_is_huge_is_kept_in_part(
+    client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """A hundred of them must not fill Redis."""
+    client.delete(DEAD)
+    client.lpush(QUEUE, b"x" * 3_000_000)
+    assert runs_a_good_task(client)
+    (kept,) = client.lrange(DEAD, 0, -1)  # type: ignore[misc]
+    assert len(kept) == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow"),
+    [
+        (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
+        (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"]),
+    ],
+)
+def test_a_redis_that_refuses_for_a_while_ends_no_worker(
+    refuse: list[str],
+    allow: list[str],
+    client: redis.Redis,
+    worker: tuple[subprocess.Popen[bytes], Path],
+) -> None:
+    """Read-only in a fail-over, or out of memory: the worker waits, and goes on."""
+    process, log = worker
+    said = log.stat().st_size
+    client.lpush(QUEUE, json.dumps(envelope()))
+    client.execute_command(*refuse)
+    try:
+        if refuse[0] == "REPLICAOF":
+            wait_until(
+                lambda: b"read only replica" in log.read_bytes()[said:], 20, "the worker to notice"
+            )
+    finally:
+        client.execute_command(*allow)
+    assert runs_a_good_task(client)
+    assert process.poll() is None
 
 
 @pytest.mark.parametrize("payload", [b"{}", b"hello", b"\xff", b"[" * 200_000])

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,6 +19,7 @@ from shared.errors import (
     RoundNotInitialized,
     StoreUnavailable,
 )
+from shared.requests import explain
 from worker.cli import processes, rounds
 
 __all__ = ["app", "main"]
@@ -84,7 +86,10 @@ _HINTS: dict[type[PoCError], str] = {
 def main() -> None:
     """Run `poc` and exit; expected trouble is one line, without a traceback."""
     try:
-        app(prog_name="poc")
+        try:
+            app(prog_name="poc")
+        except ValidationError as error:  # of a config that a command made of its options
+            raise InvalidRequest(explain(error)) from None
     except PoCError as error:
         line = f"[bold red]error:[/] {escape(str(error))}{_HINTS.get(type(error), '')}"
         Console(stderr=True).print(line, soft_wrap=True, highlight=False)

@@ -83,4 +83,12 @@ def _load_custom(path: str, settings: Settings) -> Engine:
             f"POC_ENGINE={path}: {module_name!r} has no callable {factory_name!r}; "
             "it must take the settings and return an engine"
         )
-    return cast(Engine, factory(settings))
+    try:
+        engine = factory(settings)
+    except TypeError as error:
+        raise EngineError(
+            f"POC_ENGINE={path}: it can't be called with the settings ({error})"
+        ) from error
+    if not hasattr(engine, "submit"):
+        raise EngineError(f"POC_ENGINE={path}: it gave a {type(engine).__name__}, not an engine")
+    return cast(Engine, engine)

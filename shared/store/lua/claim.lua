@@ -6,6 +6,16 @@ local run = hash(K.run)
 local function reply(claim)
   return cjson.encode({claim = claim, epoch = run.epoch, config = run.config})
 end
+-- A round is of one model: nonces of two would be judged by the wrong one.
+if A.fingerprint then
+  if not run.fingerprint then
+    redis.call('HSET', K.run, 'fingerprint', A.fingerprint)
+  elseif run.fingerprint ~= A.fingerprint then
+    put('error', 'the round began with the model ' .. run.fingerprint .. ', worker ' .. A.worker ..
+      ' has ' .. A.fingerprint .. ': init a new round, or start a worker with the old model')
+    return cjson.encode({idle = true})
+  end
+end
 local claim
 -- A repeat of a claim whose answer was lost on the way; a change of the round may have freed it.
 local raw = redis.call('HGET', K.claims, A.token)

@@ -7,6 +7,13 @@ redis.call('ZREM', K.leases, A.token)
 if redis.call('HGET', K.job, 'state') ~= 'OPEN' then
   return cjson.encode({refused = 'the validation has ended'})
 end
+local model = A.profile and cjson.decode(A.profile).fingerprint
+if model then
+  redis.call('HSETNX', K.job, 'fingerprint', model)
+  if redis.call('HGET', K.job, 'fingerprint') ~= model then
+    A.dist, A.error = '[]', 'its chunks were computed by different models'
+  end
+end
 redis.call('HSET', K.job_dist, A.start, A.dist)
 if A.error then redis.call('HSET', K.job, 'error', A.error) end
 if A.profile then redis.call('HSET', K.job, 'profile', A.profile) end

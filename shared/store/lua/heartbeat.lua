@@ -15,14 +15,21 @@ redis.call('PEXPIRE', K.worker, A.live_ms)
 redis.call('ZADD', K.workers, int(now), A.worker)
 redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms))
 
+-- A.tokens are in the order of their computation: the first is what the device does now.
 local function renew(claims, leases)
-  for _, token in ipairs(A.tokens) do
+  for place, token in ipairs(A.tokens) do
     local raw = redis.call('HGET', claims, token)
-    -- A lease of 0 was given back, or its round changed: its positions must stay free. A claim
-    -- past its deadline is taken for hung.
-    local free = number(redis.call('ZSCORE', leases, token)) == 0
-    if raw and not free and now < cjson.decode(raw).at + A.deadline_ms then
-      redis.call('ZADD', leases, 'XX', int(now + A.lease_ms), token)
+    -- A lease of 0 was given back, or its round changed: its positions must stay free.
+    if raw and number(redis.call('ZSCORE', leases, token)) > 0 then
+      local claim = cjson.decode(raw)
+      if place > 1 then  -- it waits, which is not held against it
+        claim.at = int(now)
+        redis.call('HSET', claims, token, cjson.encode(claim))
+      end
+      -- Past its deadline it is taken for hung.
+      if now < claim.at + A.deadline_ms then
+        redis.call('ZADD', leases, 'XX', int(now + A.lease_ms), token)
+      end
     end
   end
 end

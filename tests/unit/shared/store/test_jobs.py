@@ -52,6 +52,18 @@ def test_a_batch_is_cut_into_chunks(store: Store, config: PoCConfig) -> None:
     assert store.jobs.claim("w", "none left") is None
 
 
+def test_chunks_of_two_models_make_no_verdict(store: Store, config: PoCConfig) -> None:
+    """Given a worker with another model that took over, what it computed does not count."""
+    store.rounds.open_job("j", batch_of(config, 7, 5), in_chunks(config, 1))
+    first, second = take(store), take(store)
+    assert store.jobs.commit(first, [0.1], profile='{"fingerprint": "one"}') is None
+    assert store.jobs.commit(second, [0.2], profile='{"fingerprint": "two"}') is None
+    job = computed(store)
+    assert job.dist[0] == 0.1
+    assert isnan(job.dist[1])
+    assert job.error == "its chunks were computed by different models"
+
+
 def test_the_last_chunk_makes_it_ready(store: Store, config: PoCConfig) -> None:
     """Distances stand in the order of the nonces, whatever order the chunks came in."""
     store.rounds.open_job("j", batch_of(config, 7, 5, 3), in_chunks(config, 2))
@@ -278,7 +290,7 @@ class TestWhatIsRefused:
         """The caller learns which two don't fit."""
         store.rounds.init("i", config)
         batch = batch_of(config, 1, block_hash="other")
-        with pytest.raises(RoundMismatch, match=f"of block other, {of} is of block b10c"):
+        with pytest.raises(RoundMismatch, match=f"of block other at 7, {of} is of block b10c at 7"):
             store.rounds.open_job("j", batch, config if beside else None)
         assert store.jobs.progress() == {}
 

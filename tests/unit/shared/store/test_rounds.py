@@ -360,6 +360,27 @@ class TestClaims:
         assert {claim.attempts for claim in again} == {0}
 
 
+class TestModels:
+    """A round is of one model."""
+
+    def test_another_model_gets_nothing_of_the_round(self, store: Store, config: PoCConfig) -> None:
+        """Given a round that began with one, a worker with another idles, and the error says why."""
+        store.rounds.generate("g", config)
+        assert store.rounds.claim("w1", "t1", "one")
+        assert store.rounds.claim("w2", "t2", "two") is None
+        assert status(store).error.startswith(
+            "the round began with the model one, worker w2 has two"
+        )
+        assert store.rounds.claim("w1", "t3", "one")
+
+    def test_the_next_round_may_have_another(self, store: Store, config: PoCConfig) -> None:
+        store.rounds.generate("g", config)
+        assert store.rounds.claim("w1", "t1", "one")
+        store.rounds.generate("h", config, replace=True)
+        assert store.rounds.claim("w2", "t2", "two")
+        assert status(store).error == ""
+
+
 class TestCommits:
     """Counted once, or refused with a reason."""
 
@@ -633,6 +654,20 @@ class TestLeases:
         self.beat(store, kept)
         advance(20)
         assert starts(store, 2) == [lost.start, 8]
+
+    def test_a_batch_that_waits_is_kept_past_its_deadline(
+        self, new_store: Callable[..., Store], config: PoCConfig, advance: Callable[[float], None]
+    ) -> None:
+        """Given one that computes and one behind it, the deadline of the second has not begun."""
+        store = new_store(batch_deadline=60)
+        store.rounds.generate("g", config)
+        computes, waits = take(store), take(store)
+        for _ in range(8):
+            advance(10)
+            store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [computes.token, waits.token])
+        # The lease of the first has ended, so its positions are the next.
+        assert take(store).start == computes.start
+        assert store.rounds.commit(waits, 4, []) is None
 
     def test_a_batch_past_its_deadline_is_not_kept(
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]

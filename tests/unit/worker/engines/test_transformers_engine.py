@@ -480,5 +480,16 @@ class TestLoadEngine:
             load_engine(load_settings({}, engine=engine))
 
     def test_a_factory_of_ones_own_gets_the_settings(self) -> None:
-        settings = load_settings({}, engine="builtins:id")
-        assert load_engine(settings) == id(settings)
+        settings = load_settings({}, engine="fake_engine:load", model="fake?weights=mine")
+        assert load_engine(settings).info.fingerprint == "fingerprint-of-mine"
+
+    @pytest.mark.parametrize(
+        ("engine", "message"),
+        [
+            ("builtins:id", "it gave a int, not an engine"),
+            ("os:getcwd", "it can't be called with the settings"),
+        ],
+    )
+    def test_a_factory_that_is_none(self, engine: str, message: str) -> None:
+        with pytest.raises(EngineError, match=message):
+            load_engine(load_settings({}, engine=engine))
