@@ -12,6 +12,7 @@ route but /livez answers 503, and recovers by itself.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -200,6 +201,8 @@ def serve(settings: Settings) -> None:
         log_level=settings.log_level.lower(),
         access_log=settings.log_level == "DEBUG",  # pollers come every second
     )
+    host, port = listener.getsockname()[:2]
+    logging.getLogger("uvicorn.error").info("the status API listens on http://%s:%d", host, port)
     with listener:
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -73,7 +73,7 @@ def api(redis_url: str, tmp_path: Path) -> Iterator[Api]:
     )
     try:
         found = wait_until(
-            lambda: re.search(r"running on (http://127\.0\.0\.1:\d+) ", log_path.read_text()),
+            lambda: re.search(r"listens on (http://127\.0\.0\.1:\d+)", log_path.read_text()),
             timeout=60,
             description="the API to listen on the loopback interface",
         )

@@ -137,6 +137,11 @@ def test_a_callback_url_loses_its_last_slash() -> None:
         ("http://c:port/", "callback_url"),
         ("http://c:99999/", "callback_url"),
         ("http://" + "c" * 2048, "callback_url"),
+        ("http://c\x00/", "callback_url"),
+        ("http://c/\r\nHost: d", "callback_url"),
+        ("http://c d/", "callback_url"),
+        ("http://c..d/", "callback_url"),
+        ("http://" + "c" * 300, "callback_url"),
     ],
 )
 def test_a_url_that_cannot_receive_is_refused(url: str, why: str) -> None:
