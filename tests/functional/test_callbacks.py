@@ -218,7 +218,7 @@ def test_a_validation_ends_in_a_message(store: Store, settings: Settings) -> Non
         assert config
         batch = ProofBatch.of(config, [0, 1], [0.5, 0.5])
         for task, second in (("good", 0.5), ("bad", nan)):
-            store.rounds.open_job(task, batch, None, 2)
+            store.rounds.open_job(task, batch, None)
             chunk = store.jobs.claim("w", uuid4().hex)
             assert chunk
             store.jobs.commit(chunk, [0.5, second])
