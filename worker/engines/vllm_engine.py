@@ -440,13 +440,15 @@ def _arguments(
 ) -> Any:
     """The `AsyncEngineArgs` of vLLM, with room left on the device for what jobs need."""
     tokens = options.get("max_num_batched_tokens", DEFAULT_TOKENS)
-    dtype = str(settings.dtype if settings.dtype != "auto" else config.dtype)
+    # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
+    own = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
+    dtype = own if settings.dtype == "auto" else settings.dtype
     reserve = reserve_bytes(
         config,
         tile=tile,
         tokens=tokens,
         ranks=settings.tensor_parallel,
-        width=4 if dtype.endswith("float32") else 2,
+        width=4 if dtype == "float32" else 2,
     )
     share = settings.gpu_memory_utilization - reserve / total
     if kind == "cuda" and share <= 0:
@@ -472,8 +474,7 @@ def _arguments(
             },
             model=str(directory),
             served_model_name=str(settings.model),
-            # vLLM's auto turns float32 into a half type; ours is the checkpoint's.
-            dtype=dtype.removeprefix("torch."),
+            dtype=dtype,
             quantization=settings.quantization,
             tensor_parallel_size=settings.tensor_parallel,
             max_model_len=settings.max_model_len,
