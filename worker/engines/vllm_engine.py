@@ -15,6 +15,7 @@ Importing this module is cheap: vLLM and torch come with the engine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -264,8 +265,11 @@ class _Owner:
         with self._lock:
             if self._over is None:
                 self._over = reason
-            if self._ready.done() and self._thread.is_alive():
-                self._loop.call_soon_threadsafe(self._ending.set)
+                if isinstance(reason, EngineDied):
+                    logger.critical("%s", reason)
+            if self._ready.done():
+                with contextlib.suppress(RuntimeError):  # the loop has ended already
+                    self._loop.call_soon_threadsafe(self._ending.set)
 
     def _run(self) -> None:
         asyncio.run(self._main())
@@ -285,10 +289,7 @@ class _Owner:
                 return
             tasks.append(asyncio.create_task(self._feed()))
             self._ready.set_result(facts)
-            with self._lock:
-                over = self._over
-            if over is None:
-                await self._ending.wait()
+            await self._watch()
         finally:
             for task in tasks:
                 task.cancel()
@@ -299,6 +300,15 @@ class _Owner:
                 self._llm = None  # at the interpreter's end its finaliser would fail
             if self._listener:
                 self._listener.close()
+
+    async def _watch(self) -> None:
+        """Wait for the end, ours or that of vLLM."""
+        while not self._ending.is_set() and self._over is None:
+            if self._llm.errored:
+                self._end(_dead())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEALTH_S):
+                    await self._ending.wait()
 
     async def _feed(self) -> None:
         """Keep the device at work: the next job is on it before the last is waited for."""
@@ -311,7 +321,6 @@ class _Owner:
                     await self._collect(last)
                 last = launched
         except EngineDied as error:
-            logger.critical("%s", error)
             self._end(error)
 
     async def _next(self, last: _Launched | None) -> tuple[Job, Future[list[float]]] | None:
