@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -134,7 +135,9 @@ def test_a_whole_round_beside_requests(
     """
     worker = start(POC_SERVE_PORT="0")
     worker.wait_until_ready()
-    address = worker.log.partition("serving ")[2].partition(" on ")[2].split()[0]
+    served = re.search(r"serving \S+ on (http://\S+)", worker.log)
+    assert served
+    address = served[1]
     processes = worker.below()
     # A Ctrl-C at the worker's terminal does not reach them.
     assert {os.getsid(each.pid) for each in processes}.isdisjoint({os.getsid(worker.process.pid)})
@@ -148,7 +151,7 @@ def test_a_whole_round_beside_requests(
     before = ask()
     client, store = PoCClient(settings), Store(settings)
     try:
-        client.generate(CONFIG, timeout=30)
+        client.generate(CONFIG)
         with ThreadPoolExecutor(3) as pool:
             during = list(pool.map(ask, range(6)))
         assert during == [before] * 6
@@ -191,7 +194,7 @@ def test_a_worker_that_is_killed_at_work(start: Callable[..., Worker], settings:
     worker.wait_until_ready()
     client, store = PoCClient(settings), Store(settings)
     try:
-        client.generate(CONFIG, timeout=30)
+        client.generate(CONFIG)
         wait_until(lambda: store.status().total_checked >= 16, 60, "some batches")
         processes = worker.below()
         os.kill(worker.process.pid, signal.SIGKILL)
@@ -207,7 +210,7 @@ def test_a_vllm_that_dies_ends_the_worker(start: Callable[..., Worker], settings
     worker.wait_until_ready()
     client, store = PoCClient(settings), Store(settings)
     try:
-        client.generate(CONFIG, timeout=30)
+        client.generate(CONFIG)
         wait_until(lambda: store.status().total_checked >= 16, 60, "some batches")
         processes = worker.below()
         processes[-1].kill()

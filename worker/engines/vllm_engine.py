@@ -23,12 +23,13 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from shared.errors import EngineDied, EngineError
 from shared.settings import Settings
@@ -54,6 +55,8 @@ CPU_KV_CACHE = 1 << 30
 
 #: Seconds between two looks at whether vLLM still lives, while an answer is awaited.
 HEALTH_S = 1.0
+#: Seconds that requests have to end when the engine is closed.
+GOODBYE_S = 3
 #: Share of the last job's time that the owner waits for another job before it waits for the
 #: device, which keeps jobs out. The device is busy for longer, however its times vary.
 PATIENCE = 0.5
@@ -276,25 +279,31 @@ class _Owner:
 
     async def _main(self) -> None:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
-        tasks: list[asyncio.Task[None]] = []
+        feed: asyncio.Task[None] | None = None
+        server, serving = None, None
         try:
             try:
                 self._llm = _start_vllm(self._arguments)
                 facts = (await self._call("poc_prepare", self._tile))[0]
                 if self._listener:
-                    serve = await _server(self._llm, self._listener, self._served_name)
-                    tasks.append(asyncio.create_task(serve()))
+                    server = await _server(self._llm, self._served_name)
+                    serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+                    address = self._listener.getsockname()[:2]
+                    logger.info("serving %s on http://%s:%d/v1", self._served_name, *address)
             except Exception as error:  # noqa: BLE001 - raised again by whoever waits
                 self._ready.set_exception(_cant_start(self._arguments.model, error))
                 return
-            tasks.append(asyncio.create_task(self._feed()))
+            feed = asyncio.create_task(self._feed())
             self._ready.set_result(facts)
             await self._watch()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if feed:
+                feed.cancel()
+                await asyncio.gather(feed, return_exceptions=True)
             self._clear()
+            if server and serving:
+                server.should_exit = True
+                await asyncio.gather(serving, return_exceptions=True)
             if self._llm is not None:
                 self._llm.shutdown()
                 self._llm = None  # at the interpreter's end its finaliser would fail
@@ -494,7 +503,7 @@ def _arguments(
             worker_extension_cls=_EXTENSION,
         )
     except Exception as error:
-        raise EngineError(f"POC_VLLM_OPTIONS: vLLM refuses them ({first_line(error)})") from error
+        raise EngineError(f"POC_VLLM_OPTIONS: vLLM refuses them ({_cause(error)})") from error
 
 
 def _start_vllm(arguments: Any) -> Any:
@@ -508,22 +517,18 @@ def _start_vllm(arguments: Any) -> Any:
         return AsyncLLMEngine.from_engine_args(arguments)
 
 
-async def _server(
-    llm: Any, listener: socket.socket, name: str
-) -> Callable[[], Coroutine[Any, Any, None]]:
-    """The OpenAI-compatible API of vLLM on `listener`, ready to be served."""
+async def _server(llm: Any, name: str) -> Any:
+    """A server of vLLM's OpenAI-compatible API; `serve(sockets=[...])` runs it."""
     import uvicorn
 
     from worker.engines.vllm_internals import openai_app
 
+    level = logging.root.level
     app = await openai_app(llm, llm.model_config.model, name)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-
-    async def serve() -> None:
-        logger.info("serving %s on http://%s:%d/v1", name, *listener.getsockname()[:2])
-        await server.serve(sockets=[listener])
-
-    return serve
+    logging.root.setLevel(level)  # something that vLLM imports for it silences the whole process
+    return uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GOODBYE_S)
+    )
 
 
 def _listen(settings: Settings, directory: Path) -> socket.socket | None:
@@ -558,7 +563,9 @@ def _cant_start(model: str, error: Exception) -> EngineError:
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, without the frame that vLLM puts around it."""
+    """What went wrong, in one line, without the frame that vLLM puts around it."""
+    if isinstance(error, ValidationError):  # its first line only counts what is wrong
+        return "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
     return first_line(error).removeprefix("Exception: ")
 
 
