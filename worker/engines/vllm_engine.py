@@ -60,6 +60,8 @@ GOODBYE_S = 3
 #: Share of the last job's time that the owner waits for another job before it waits for the
 #: device, which keeps jobs out. The device is busy for longer, however its times vary.
 PATIENCE = 0.5
+#: Seconds that the first job is taken to last.
+FIRST_JOB_S = 0.1
 
 _EXTENSION = "worker.engines.vllm_extension.PoCWorkerExtension"
 
@@ -176,6 +178,7 @@ class VllmEngine:
                 "max_tokens": str(facts["max_tokens"]),
                 "tensor_parallel": str(facts["tensor_parallel"]),
                 "quantisation": facts["quantisation"],
+                "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),
                 "options": json.dumps(options, sort_keys=True),
             },
         )
@@ -228,7 +231,7 @@ class _Owner:
         self._arguments, self._tile = arguments, tile
         self._listener, self._served_name = listener, served_name
         self.busy_seconds = 0.0
-        self._job_seconds = 0.0
+        self._job_seconds = FIRST_JOB_S
         self._tickets = count()
         self._llm: Any = None
         self._queue: asyncio.Queue[tuple[Job, Future[list[float]]]] = asyncio.Queue()
