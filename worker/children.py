@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import multiprocessing.resource_tracker
 import multiprocessing.spawn
@@ -109,18 +110,27 @@ def leashed() -> Iterator[None]:
     """
     multiprocessing.resource_tracker.ensure_running()  # it has to see us end: no leash for it
     before = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(f"{_leash().name}/python")
+    try:
+        yield
+    finally:
+        multiprocessing.set_executable(before)
+
+
+@functools.cache
+def _leash() -> tempfile.TemporaryDirectory[str]:
+    """A directory with a `python` that gets itself a leash first; kept until this process ends.
+
+    A child may still have to read it when its parent has gone on.
+    """
+    directory: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="poc-")
     interpreter = shlex.quote(sys.executable)
     # -IS: no site-packages, which takes 10 ms instead of 100.
-    leash = f"{interpreter} -IS {shlex.quote(__file__)} {os.getpid()} {interpreter}"
-    with tempfile.TemporaryDirectory(prefix="poc-") as directory:
-        start = Path(directory) / "python"
-        start.write_text(f'#!/bin/sh\nexec {leash} "$@"\n')
-        start.chmod(0o700)
-        multiprocessing.set_executable(str(start))
-        try:
-            yield
-        finally:
-            multiprocessing.set_executable(before)
+    command = f"{interpreter} -IS {shlex.quote(__file__)} {os.getpid()} {interpreter}"
+    start = Path(directory.name) / "python"
+    start.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    start.chmod(0o700)
+    return directory
 
 
 def _die_with(parent: int) -> Callable[[], None] | None:

@@ -224,7 +224,8 @@ def _check_checkpoint(settings: Settings, directory: Path, remedy: str) -> Findi
         return Finding("model", FAIL, f"{directory} has no usable config.json ({reason})", remedy)
     if not any(directory.glob("*.safetensors")):
         return Finding("model", FAIL, f"{directory} has no safetensors", "download it again")
-    engine = "vllm" if settings.engine == "vllm" else "transformers"
+    may_be_vllm = settings.engine == "auto" and vllm_engine.installed() is not None
+    engine = "vllm" if may_be_vllm or settings.engine == "vllm" else "transformers"
     if importlib.util.find_spec("transformers") is None:  # vLLM brings it, too
         return Finding(
             "model",

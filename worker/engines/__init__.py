@@ -10,11 +10,25 @@ import importlib.util
 from typing import cast
 
 from shared.errors import EngineError
-from shared.settings import Settings
+from shared.settings import PREFIX, Settings
 from worker.engines import checkpoint
 from worker.engines.base import Engine, EngineInfo, Job, JobCancelled, Pending
 
 __all__ = ["Engine", "EngineInfo", "Job", "JobCancelled", "Pending", "load_engine"]
+
+
+#: Settings that another engine would silently ignore.
+_VLLM_ONLY = frozenset(
+    {
+        "gpu_memory_utilization",
+        "max_model_len",
+        "quantization",
+        "serve_host",
+        "serve_port",
+        "tensor_parallel",
+        "vllm_options",
+    }
+)
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -51,6 +65,10 @@ def _load_vllm(settings: Settings) -> Engine:
 
 
 def _load_transformers(settings: Settings) -> Engine:
+    ignored = sorted(_VLLM_ONLY & settings.model_fields_set)
+    if ignored:
+        names = ", ".join(f"{PREFIX}{name.upper()}" for name in ignored)
+        raise EngineError(f"{names}: only for vLLM; unset, or set POC_ENGINE=vllm")
     checkpoint.find(settings.model)  # before torch is imported, which takes seconds
     try:
         from worker.engines.transformers_engine import TransformersEngine

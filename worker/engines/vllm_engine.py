@@ -15,6 +15,7 @@ Importing this module is cheap: vLLM and torch come with the engine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -22,12 +23,13 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from shared.errors import EngineDied, EngineError
 from shared.settings import Settings
@@ -53,9 +55,13 @@ CPU_KV_CACHE = 1 << 30
 
 #: Seconds between two looks at whether vLLM still lives, while an answer is awaited.
 HEALTH_S = 1.0
+#: Seconds that requests have to end when the engine is closed.
+GOODBYE_S = 3
 #: Share of the last job's time that the owner waits for another job before it waits for the
 #: device, which keeps jobs out. The device is busy for longer, however its times vary.
 PATIENCE = 0.5
+#: Seconds that the first job is taken to last.
+FIRST_JOB_S = 0.1
 
 _EXTENSION = "worker.engines.vllm_extension.PoCWorkerExtension"
 
@@ -172,6 +178,7 @@ class VllmEngine:
                 "max_tokens": str(facts["max_tokens"]),
                 "tensor_parallel": str(facts["tensor_parallel"]),
                 "quantisation": facts["quantisation"],
+                "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),
                 "options": json.dumps(options, sort_keys=True),
             },
         )
@@ -224,7 +231,7 @@ class _Owner:
         self._arguments, self._tile = arguments, tile
         self._listener, self._served_name = listener, served_name
         self.busy_seconds = 0.0
-        self._job_seconds = 0.0
+        self._job_seconds = FIRST_JOB_S
         self._tickets = count()
         self._llm: Any = None
         self._queue: asyncio.Queue[tuple[Job, Future[list[float]]]] = asyncio.Queue()
@@ -264,41 +271,56 @@ class _Owner:
         with self._lock:
             if self._over is None:
                 self._over = reason
-            if self._ready.done() and self._thread.is_alive():
-                self._loop.call_soon_threadsafe(self._ending.set)
+                if isinstance(reason, EngineDied):
+                    logger.critical("%s", reason)
+            if self._ready.done():
+                with contextlib.suppress(RuntimeError):  # the loop has ended already
+                    self._loop.call_soon_threadsafe(self._ending.set)
 
     def _run(self) -> None:
         asyncio.run(self._main())
 
     async def _main(self) -> None:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
-        tasks: list[asyncio.Task[None]] = []
+        feed: asyncio.Task[None] | None = None
+        server, serving = None, None
         try:
             try:
                 self._llm = _start_vllm(self._arguments)
                 facts = (await self._call("poc_prepare", self._tile))[0]
                 if self._listener:
-                    serve = await _server(self._llm, self._listener, self._served_name)
-                    tasks.append(asyncio.create_task(serve()))
+                    server = await _server(self._llm, self._served_name)
+                    serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+                    address = self._listener.getsockname()[:2]
+                    logger.info("serving %s on http://%s:%d/v1", self._served_name, *address)
             except Exception as error:  # noqa: BLE001 - raised again by whoever waits
                 self._ready.set_exception(_cant_start(self._arguments.model, error))
                 return
-            tasks.append(asyncio.create_task(self._feed()))
+            feed = asyncio.create_task(self._feed())
             self._ready.set_result(facts)
-            with self._lock:
-                over = self._over
-            if over is None:
-                await self._ending.wait()
+            await self._watch()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if feed:
+                feed.cancel()
+                await asyncio.gather(feed, return_exceptions=True)
             self._clear()
+            if server and serving:
+                server.should_exit = True
+                await asyncio.gather(serving, return_exceptions=True)
             if self._llm is not None:
                 self._llm.shutdown()
                 self._llm = None  # at the interpreter's end its finaliser would fail
             if self._listener:
                 self._listener.close()
+
+    async def _watch(self) -> None:
+        """Wait for the end, ours or that of vLLM."""
+        while not self._ending.is_set() and self._over is None:
+            if self._llm.errored:
+                self._end(_dead())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEALTH_S):
+                    await self._ending.wait()
 
     async def _feed(self) -> None:
         """Keep the device at work: the next job is on it before the last is waited for."""
@@ -311,7 +333,6 @@ class _Owner:
                     await self._collect(last)
                 last = launched
         except EngineDied as error:
-            logger.critical("%s", error)
             self._end(error)
 
     async def _next(self, last: _Launched | None) -> tuple[Job, Future[list[float]]] | None:
@@ -440,13 +461,15 @@ def _arguments(
 ) -> Any:
     """The `AsyncEngineArgs` of vLLM, with room left on the device for what jobs need."""
     tokens = options.get("max_num_batched_tokens", DEFAULT_TOKENS)
-    dtype = str(settings.dtype if settings.dtype != "auto" else config.dtype)
+    # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
+    own = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
+    dtype = own if settings.dtype == "auto" else settings.dtype
     reserve = reserve_bytes(
         config,
         tile=tile,
         tokens=tokens,
         ranks=settings.tensor_parallel,
-        width=4 if dtype.endswith("float32") else 2,
+        width=4 if dtype == "float32" else 2,
     )
     share = settings.gpu_memory_utilization - reserve / total
     if kind == "cuda" and share <= 0:
@@ -472,8 +495,7 @@ def _arguments(
             },
             model=str(directory),
             served_model_name=str(settings.model),
-            # vLLM's auto turns float32 into a half type; ours is the checkpoint's.
-            dtype=dtype.removeprefix("torch."),
+            dtype=dtype,
             quantization=settings.quantization,
             tensor_parallel_size=settings.tensor_parallel,
             max_model_len=settings.max_model_len,
@@ -484,7 +506,7 @@ def _arguments(
             worker_extension_cls=_EXTENSION,
         )
     except Exception as error:
-        raise EngineError(f"POC_VLLM_OPTIONS: vLLM refuses them ({first_line(error)})") from error
+        raise EngineError(f"POC_VLLM_OPTIONS: vLLM refuses them ({_cause(error)})") from error
 
 
 def _start_vllm(arguments: Any) -> Any:
@@ -498,22 +520,18 @@ def _start_vllm(arguments: Any) -> Any:
         return AsyncLLMEngine.from_engine_args(arguments)
 
 
-async def _server(
-    llm: Any, listener: socket.socket, name: str
-) -> Callable[[], Coroutine[Any, Any, None]]:
-    """The OpenAI-compatible API of vLLM on `listener`, ready to be served."""
+async def _server(llm: Any, name: str) -> Any:
+    """A server of vLLM's OpenAI-compatible API; `serve(sockets=[...])` runs it."""
     import uvicorn
 
     from worker.engines.vllm_internals import openai_app
 
+    level = logging.root.level
     app = await openai_app(llm, llm.model_config.model, name)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-
-    async def serve() -> None:
-        logger.info("serving %s on http://%s:%d/v1", name, *listener.getsockname()[:2])
-        await server.serve(sockets=[listener])
-
-    return serve
+    logging.root.setLevel(level)  # something that vLLM imports for it silences the whole process
+    return uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GOODBYE_S)
+    )
 
 
 def _listen(settings: Settings, directory: Path) -> socket.socket | None:
@@ -548,7 +566,9 @@ def _cant_start(model: str, error: Exception) -> EngineError:
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, without the frame that vLLM puts around it."""
+    """What went wrong, in one line, without the frame that vLLM puts around it."""
+    if isinstance(error, ValidationError):  # its first line only counts what is wrong
+        return "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
     return first_line(error).removeprefix("Exception: ")
 
 

@@ -1,9 +1,9 @@
 """Every vLLM internal that this project touches, one function each, with where it comes from.
 
 Nothing else in the project names them, so this is the page to read when vLLM changes; each has a
-contract test (`tests/vllm/test_internals.py`). All but the last two functions run in vLLM's worker
-process, where `worker` is vLLM's own (`vllm.v1.worker.gpu_worker.Worker` or the CPU's). Read in
-vLLM 0.26.0, 0.32.0 and 0.33.0.
+contract test (`tests/with_vllm/test_internals.py`). All but the last two functions run in vLLM's
+worker process, where `worker` is vLLM's own (`vllm.v1.worker.gpu_worker.Worker`, or the CPU's).
+Read in vLLM 0.26.0, 0.32.0 and 0.33.0.
 """
 
 from __future__ import annotations
@@ -245,10 +245,10 @@ async def openai_app(llm: Any, directory: str, name: str) -> Any:
     """The OpenAI-compatible application of vLLM over `llm`, with its model served as `name`.
 
     Source: `build_app` and `init_app_state` in `vllm.entrypoints.openai.api_server`, arguments
-    from `vllm.entrypoints.openai.cli_args`, as `run_server_worker` puts them together.
+    as `vllm serve` has them (`vllm.entrypoints.cli.serve`, since what it takes them from moved).
     """
+    from vllm.entrypoints.cli.serve import make_arg_parser
     from vllm.entrypoints.openai.api_server import build_app, init_app_state
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())

@@ -85,6 +85,8 @@ def test_an_unknown_override_is_refused_too() -> None:
         ("POC_REDIS_URL", "redis://h/0?foo=bar", "unknown option foo"),
         ("POC_ENGINE", "magic", "auto, transformers, vllm"),
         ("POC_LOG_LEVEL", "loud", "not allowed"),
+        ("POC_GPU", "0,", "several with commas between them"),
+        ("POC_VLLM_OPTIONS", "{", "Invalid JSON"),
         ("POC_RUN_CALLBACKS", "perhaps", "valid boolean"),
     ],
 )
@@ -94,6 +96,14 @@ def test_a_bad_value_is_named_with_what_is_right(name: str, value: str, says: st
     assert text.startswith(f"{name}={value!r}: ")
     assert says in text
     assert "\n" not in text
+
+
+def test_options_of_vllm_are_a_json_object() -> None:
+    """As in an environment variable; several GPUs are one setting."""
+    settings = load_settings({"POC_VLLM_OPTIONS": '{"block_size": 32}', "POC_GPU": "0,GPU-1a"})
+    assert settings.vllm_options == {"block_size": 32}
+    assert settings.gpu == "0,GPU-1a"
+    assert load_settings({}).vllm_options is None
 
 
 def test_all_mistakes_are_told_at_once() -> None:

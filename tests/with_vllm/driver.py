@@ -1,0 +1,40 @@
+"""An engine, and what tests do to it behind its back. Imports no vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from worker.engines.base import Job
+from worker.engines.vllm_engine import VllmEngine
+
+
+class Driver:
+    """An engine, and what tests do to it behind its back."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self.engine = engine
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run in the event loop of the engine's owner."""
+        loop = self.engine._owner._loop
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=120)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """What the extension's `method` gives."""
+        return self.run(self.engine._owner._call(method, *args))[0]
+
+    def distances(self, *nonces: int, **changes: Any) -> list[float]:
+        """Compute one job."""
+        return self.engine.submit(job(*nonces, **changes)).result()
+
+    @property
+    def llm(self) -> Any:
+        """The engine of vLLM itself."""
+        return self.engine._owner._llm
+
+
+def job(*nonces: int, **changes: Any) -> Job:
+    """A job of these nonces."""
+    return Job(**{"block_hash": "b", "public_key": "k", "seq_len": 40, "nonces": nonces} | changes)

@@ -1,0 +1,161 @@
+"""The contract with vLLM: every name of it that `worker.engines.vllm_internals` leans on is there.
+
+Read from its source, so that a version for another machine can be checked, too: unpack its wheel
+and name the folder that holds `vllm/` in VLLM_SOURCES (several with colons between them).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+RUNNER = {"get_model", "attn_groups", "kv_cache_config"}
+CONTRACTS = [
+    # model_of, facts, kv_groups, live_blocks
+    ("v1/worker/gpu_model_runner.py", "GPUModelRunner", RUNNER),
+    ("v1/worker/gpu/model_runner.py", "GPUModelRunner", RUNNER),
+    (
+        "config/model.py",
+        "ModelConfig",
+        {"hf_text_config", "get_hidden_size", "dtype", "max_model_len", "quantization"}
+        | {"enforce_eager", "enable_prompt_embeds"},
+    ),
+    ("config/scheduler.py", "SchedulerConfig", {"max_num_batched_tokens", "max_num_seqs"}),
+    ("config/parallel.py", "ParallelConfig", {"tensor_parallel_size", "worker_extension_cls"}),
+    # kv_groups
+    (
+        "v1/worker/utils.py",
+        "AttentionGroup",
+        {"backend", "layer_names", "get_metadata_builder"},
+    ),
+    (
+        "v1/attention/backend.py",
+        "AttentionMetadataBuilder.__init__",
+        ["self", "kv_cache_spec", "layer_names", "vllm_config", "device"],
+    ),
+    ("v1/attention/backend.py", "AttentionMetadataBuilder", {"kv_cache_spec"}),
+    ("v1/attention/backend.py", "AttentionBackend", {"get_name"}),
+    # kv_layers, swapped
+    ("config/compilation.py", "CompilationConfig", {"static_forward_context"}),
+    ("model_executor/layers/attention/attention.py", "Attention", {"kv_cache"}),
+    ("model_executor/layers/attention/attention.py", "get_attention_context", {"kv_cache"}),
+    # live_blocks
+    ("v1/kv_cache_interface.py", "KVCacheConfig", {"num_blocks", "kv_cache_groups"}),
+    ("v1/kv_cache_interface.py", "KVCacheGroupSpec", {"layer_names", "kv_cache_spec"}),
+    ("v1/kv_cache_interface.py", "KVCacheSpec", {"block_size"}),
+    # prefill_metadata
+    (
+        "v1/attention/backend.py",
+        "CommonAttentionMetadata",
+        {"query_start_loc", "query_start_loc_cpu", "seq_lens", "seq_lens_cpu_upper_bound"}
+        | {"num_reqs", "num_actual_tokens", "max_query_len", "max_seq_len", "causal"}
+        | {"block_table_tensor", "slot_mapping"},
+    ),
+    (
+        "v1/attention/backend.py",
+        "AttentionMetadataBuilder.build",
+        {"common_prefix_len", "common_attn_metadata"},
+    ),
+    # last_logits
+    (
+        "forward_context.py",
+        "set_forward_context",
+        {"attn_metadata", "vllm_config", "num_tokens", "slot_mapping"},
+    ),
+    (
+        "model_executor/models/qwen3.py",
+        "Qwen3ForCausalLM.forward",
+        {"input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
+    ),
+    ("model_executor/models/qwen3.py", "Qwen3ForCausalLM.compute_logits", {"hidden_states"}),
+    # platform
+    (
+        "platforms/interface.py",
+        "Platform",
+        {"is_unspecified", "device_type", "get_device_total_memory"},
+    ),
+    # openai_app
+    ("entrypoints/openai/api_server.py", "", {"build_app", "init_app_state"}),
+    ("entrypoints/cli/serve.py", "", {"make_arg_parser"}),
+    ("utils/argparse_utils.py", "", {"FlexibleArgumentParser"}),
+    # The public face that the engine itself uses.
+    (
+        "v1/engine/async_llm.py",
+        "AsyncLLM",
+        {"from_engine_args", "errored", "shutdown", "get_supported_tasks", "model_config"},
+    ),
+    ("v1/engine/async_llm.py", "AsyncLLM.collective_rpc", {"method", "args"}),
+    (
+        "engine/arg_utils.py",
+        "EngineArgs",
+        {"model", "served_model_name", "dtype", "quantization", "tensor_parallel_size"}
+        | {"max_model_len", "max_num_batched_tokens", "gpu_memory_utilization"}
+        | {"kv_cache_memory_bytes", "skip_tokenizer_init", "trust_remote_code"}
+        | {"enable_prompt_embeds", "worker_extension_cls"},
+    ),
+    ("envs.py", "", {"VLLM_WORKER_MULTIPROC_METHOD"}),
+]
+
+
+def sources() -> list[Path]:
+    """The installed vLLM, and what VLLM_SOURCES names."""
+    spec = importlib.util.find_spec("vllm")
+    installed = [Path(spec.origin).parent] if spec and spec.origin else []
+    named = filter(None, os.environ.get("VLLM_SOURCES", "").split(":"))
+    return [*installed, *(Path(each) / "vllm" for each in named)]
+
+
+@functools.cache
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def names_of(file: Path, where: str) -> set[str]:
+    """Of a module, a class or a function: what it defines, takes and sets."""
+    node: ast.AST = _parsed(file)
+    for part in filter(None, where.split(".")):
+        node = next(
+            each
+            for each in ast.iter_child_nodes(node)
+            if isinstance(each, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and each.name == part
+        )
+    found: set[str] = set()
+    for each in ast.walk(node):
+        match each:
+            case ast.arg(arg=name) | ast.Name(id=name) | ast.Attribute(attr=name):
+                found.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.ClassDef(name=name):
+                found.add(name)
+            case ast.ImportFrom(names=names):
+                found.update(alias.asname or alias.name for alias in names)
+            case _:
+                pass
+    return found
+
+
+@pytest.mark.parametrize("source", sources(), ids=str)
+@pytest.mark.parametrize(
+    ("file", "where", "names"), CONTRACTS, ids=lambda each: each if isinstance(each, str) else ""
+)
+def test_what_is_leaned_on_is_there(
+    file: str, where: str, names: set[str] | list[str], source: Path
+) -> None:
+    """A name that is missing here breaks the engine: read the function that the list names."""
+    assert set(names) - names_of(source / file, where) == set()
+
+
+@pytest.mark.parametrize("source", sources(), ids=str)
+def test_layers_read_their_pages_when_they_run(source: Path) -> None:
+    """`kv_cache` is looked up in each call, so that what is swapped in counts."""
+    text = (source / "model_executor/layers/attention/attention.py").read_text()
+    assert "kv_cache = attn_layer.kv_cache\n" in text

@@ -1,0 +1,173 @@
+"""Jobs of the vLLM engine: limits, trouble, and what becomes of each of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from driver import Driver, job
+from small import settings_of
+
+from shared.errors import EngineDied, EngineError
+from worker.engines import JobCancelled, vllm_engine
+from worker.engines.vllm_engine import VllmEngine, reserve_bytes
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(300),
+]
+
+
+class TestTiles:
+    """Every forward has the shape that the profile says."""
+
+    def test_work_is_cut_and_filled_up(self, driver: Driver) -> None:
+        """Nine nonces in tiles of four."""
+        driver.call("poc_shapes")
+        assert len(driver.distances(*range(9))) == 9
+        assert driver.distances() == []
+        assert driver.call("poc_shapes") == [[4, 40, 64]] * 3
+        assert driver.engine.info.profile["tile"] == "4"
+
+    def test_a_forward_has_no_more_tokens_than_vllm_measured_memory_for(
+        self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A tile of 4 with 128 tokens: three sequences of 40, one of 128, none longer."""
+        monkeypatch.setattr(vllm_engine, "_EXTENSION", "faults.FaultyExtension")
+        options = {"max_num_batched_tokens": 128, "max_num_seqs": 16}
+        engine = VllmEngine(settings_of(checkpoint("qwen3"), options, max_model_len=256))
+        try:
+            driver = Driver(engine)
+            driver.call("poc_shapes")
+            driver.distances(*range(4))
+            driver.distances(*range(2), seq_len=128)
+            assert driver.call("poc_shapes") == [[3, 40, 64]] * 2 + [[1, 128, 64]] * 2
+            with pytest.raises(EngineError, match=r"seq_len=129: .* max_num_batched_tokens"):
+                engine.submit(job(1, seq_len=129))
+        finally:
+            engine.close()
+
+    @pytest.mark.parametrize("seq_len", [0, 129])
+    def test_a_sequence_that_the_model_has_no_positions_for(
+        self, seq_len: int, driver: Driver
+    ) -> None:
+        """Unchecked it would give numbers that mean nothing."""
+        with pytest.raises(EngineError, match=f"seq_len={seq_len}: .* 1 to 128 positions"):
+            driver.engine.submit(job(1, seq_len=seq_len))
+
+    def test_the_scratch_is_within_what_was_reserved(
+        self, driver: Driver, checkpoint: Callable[[str], Path]
+    ) -> None:
+        """The sum that is taken off vLLM's share is an upper bound, and small."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(checkpoint("qwen3"))
+        reserve = reserve_bytes(config, tile=4, tokens=8192, ranks=1, width=4)
+        scratch = driver.call("poc_prepare", 4)["scratch_bytes"]
+        assert scratch < reserve - (256 << 20) < 4 * scratch
+
+
+class TestTrouble:
+    """What goes wrong concerns its own job, and says what to do."""
+
+    def test_out_of_memory_halves_the_tile_once(self, driver: Driver) -> None:
+        """Given no memory for one forward, its halves give the same distances."""
+        expected = driver.distances(*range(6))
+        driver.call("poc_run_out_of_memory", 1)
+        assert driver.distances(*range(6)) == pytest.approx(expected, abs=1e-6)
+
+    def test_out_of_memory_twice_fails_the_job_and_no_other(self, driver: Driver) -> None:
+        """The manager gives its claim back; the engine goes on."""
+        expected = driver.distances(1)
+        driver.call("poc_run_out_of_memory", 2)
+        with pytest.raises(EngineError, match=r"can't compute the batch: .*9 GiB"):
+            driver.distances(1)
+        assert driver.distances(1) == expected
+
+    def test_a_job_that_fails_does_not_end_the_engine(self, driver: Driver) -> None:
+        """The reason reaches whoever asked."""
+        driver.call("poc_fail", "loose wire")
+        with pytest.raises(EngineError, match=r"can't compute the batch: .*loose wire"):
+            driver.distances(1)
+        driver.call("poc_mend")
+        assert driver.distances(1)[0] > 0
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_logits_that_are_not_finite_hurt_their_nonce_only(
+        self, bad: float, driver: Driver
+    ) -> None:
+        """NaN is what the manager counts as failed."""
+        healthy = driver.distances(*range(4))
+        driver.call("poc_poison", 2, bad)
+        distances = driver.distances(*range(4))
+        assert math.isnan(distances[2])
+        assert distances[:2] + distances[3:] == healthy[:2] + healthy[3:]
+
+
+class TestQueue:
+    """One job computes, one waits behind it."""
+
+    def test_a_job_that_is_not_begun_can_be_cancelled(self, driver: Driver) -> None:
+        """What the device has can't."""
+        driver.call("poc_dawdle", 1.0)
+        running, waiting = driver.engine.submit(job(1)), driver.engine.submit(job(2))
+        time.sleep(0.3)
+        assert not running.cancel()
+        assert waiting.cancel()
+        assert len(running.result()) == 1
+        with pytest.raises(JobCancelled):
+            waiting.result()
+
+    def test_busy_seconds_grow_with_work_only(self, driver: Driver) -> None:
+        """By the device's clock, so waiting doesn't count."""
+        before = driver.engine.busy_seconds
+        driver.call("poc_dawdle", 0.2)
+        driver.distances(1)
+        after = driver.engine.busy_seconds
+        assert 0.2 < after - before < 2
+        time.sleep(0.1)
+        assert driver.engine.busy_seconds == after
+
+    def test_close_ends_the_running_job_and_the_queued_ones(
+        self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At once: the processes that compute are ended."""
+        monkeypatch.setattr(vllm_engine, "_EXTENSION", "faults.FaultyExtension")
+        engine = VllmEngine(settings_of(checkpoint("qwen3")))
+        Driver(engine).call("poc_dawdle", 60.0)
+        running, waiting = engine.submit(job(1)), engine.submit(job(2))
+        time.sleep(0.3)
+        began = time.monotonic()
+        engine.close()
+        assert time.monotonic() - began < 30
+        with pytest.raises(EngineError, match="was closed while it computed"):
+            running.result()
+        with pytest.raises(JobCancelled):
+            waiting.result()
+        with pytest.raises(EngineError, match="the engine is closed"):
+            engine.submit(job(3))
+        engine.close()  # twice is once
+
+    def test_a_process_that_dies_ends_the_engine_for_good(
+        self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody waits for ever: running, waiting and later jobs all learn of it."""
+        monkeypatch.setattr(vllm_engine, "_EXTENSION", "faults.FaultyExtension")
+        engine = VllmEngine(settings_of(checkpoint("qwen3")))
+        try:
+            driver = Driver(engine)
+            driver.call("poc_dawdle", 2.0)
+            running, waiting = engine.submit(job(1)), engine.submit(job(2))
+            with pytest.raises(EngineDied, match="vLLM has ended"):
+                driver.call("poc_kill")
+            for pending in (running, waiting):
+                with pytest.raises((EngineDied, JobCancelled)):
+                    pending.result()
+            with pytest.raises(EngineDied, match="start the worker again"):
+                engine.submit(job(3)).result()
+        finally:
+            engine.close()

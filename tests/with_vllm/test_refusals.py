@@ -1,0 +1,137 @@
+"""What the vLLM engine refuses: with a message, at once, and without a process left behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import save_file
+from small import settings_of
+
+from shared.errors import EngineError
+from worker.engines import vllm_engine
+from worker.engines.vllm_engine import VllmEngine
+from worker.make_model import make_model
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(300),
+]
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    """A Qwen3 checkpoint of its own, to be written to."""
+    return make_model(tmp_path / "model", head_dim=32, vocab_size=160, max_seq_len=256)
+
+
+def refusal(*args: Any, **more: Any) -> str:
+    """Why the engine does not start; no process of it may be left."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with pytest.raises(EngineError) as caught:
+        VllmEngine(settings_of(*args, **more))
+    left = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.pid not in before and "resource_tracker" not in " ".join(process.cmdline())
+    ]
+    assert left == []
+    return str(caught.value)
+
+
+def edit_config(directory: Path, **changes: Any) -> None:
+    """Change the checkpoint's config."""
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "qwen2_moe"}, "'qwen2_moe' is not supported; use a model of"),
+        ({"architectures": ["Qwen3Model"]}, "has no logits head"),
+    ],
+)
+def test_a_model_of_the_wrong_kind(changes: dict[str, Any], message: str, model_dir: Path) -> None:
+    """Seen in its config, before anything is started."""
+    edit_config(model_dir, **changes)
+    assert message in refusal(model_dir)
+
+
+def test_weights_that_vllm_cant_load(model_dir: Path) -> None:
+    """Its processes start, fail and are gone."""
+    import torch
+
+    save_file({"nothing": torch.zeros(1)}, model_dir / "model.safetensors")
+    assert "vLLM can't start" in refusal(model_dir)
+
+
+def test_more_positions_than_the_model_has(model_dir: Path) -> None:
+    """The reason is vLLM's own."""
+    message = refusal(model_dir, max_model_len=4096)
+    assert "4096" in message
+    assert "vLLM" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float32"}, "dtype is a setting; use POC_DTYPE"),
+        ({"trust_remote_code": True}, "trust_remote_code can't be set"),
+        ({"no_such_option": 1}, "POC_VLLM_OPTIONS: vLLM refuses them (.*no_such_option"),
+    ],
+)
+def test_options_that_are_not_the_operators(
+    options: dict[str, Any], message: str, model_dir: Path
+) -> None:
+    """Ours, forbidden, or unknown."""
+    import re
+
+    assert re.search(message.replace("(.*", r"\(.*"), refusal(model_dir, options))
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cuda:1"])
+def test_a_device_that_this_vllm_has_not(device: str, model_dir: Path) -> None:
+    """The build for a CPU computes on a CPU."""
+    assert f"POC_DEVICE={device}: " in refusal(model_dir, device=device)
+
+
+def test_a_build_for_a_gpu_without_one(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What vLLM makes of a machine where it finds no device of its kind."""
+    monkeypatch.setattr("worker.engines.vllm_internals.platform", lambda: ("", 0))
+    assert "this vLLM sees no GPU" in refusal(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, "vLLM is not installed; pip install vllm=="),
+        (("vllm", "0.25.1"), "vLLM 0.25.1 is not supported, 0.26 up to, not including, 0.34 is"),
+        (("vllm", "0.34.0rc1"), "vLLM 0.34.0rc1 is not supported"),
+    ],
+)
+def test_a_version_that_is_not_supported(
+    found: Any, message: str, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything of it is imported."""
+    monkeypatch.setattr(vllm_engine, "installed", lambda: found)
+    assert message in refusal(model_dir)
+
+
+def test_serving_without_a_tokenizer(checkpoint: Callable[[str], Path]) -> None:
+    """It could not read a request."""
+    assert "has no tokenizer" in refusal(checkpoint("qwen3"), serve_port=0)
+
+
+def test_serving_on_a_port_that_is_taken(model_dir: Path) -> None:
+    """Seen before minutes are spent on loading."""
+    (model_dir / "tokenizer.json").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"POC_SERVE_PORT={port}: can't listen" in refusal(model_dir, serve_port=port)

@@ -1,0 +1,241 @@
+"""Real `poc worker` processes with vLLM: whole rounds, requests beside them, and their ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from driver import job
+from small import OPTIONS
+
+from shared.client import PoCClient
+from shared.config import PoCConfig
+from shared.settings import Settings, load_settings
+from shared.store import Store
+from support import wait_until
+from worker.children import end, spawn
+from worker.engines.transformers_engine import TransformersEngine
+from worker.make_model import make_model
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.functional,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(300),
+]
+
+ROOT = Path(__file__).parents[2]
+CONFIG = PoCConfig(
+    block_hash="b", block_height=1, public_key="k", r_target=2, batch_size=8, seq_len=40
+)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a tokenizer of 160 words."""
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    directory = tmp_path_factory.mktemp("served") / "model"
+    make_model(directory, head_dim=32, vocab_size=160, max_seq_len=256)
+    words = {f"w{number}": number for number in range(160)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(kind))
+    return directory
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    """A namespace without history."""
+    return load_settings({}, redis_url=redis_url, namespace="test", lease_s="5", heartbeat_s="0.5")
+
+
+class Worker:
+    """One `poc worker` and all processes below it."""
+
+    def __init__(self, settings: Settings, model: Path, directory: Path, **more: str) -> None:
+        import json
+
+        self.log_path = directory / "worker.log"
+        env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+            "POC_REDIS_URL": settings.redis_url,
+            "POC_NAMESPACE": settings.namespace,
+            "POC_LEASE_S": str(settings.lease_s),
+            "POC_HEARTBEAT_S": str(settings.heartbeat_s),
+            "POC_ENGINE": "vllm",
+            "POC_MODEL": str(model),
+            "POC_TILE": "4",
+            "POC_MAX_MODEL_LEN": "128",
+            "POC_VLLM_OPTIONS": json.dumps(OPTIONS | {"num_gpu_blocks_override": 64}),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "worker.cli", "worker"]
+        self.process = spawn(command, env=env | more, cwd=ROOT, log_path=self.log_path)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait_until_ready(self) -> None:
+        """Loaded, and taking part in rounds."""
+        wait_until(
+            lambda: " ready." in self.log or self.process.poll() is not None, 200, "the worker"
+        )
+        assert self.process.poll() is None, self.log
+
+    def below(self) -> list[psutil.Process]:
+        """The processes that vLLM started, all of them."""
+        return [
+            each
+            for each in psutil.Process(self.process.pid).children(recursive=True)
+            if "resource_tracker" not in " ".join(each.cmdline())
+        ]
+
+
+@pytest.fixture
+def start(settings: Settings, model_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Start a worker; it is ended after the test."""
+    workers: list[Worker] = []
+
+    def start(**more: str) -> Worker:
+        workers.append(Worker(settings, model_dir, tmp_path, **more))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        end(worker.process, timeout=60)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """All have ended, or do within seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_whole_round_beside_requests(
+    start: Callable[..., Worker], settings: Settings, model_dir: Path
+) -> None:
+    """Given a worker that serves, requests are answered alike before a round and while it runs.
+
+    The round's distances are those of transformers, and the end leaves no process.
+    """
+    worker = start(POC_SERVE_PORT="0")
+    worker.wait_until_ready()
+    served = re.search(r"serving \S+ on (http://\S+)", worker.log)
+    assert served
+    address = served[1]
+    processes = worker.below()
+    # A Ctrl-C at the worker's terminal does not reach them.
+    assert {os.getsid(each.pid) for each in processes}.isdisjoint({os.getsid(worker.process.pid)})
+
+    def ask(_: int = 0) -> str:
+        body = {"model": str(model_dir), "prompt": "w1 w2 w3", "max_tokens": 60, "temperature": 0}
+        answer = httpx.post(f"{address}/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["text"])
+
+    before = ask()
+    client, store = PoCClient(settings), Store(settings)
+    try:
+        client.generate(CONFIG)
+        with ThreadPoolExecutor(3) as pool:
+            during = list(pool.map(ask, range(6)))
+        assert during == [before] * 6
+        wait_until(lambda: store.status().total_checked >= 64, 60, "some batches")
+        status = client.stop()
+        nonces, distances = store.rounds.found(status.round_id, 0, 64)
+    finally:
+        client.close()
+        store.close()
+    other = TransformersEngine(str(model_dir), device="cpu")
+    expected = other.submit(job(*nonces)).result()
+    other.close()
+    assert sorted(nonces)[:48] == list(range(48))
+    assert distances == pytest.approx(expected, abs=1e-5)
+
+    assert end(worker.process, timeout=60) == 0, worker.log
+    assert_gone(processes)
+    assert "Traceback" not in worker.log
+
+
+def test_a_worker_that_is_killed_while_it_loads(start: Callable[..., Worker]) -> None:
+    """Whenever that is, nothing of it stays: from the first process on, and with all of them."""
+    worker = start()
+    wait_until(worker.below, 120, "the first process of vLLM")
+    processes = worker.below()
+    os.kill(worker.process.pid, signal.SIGKILL)
+    assert_gone(processes)
+
+    worker = start()
+    wait_until(lambda: "Loading safetensors" in worker.log, 120, "the model to be loaded")
+    processes = worker.below()
+    assert len(processes) >= 2  # on a CPU the engine's process has one of its own for the rank
+    os.kill(worker.process.pid, signal.SIGKILL)
+    assert_gone(processes)
+
+
+def test_a_worker_that_is_killed_at_work(start: Callable[..., Worker], settings: Settings) -> None:
+    """Nothing of it stays, and its claims are free when the lease ends."""
+    worker = start()
+    worker.wait_until_ready()
+    client, store = PoCClient(settings), Store(settings)
+    try:
+        client.generate(CONFIG)
+        wait_until(lambda: store.status().total_checked >= 16, 60, "some batches")
+        processes = worker.below()
+        os.kill(worker.process.pid, signal.SIGKILL)
+        assert_gone(processes)
+    finally:
+        client.close()
+        store.close()
+
+
+def test_a_vllm_that_dies_ends_the_worker(start: Callable[..., Worker], settings: Settings) -> None:
+    """With status 3, its claims given back and no process left, so that another may be started."""
+    worker = start()
+    worker.wait_until_ready()
+    client, store = PoCClient(settings), Store(settings)
+    try:
+        client.generate(CONFIG)
+        wait_until(lambda: store.status().total_checked >= 16, 60, "some batches")
+        processes = worker.below()
+        processes[-1].kill()
+        assert worker.process.wait(60) == 3, worker.log
+        assert_gone(processes)
+        assert "vLLM has ended" in worker.log
+        wait_until(lambda: not store.workers.listing(), 10, "the worker to be gone")
+    finally:
+        client.close()
+        store.close()
+
+
+def test_a_model_that_cant_be_loaded(
+    start: Callable[..., Worker], settings: Settings, model_dir: Path
+) -> None:
+    """One line that says why, status 2, no worker and no process."""
+    worker = start(POC_MAX_MODEL_LEN="4096")
+    seen: dict[int, Any] = {}
+    while worker.process.poll() is None:
+        try:
+            seen |= {each.pid: each for each in worker.below()}
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.1)
+    assert worker.process.wait(120) == 2, worker.log
+    assert "the worker can't start" in worker.log
+    assert "4096" in worker.log.partition("the worker can't start")[2]
+    assert_gone(list(seen.values()))
