@@ -13,7 +13,7 @@ VLLM_VENV  := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm check lint format lock clean
+.PHONY: help install demo test test-vllm test-gpu check lint format lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -43,6 +43,9 @@ test: $(STAMP) ## Run the tests
 
 test-vllm: $(VLLM_STAMP) ## Run the tests of the vLLM engine, with a vLLM for the CPU
 	@exec $(VLLM_VENV)/bin/pytest -m vllm tests/with_vllm
+
+test-gpu: ## Run the tests that need a GPU, in the environment that `python` is in
+	@exec python -m pytest -m gpu tests/gpu
 
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)

@@ -1,0 +1,162 @@
+"""The vLLM engine on a GPU, against transformers there, and beside live requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from driver import Driver
+
+from shared.settings import load_settings
+from worker.engines import Job
+from worker.engines.transformers_engine import TransformersEngine
+from worker.engines.vllm_engine import VllmEngine
+from worker.make_model import make_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(500),
+]
+
+#: A few blocks only, so that whatever writes into live ones hits a request's.
+OPTIONS = {"num_gpu_blocks_override": 64, "enable_prefix_caching": False}
+VOCAB_SIZE = 32_000
+
+
+def job(*nonces: int) -> Job:
+    return Job("b", "k", nonces, 256)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small, but of sizes that a GPU's kernels are made for."""
+    return make_model(
+        tmp_path_factory.mktemp("gpu") / "model",
+        hidden_size=1024,
+        layers=8,
+        heads=16,
+        kv_heads=8,
+        head_dim=128,
+        intermediate_size=3072,
+        vocab_size=VOCAB_SIZE,
+        dtype="bfloat16",
+    )
+
+
+@pytest.fixture(scope="module")
+def driver(model: Path) -> Iterator[Driver]:
+    """A compiled engine, as a worker has it."""
+    settings = load_settings(
+        {},
+        engine="vllm",
+        model=str(model),
+        max_model_len=1024,
+        gpu_memory_utilization=0.3,
+        vllm_options=json.dumps(OPTIONS),
+    )
+    engine = VllmEngine(settings)
+    yield Driver(engine)
+    engine.close()
+
+
+def test_it_is_the_compiled_forward_on_the_gpu(driver: Driver) -> None:
+    profile = driver.engine.info.profile
+    assert (profile["device"], profile["forward"], profile["dtype"]) == (
+        "cuda",
+        "compiled",
+        "bfloat16",
+    )
+
+
+def test_distances_equal_transformers(driver: Driver, model: Path) -> None:
+    """In bfloat16, against float32: what differs is noise, a small part of how distances spread."""
+    nonces = range(256)
+    ours = driver.engine.submit(job(*nonces)).result()
+    exact = TransformersEngine(str(model), dtype="float32", device="cuda")
+    theirs = exact.submit(job(*nonces)).result()
+    exact.close()
+    deltas = [a - b for a, b in zip(ours, theirs, strict=True)]
+    # sd measured on an H200: 6e-5, with distances that spread by 4e-3.
+    assert statistics.pstdev(deltas) < 0.1 * statistics.pstdev(theirs)
+    assert max(map(abs, deltas)) < 1e-3
+
+
+def test_a_nonce_does_not_feel_its_batch(driver: Driver) -> None:
+    """The same bits alone, beside 6, 31 or 32 others: tiles have a constant shape."""
+    together = driver.engine.submit(job(*range(33))).result()
+    for batch in ([0], [32], range(7), range(26, 33), range(32)):
+        alone = driver.engine.submit(job(*batch)).result()
+        assert alone == [together[nonce] for nonce in batch]
+
+
+def test_two_jobs_in_flight_keep_the_device_busy(driver: Driver) -> None:
+    """The device's own clock says that it computed nearly all the time."""
+    engine = driver.engine
+    pending = [engine.submit(job(*range(256)))]
+    pending[0].result()
+    began, busy = time.perf_counter(), engine.busy_seconds
+    pending = [engine.submit(job(*range(256))) for _ in range(2)]
+    for _ in range(20):
+        pending.append(engine.submit(job(*range(256))))
+        pending.pop(0).result()
+    for last in pending:
+        last.result()
+    share = (engine.busy_seconds - busy) / (time.perf_counter() - began)
+    assert share > 0.9
+
+
+def test_requests_and_batches_leave_each_other_alone(driver: Driver) -> None:
+    """Given few blocks and requests in flight, tokens and distances stay as they are."""
+    undisturbed = driver.run(_answers(driver.llm))
+    expected = driver.engine.submit(job(*range(32))).result()
+
+    async def beside_batches() -> tuple[list[list[int]], int]:
+        answers = asyncio.ensure_future(_answers(driver.llm))
+        batches = 0
+        while not answers.done():
+            pending = driver.engine.submit(job(*range(32)))
+            assert await asyncio.to_thread(pending.result) == expected
+            batches += 1
+        return await answers, batches
+
+    tokens, batches = driver.run(beside_batches())
+    assert tokens == undisturbed
+    assert batches >= 5, "they were to take turns with the requests' steps"
+
+
+async def _answers(llm: Any) -> list[list[int]]:
+    """The greedy continuation of three prompts, all at the same time."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        temperature=0, max_tokens=200, min_tokens=200, ignore_eos=True, detokenize=False
+    )
+
+    async def answer(number: int) -> list[int]:
+        tokens = [(7 * i + 3 * number) % VOCAB_SIZE for i in range(100)]
+        last: list[int] = []
+        request = f"r{number}-{id(tokens)}"
+        async for output in llm.generate({"prompt_token_ids": tokens}, sampling, request):
+            last = list(output.outputs[0].token_ids)
+        return last
+
+    return await asyncio.gather(*(answer(number) for number in range(3)))
+
+
+def test_close_leaves_no_process(driver: Driver) -> None:
+    """The last test of the module: vLLM's processes end with the engine."""
+    children = psutil.Process().children(recursive=True)
+    assert children
+    driver.engine.close()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    # multiprocessing's resource tracker stays until this process ends.
+    assert [p for p in alive if "resource_tracker" not in " ".join(p.cmdline())] == []
