@@ -57,6 +57,8 @@ CPU_KV_CACHE = 1 << 30
 HEALTH_S = 1.0
 #: Seconds that requests have to end when the engine is closed.
 GOODBYE_S = 3
+#: Looks at whether vLLM still lives after a call that failed.
+LAST_GASP = 3
 #: Share of the last job's time that the owner waits for another job before it waits for the
 #: device, which keeps jobs out. The device is busy for longer, however its times vary.
 PATIENCE = 0.5
@@ -384,8 +386,11 @@ class _Owner:
                     raise _dead()
             return call.result()
         except Exception:
-            if self._llm.errored:
-                raise _dead() from None
+            # While vLLM falls apart it answers with errors, before it is known to be dead.
+            for _ in range(LAST_GASP):
+                if self._llm.errored:
+                    raise _dead() from None
+                await asyncio.sleep(HEALTH_S)
             raise
         finally:
             call.cancel()
