@@ -7,6 +7,8 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from driver import Driver
 
 from shared.settings import load_settings
-from worker.engines import Job
+from worker.engines import Job, vllm_engine
 from worker.engines.transformers_engine import TransformersEngine
 from worker.engines.vllm_engine import VllmEngine
 from worker.make_model import make_model
@@ -63,7 +65,9 @@ def driver(model: Path) -> Iterator[Driver]:
         gpu_memory_utilization=0.3,
         vllm_options=json.dumps(OPTIONS),
     )
-    engine = VllmEngine(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_engine, "_EXTENSION", "pages.ComparingExtension")
+        engine = VllmEngine(settings)
     yield Driver(engine)
     engine.close()
 
@@ -98,6 +102,23 @@ def test_a_nonce_does_not_feel_its_batch(driver: Driver) -> None:
         assert alone == [together[nonce] for nonce in batch]
 
 
+def test_a_recorded_forward_gives_what_the_plain_one_gives(driver: Driver) -> None:
+    """Bit for bit, however often it is replayed, and after inputs of another length."""
+    jobs = [job(*range(start, start + 32)) for start in (0, 32, 64)]
+    recorded = [driver.engine.submit(each).result() for each in jobs]
+    driver.engine.submit(Job("b", "k", (1,), 100)).result()
+    assert [driver.engine.submit(each).result() for each in jobs] == recorded
+    driver.call("poc_record", False)
+    plain = [driver.engine.submit(each).result() for each in jobs]
+    assert driver.call("poc_record", True) is False, "it was recorded all the same"
+    assert plain == recorded
+
+
+def test_forwards_are_recorded(driver: Driver) -> None:
+    driver.engine.submit(job(*range(32))).result()
+    assert driver.call("poc_record", True) is True
+
+
 def test_two_jobs_in_flight_keep_the_device_busy(driver: Driver) -> None:
     """The device's own clock says that it computed nearly all the time."""
     engine = driver.engine
@@ -114,23 +135,34 @@ def test_two_jobs_in_flight_keep_the_device_busy(driver: Driver) -> None:
     assert share > 0.9
 
 
-def test_requests_and_batches_leave_each_other_alone(driver: Driver) -> None:
-    """Given few blocks and requests in flight, tokens and distances stay as they are."""
-    undisturbed = driver.run(_answers(driver.llm))
+def test_a_batch_leaves_the_pages_of_live_requests_as_they_are(driver: Driver) -> None:
+    """Bit for bit, while requests are in flight in a pool of few blocks, batch after batch."""
     expected = driver.engine.submit(job(*range(32))).result()
 
-    async def beside_batches() -> tuple[list[list[int]], int]:
+    async def beside_requests() -> list[Any]:
         answers = asyncio.ensure_future(_answers(driver.llm))
-        batches = 0
+        compare = partial(driver.engine._owner._call, "poc_compare_pages", asdict(job(*range(32))))
+        seen = []
         while not answers.done():
-            pending = driver.engine.submit(job(*range(32)))
-            assert await asyncio.to_thread(pending.result) == expected
-            batches += 1
-        return await answers, batches
+            seen += await compare()
+        await answers
+        return seen
 
-    tokens, batches = driver.run(beside_batches())
-    assert tokens == undisturbed
-    assert batches >= 5, "they were to take turns with the requests' steps"
+    seen = driver.run(beside_requests())
+    assert len(seen) >= 5, "the batches were to take turns with the requests' steps"
+    assert all(distances == expected for distances, _, _ in seen)
+    assert any(used for _, used, _ in seen), "no request was in flight"
+    assert not any(changed for _, _, changed in seen)
+
+
+def test_a_forward_on_live_pages_would_be_noticed(driver: Driver) -> None:
+    """The control: without the swap the same comparison finds changed pages."""
+    driver.call("poc_write_live_pages")
+    try:
+        _, _, changed = driver.call("poc_compare_pages", asdict(job(*range(32))))
+    finally:
+        driver.call("poc_mend")
+    assert changed
 
 
 async def _answers(llm: Any) -> list[list[int]]:

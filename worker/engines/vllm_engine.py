@@ -121,6 +121,7 @@ def reserve_bytes(config: Any, *, tile: int, tokens: int, ranks: int, width: int
 
     - scratch pages for keys and values: one layer's, blocks of at most 128 tokens, twice for
       models with two kinds of layers,
+    - what a recorded forward keeps for itself between two layers, twice what one layer makes,
     - inputs, and the generator's temporaries (128 MiB) while it makes them,
     - logits in the model's dtype and in float32, permutations with what sorting them takes, and
       the shuffled logits.
@@ -129,9 +130,14 @@ def reserve_bytes(config: Any, *, tile: int, tokens: int, ranks: int, width: int
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds = len(set(getattr(config, "layer_types", None) or [None]))
     scratch = kinds * (tokens + 128 * (tile + 1)) * 2 * heads * head_dim * width
-    inputs = tokens * config.hidden_size * width
+    inputs = 2 * tokens * config.hidden_size * width
+    experts = getattr(config, "num_experts_per_tok", 0)
+    wide = max(config.intermediate_size, experts * getattr(config, "moe_intermediate_size", 0))
+    layer = 2 * wide + 4 * config.hidden_size
+    layer += (config.num_attention_heads // ranks + 2 * heads) * head_dim
+    recorded = 2 * tokens * layer * width
     outputs = tile * config.vocab_size * (width + 4 + 8 + 4)
-    return int(scratch + inputs + outputs + (256 << 20))
+    return int(scratch + recorded + inputs + outputs + (256 << 20))
 
 
 class VllmEngine:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,6 +26,10 @@ from worker import gpu_random
 from worker.engines import vllm_internals as internals
 
 logger = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
+
+#: Inputs [tile, seq_len, hidden_size], which it overwrites, to the logits of the last positions,
+#: [tile, at least vocab_size]; None on a rank without logits.
+Forward = Callable[[Tensor], Tensor | None]
 
 #: Targets kept: a round's own, and those of the blocks that validators ask about.
 _TARGETS_KEPT = 8
@@ -65,6 +69,9 @@ class _Device:
         self._hidden_size, self._vocab_size = facts["hidden_size"], facts["vocab_size"]
         self._dtype = worker.vllm_config.model_config.dtype
         self._alone = facts["tensor_parallel"] == 1
+        self._recording: _Recording | None = None
+        # Ranks would record their exchange as well, which vLLM has ways of its own for.
+        self._records = self._device.type == "cuda" and facts["compiled"] and self._alone
         longest = min(facts["max_model_len"], self._max_tokens)
         self._layers = internals.kv_layers(worker)
         self._groups = internals.kv_groups(worker, block_table_width=longest)
@@ -136,7 +143,7 @@ class _Device:
     def _compute_or_halve(self, nonces: Sequence[int], tile: int, *key: Any) -> Tensor | None:
         """Distances of one tile; when memory runs out in it, of its halves."""
         try:
-            return self._compute(nonces, tile, *key)
+            return self._compute(self._recorded, nonces, tile, *key)
         except torch.OutOfMemoryError as error:
             if not self._alone or tile == 1:
                 # The ranks of a group must do the same: one that halves alone waits for ever.
@@ -150,16 +157,19 @@ class _Device:
             reason,
             tile // 2,
         )
+        self._recording = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         half = -(-tile // 2)
         parts = [
-            self._compute(nonces[at : at + half], half, *key) for at in range(0, len(nonces), half)
+            self._compute(self._plain, nonces[at : at + half], half, *key)
+            for at in range(0, len(nonces), half)
         ]
         return torch.cat([part for part in parts if part is not None])
 
     def _compute(
         self,
+        forward: Forward,
         nonces: Sequence[int],
         tile: int,
         block_hash: str,
@@ -179,12 +189,7 @@ class _Device:
             self._dtype,
             strong_rng=strong_rng,
         )
-        with internals.swapped(self._layers, self._scratch):
-            metadata = [
-                internals.prefill_metadata(group, tile, seq_len, self._device)
-                for group in self._groups
-            ]
-            logits = internals.last_logits(self._worker, inputs, self._groups, metadata)
+        logits = forward(inputs)
         if logits is None:
             return None
         permutations = gpu_random.generate_permutations(
@@ -194,6 +199,39 @@ class _Device:
             logits[:, : self._vocab_size], permutations, self._target(block_hash)
         )
         return distances[: len(nonces)]
+
+    def _forward_of(self, shape: torch.Size) -> Forward:
+        """The forward of inputs of `shape` [tile, seq_len, hidden_size]."""
+        metadata = [
+            internals.prefill_metadata(group, shape[0], shape[1], self._device)
+            for group in self._groups
+        ]
+
+        def forward(inputs: Tensor) -> Tensor | None:
+            with internals.swapped(self._layers, self._scratch):
+                return internals.last_logits(self._worker, inputs, self._groups, metadata)
+
+        return forward
+
+    def _plain(self, inputs: Tensor) -> Tensor | None:
+        return self._forward_of(inputs.shape)(inputs)
+
+    def _recorded(self, inputs: Tensor) -> Tensor | None:
+        """As `_plain`, in one launch instead of some hundred: the device waits for no host."""
+        if not self._records:
+            return self._plain(inputs)
+        if self._recording is None or self._recording.shape != inputs.shape:
+            self._recording = None  # its memory, before the next takes its own
+            try:
+                self._recording = _Recording(self._forward_of(inputs.shape), inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - of a hundred kernels any may object
+                torch.cuda.synchronize(self._device)  # raises if the device is lost
+                logger.warning("forwards are not recorded, which is slower: %s", error)
+                self._records = False
+                return self._plain(inputs)
+        return self._recording(inputs)
 
     def _end_if_lost(self, error: Exception) -> None:
         """End this process, which vLLM reports as a dead engine, if it can't go on as it is."""
@@ -206,6 +244,39 @@ class _Device:
         if not self._alone:
             logger.critical("a rank failed, the others may wait for it: %s", error, exc_info=error)
             os._exit(1)
+
+
+class _Recording:
+    """A forward that was recorded as a CUDA graph, to be replayed with other inputs.
+
+    It points at the scratch pages and at the metadata that `forward` holds, so both must stay.
+    A replay runs the very kernels of the plain forward, and is checked once to give its bits.
+    """
+
+    def __init__(self, forward: Forward, inputs: Tensor) -> None:
+        self.shape = inputs.shape
+        self._forward = forward  # keeps what the graph points at
+        self._inputs = inputs.clone()
+        streams: Any = torch.cuda.Stream  # without types
+        stream = streams(inputs.device)
+        stream.wait_stream(torch.cuda.current_stream(inputs.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # what is tuned or allocated at the first call must not be recorded
+                expected = forward(inputs.clone())
+        torch.cuda.current_stream(inputs.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._logits = forward(self._inputs)
+        for _ in range(2):
+            replayed = self(inputs)
+            if replayed is None or expected is None or not torch.equal(replayed, expected):
+                raise RuntimeError("the recorded forward gives other logits than the plain one")
+
+    def __call__(self, inputs: Tensor) -> Tensor | None:
+        """The logits for `inputs`, until the next call."""
+        self._inputs.copy_(inputs)
+        self._graph.replay()
+        return self._logits
 
 
 class _Job:

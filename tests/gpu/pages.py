@@ -1,0 +1,41 @@
+"""An extension that looks at live KV pages, for vLLM's own process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from faults import FaultyExtension
+
+
+class ComparingExtension(FaultyExtension):
+    """The real one, with eyes on what must not change."""
+
+    def poc_record(self, records: bool) -> bool:
+        """Whether a forward was recorded; from now on forwards are, or are not."""
+        device = self.poc_device
+        recorded = device._recording is not None
+        device._records, device._recording = records, device._recording if records else None
+        return recorded
+
+    def poc_write_live_pages(self) -> None:
+        """Leave the scratch alone; what was recorded with it is forgotten."""
+        super().poc_write_live_pages()
+        self.poc_device._recording = None
+
+    def poc_mend(self) -> None:
+        """As it was."""
+        super().poc_mend()
+        self.poc_device._recording = None
+
+    def poc_compare_pages(self, job: dict[str, Any]) -> tuple[list[float], bool, bool]:
+        """Compute `job`: its distances, whether any live page is in use, whether any changed."""
+        layers = self.poc_device._layers.values()
+        before = [layer.kv_cache.clone() for layer in layers]
+        self.poc_launch(-1, job)
+        distances, _ = self.poc_collect(-1)
+        changed = any(
+            not torch.equal(layer.kv_cache.view(torch.int16), copy.view(torch.int16))
+            for layer, copy in zip(layers, before, strict=True)
+        )
+        return distances, any(bool(copy.any()) for copy in before), changed
