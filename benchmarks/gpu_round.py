@@ -66,7 +66,9 @@ def main() -> None:
         model = options.model
         if model is None:
             _say(f"making a random Qwen3 of the {options.shape} shape")
-            model = make_model(directory / "model", **_COMMON, **SHAPES[options.shape])
+            model = make_model(
+                directory / "model", **_COMMON, **SHAPES[options.shape], device="cuda"
+            )
         figures = run(server.url, model, directory, options)
     for name, value in figures.items():
         print(f"{name:28} {value}")

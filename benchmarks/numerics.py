@@ -94,9 +94,10 @@ class Compared:
     def mismatch(self, r_target: float, tolerance: float, margin: float) -> tuple[int, int, float]:
         """Submitted, of those found invalid, and the smoothed probability of that.
 
-        Few submitted nonces lie where noise matters, so a count alone is coarse. The smoothed
-        figure takes the prover's distances as normal (they are, closely) and every measured
-        delta as equally probable at any distance.
+        Few submitted nonces lie where noise matters, so a count alone is coarse. Where the deltas
+        are noise, the smoothed figure takes the prover's distances as normal (they are, closely)
+        and every measured delta as equally probable at any distance. Where they are as wide as
+        the distances themselves, the two have little to do with each other: then the count is it.
         """
         submitted = [
             (p, v)
@@ -104,7 +105,10 @@ class Compared:
             if p < r_target - margin
         ]
         found = sum(v > r_target + tolerance for _, v in submitted)
-        level = NormalDist.from_samples(self.prover).cdf
+        levels = NormalDist.from_samples(self.prover)
+        if self.sd > 0.2 * levels.stdev:
+            return len(submitted), found, found / len(submitted)
+        level = levels.cdf
         below = level(r_target - margin)
         deltas = self.deltas
         crossed = sum(max(0.0, below - level(r_target + tolerance - d)) for d in deltas)

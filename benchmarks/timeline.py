@@ -20,7 +20,7 @@ from typing import Any
 
 from shared.settings import load_settings
 from worker import gpu_random
-from worker.engines import Job, vllm_engine
+from worker.engines import Job, vllm_engine, vllm_extension
 from worker.engines.vllm_extension import PoCWorkerExtension
 
 #: Batches before the measurement, and in it.
@@ -33,8 +33,6 @@ class TimelineExtension(PoCWorkerExtension):
     def poc_timeline(self, job: dict[str, Any]) -> dict[str, tuple[float, float]]:
         """Median device and host milliseconds of each stage of `job`, and of the whole."""
         import torch
-
-        from worker.engines import vllm_internals
 
         marks: list[tuple[str, float, Any, Any]] = []
 
@@ -53,8 +51,7 @@ class TimelineExtension(PoCWorkerExtension):
 
         stages = {
             "inputs": (gpu_random, "generate_inputs"),
-            "attention metadata": (vllm_internals, "prefill_metadata"),
-            "forward and logits": (vllm_internals, "last_logits"),
+            "forward and logits": (vllm_extension._Recording, "__call__"),
             "permutations": (gpu_random, "generate_permutations"),
             "distances": (gpu_random, "compute_distances"),
         }

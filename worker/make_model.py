@@ -26,11 +26,13 @@ def make_model(
     max_seq_len: int = 4096,
     seed: int = 0,
     dtype: str = "float32",
+    device: str = "cpu",
 ) -> Path:
     """Write a random Qwen3 checkpoint to the directory `path` and return it.
 
     The defaults load in a blink. `head_dim` is `hidden_size / heads` unless given (real Qwen3
-    models have 128). The same arguments write the same weights; another `dtype` rounds them.
+    models have 128). The same arguments write the same weights; another `dtype` rounds them, and
+    another `device` draws others (cuda makes billions of them in seconds).
     Raises `ConfigError` for sizes that make no model, and for a path that is anything but a new or
     empty directory.
     """
@@ -77,8 +79,11 @@ def make_model(
         max_position_embeddings=max_seq_len,
         tie_word_embeddings=False,
     )
-    with torch.random.fork_rng(devices=[]):  # the caller's random state is none of our business
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
+    on_gpu = torch.device(device).type == "cuda"
+    # The caller's random state is none of our business.
+    with torch.random.fork_rng(devices=[0] if on_gpu else []), torch.device(device):
+        # torch.manual_seed would reseed all devices.
+        (torch.cuda.manual_seed if on_gpu else torch.default_generator.manual_seed)(seed)
         model = Qwen3ForCausalLM(config).to(getattr(torch, dtype))
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -86,6 +91,9 @@ def make_model(
         raise ConfigError(f"{directory}: can't be made ({error.strerror})") from None
     disable_progress_bar()  # it would be over before it is seen
     model.save_pretrained(directory)
+    if on_gpu:
+        del model
+        torch.cuda.empty_cache()  # whoever loads it next needs the room
     for file in directory.iterdir():  # safetensors are written for their owner alone
         file.chmod(0o644)
     return directory

@@ -64,13 +64,13 @@ class TestTiles:
     def test_the_scratch_is_within_what_was_reserved(
         self, driver: Driver, checkpoint: Callable[[str], Path]
     ) -> None:
-        """The sum that is taken off vLLM's share is an upper bound, and small."""
+        """What is taken off vLLM's share for it all has room for the pages, and is bounded."""
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(checkpoint("qwen3"))
         reserve = reserve_bytes(config, tile=4, tokens=8192, ranks=1, width=4)
         scratch = driver.call("poc_prepare", 4)["scratch_bytes"]
-        assert scratch < reserve - (256 << 20) < 4 * scratch
+        assert scratch < reserve < 512 << 20
 
 
 class TestTrouble:

@@ -60,10 +60,13 @@ def test_requests_and_batches_leave_each_other_alone(driver: Driver) -> None:
 
 
 def test_a_forward_on_live_pages_would_be_noticed(driver: Driver) -> None:
-    """The control: without the swap the same test sees other tokens."""
+    """The control: without the swap the same test sees other tokens.
+
+    Not each time: a batch may write a page that its request has not filled yet.
+    """
     undisturbed = driver.run(_answers(driver.llm))
     driver.call("poc_write_live_pages")
-    assert driver.run(_beside_batches(driver, [])) != undisturbed
+    assert any(driver.run(_beside_batches(driver, [])) != undisturbed for _ in range(5))
 
 
 def test_a_batch_that_fails_restores_the_live_pages(driver: Driver) -> None:
