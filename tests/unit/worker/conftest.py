@@ -45,7 +45,7 @@ def manager(engine: FakeEngine, store: Store) -> PoCManager:
 
 @pytest.fixture
 def away(redis: Client) -> Callable[[], AbstractContextManager[None]]:
-    """Takes Redis away while a block runs, `with away(): ...`; it comes back as it was."""
+    """Takes Redis away for as long as a block runs; it comes back as it was."""
 
     @contextmanager
     def away() -> Iterator[None]:
