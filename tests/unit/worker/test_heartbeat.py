@@ -306,6 +306,26 @@ class TestLeases:
         assert now
         assert now.total_checked == 0
 
+    def test_a_batch_behind_a_device_that_hangs_is_not_kept(
+        self,
+        manager: PoCManager,
+        engine: FakeEngine,
+        store: Store,
+        config: PoCConfig,
+        advance: Callable[[float], None],
+    ) -> None:
+        """Given one that waits behind it for ever, then its positions go to another as well."""
+        heart = beating(manager)
+        engine.gate.clear()
+        store.rounds.generate("g", config)
+        manager.step()
+        manager.get_next_nonces()
+        for _ in range(35):  # its own deadline begins when the one before it is over
+            advance(20)
+            heart.beat()
+        claims = [store.rounds.claim("other", f"t{i}") for i in range(2)]
+        assert sorted(claim.start for claim in claims if claim) == [0, 4]
+
     def test_claims_that_wait_for_run_batch_are_kept_as_well(
         self,
         manager: PoCManager,
