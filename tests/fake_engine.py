@@ -12,12 +12,13 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qsl, urlsplit
 
 from shared.errors import EngineError
 from shared.settings import Settings
-from worker.engines import EngineInfo, Job, JobCancelled
+from worker.engines import EngineInfo, Job
+from worker.engines.base import FuturePending
 
 
 def fake_distance(block_hash: str, public_key: str, nonce: int) -> float:
@@ -31,22 +32,11 @@ def fake_distances(job: Job) -> list[float]:
     return [fake_distance(job.block_hash, job.public_key, nonce) for nonce in job.nonces]
 
 
-class FakePending:
-    def __init__(self, future: Future[list[float]]) -> None:
-        self._future = future
-
-    def result(self) -> list[float]:
-        try:
-            return self._future.result()
-        except CancelledError:
-            raise JobCancelled from None
-
-    def cancel(self) -> bool:
-        return self._future.cancel()
-
-
 class FakeEngine:
-    """`seconds` is what a job takes; a job is counted in `jobs` when it begins."""
+    """`seconds` is what a job takes; a job is counted in `jobs` when it begins.
+
+    While `gate` is cleared, a job that has begun does not end.
+    """
 
     def __init__(
         self,
@@ -68,20 +58,29 @@ class FakeEngine:
             max_seq_len=max_seq_len,
             profile={"engine": "fake"},
         )
+        self.gate = threading.Event()
+        self.gate.set()
         self._closing = threading.Event()
         self._thread = ThreadPoolExecutor(max_workers=1)
 
-    def submit(self, job: Job) -> FakePending:
-        return FakePending(self._thread.submit(self._run, job))
+    def submit(self, job: Job) -> FuturePending:
+        if job.seq_len > self.info.max_seq_len:
+            raise EngineError(f"seq_len={job.seq_len}: at most {self.info.max_seq_len}")
+        try:
+            return FuturePending(self._thread.submit(self._run, job))
+        except RuntimeError:
+            raise EngineError("the engine is closed") from None
 
     def close(self) -> None:
         self._closing.set()
+        self.gate.set()
         self._thread.shutdown(cancel_futures=True)
 
     def _run(self, job: Job) -> list[float]:
         self.jobs.append(job)
         began = time.perf_counter()
         self._closing.wait(self.seconds)
+        self.gate.wait()
         self.busy_seconds += time.perf_counter() - began
         if self._closing.is_set():
             raise EngineError("the engine was closed while it computed")

@@ -17,7 +17,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite
 from typing import Any
 
 from shared.config import PoCConfig, PoCState
@@ -261,7 +261,7 @@ class PoCManager:
 
     def _submit(self, work: Claim | Chunk) -> Pending:
         if isinstance(work, Chunk) and work.given_up:
-            return _Lost(len(work.nonces))
+            return _Lost()
         key = work.batch.public_key if isinstance(work, Chunk) else work.config.public_key
         try:
             return self.engine.submit(_job(work.config, key, work.nonces))
@@ -332,10 +332,8 @@ class PoCManager:
 class _Lost:
     """Stands in for a chunk that failed too often: nothing is computed."""
 
-    count: int
-
     def result(self) -> list[float]:
-        return [nan] * self.count
+        return []
 
     def cancel(self) -> bool:
         return False

@@ -32,8 +32,11 @@ def register(app: Celery, node: Node) -> None:
     """Register the tasks, to run on `node`."""
 
     def task(name: str) -> Callable[[Callable[..., Any]], Task]:
-        # typing: arguments are checked by our models, whose messages help.
-        return app.task(bind=True, name=name, throws=(PoCError,), typing=False)  # type: ignore[no-any-return]
+        # typing: arguments are checked by our models, whose messages help. shared: other
+        # applications of this process would run it on our node.
+        return app.task(  # type: ignore[no-any-return]
+            bind=True, name=name, throws=(PoCError,), typing=False, shared=False
+        )
 
     def insist(call: Callable[[], T]) -> T:
         try:

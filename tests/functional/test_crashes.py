@@ -14,6 +14,7 @@ from fake_engine import fake_distance
 from shared.client import PoCClient
 from shared.config import PoCState
 from shared.data import ProofBatch
+from shared.keys import Keys
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from support import wait_until
@@ -38,19 +39,21 @@ def test_a_killed_workers_positions_are_computed_by_another(
     client: PoCClient, store: Store, start_worker: Any
 ) -> None:
     """Given kill -9 in mid-round, then its claims are taken over and each nonce counts once."""
-    doomed = start_worker("w0", seconds=0.2)
+    # Its batches take so long that it holds its first two until it is killed.
+    doomed = start_worker("w0", seconds=600)
     ticket = client.generate(ALL_VALID)
-    checked_more(store, 8)
+    held = set(range(DEPTH * ALL_VALID.batch_size))
+
+    def found() -> set[int]:
+        return set(store.rounds.found(store.status().round_id, 0, 100_000)[0])
+
+    claims = Keys("test")("claims", store.status().round_id)
+    wait_until(lambda: store._redis.hlen(claims) == DEPTH, description="its batches")
     start_worker("w1", seconds=0.02)
-    doomed.kill()
-
-    def filled() -> bool:
-        nonces, _ = store.rounds.found(store.status().round_id, 0, 100_000)
-        return not set(range(max(nonces) - DEPTH * ALL_VALID.batch_size)) - set(nonces)
-
     checked_more(store, 40)
-    assert not filled()
-    wait_until(filled, timeout=20, description="the dead worker's positions to be filled")
+    assert not found() & held
+    doomed.kill()
+    wait_until(lambda: found() >= held, timeout=20, description="what the dead worker held")
     stopped = client.stop()
     without_gap(counted(store, stopped), open_batches=DEPTH)
     # The worker that took the ticket is long dead.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from exactness import ALL_VALID
+from fake_engine import fake_distance
 from shared.config import PoCState
 from shared.settings import Settings
 from shared.store import Store
@@ -21,11 +24,13 @@ pytestmark = pytest.mark.functional
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-#: For machines without redis-cli: the same words, sent by redis-py.
+#: For machines without redis-cli: the same words, sent by redis-py. One reply a line: text as it
+#: is, as the shell needs it, and all else as JSON.
 REDIS_CLI = """
-redis-cli() { "$PYTHON" -c 'import os, sys, redis
-reply = redis.Redis.from_url(os.environ["POC_REDIS_URL"]).execute_command(*sys.argv[1:])
-print(reply)' "$@"; }
+redis-cli() { "$PYTHON" -c 'import json, os, sys, redis
+client = redis.Redis.from_url(os.environ["POC_REDIS_URL"], decode_responses=True)
+reply = client.execute_command(*sys.argv[1:])
+print(reply if isinstance(reply, str) else json.dumps(reply))' "$@"; }
 """
 
 
@@ -63,14 +68,25 @@ def test_the_message_pushed_by_hand(settings: Settings, store: Store, start_work
 def test_the_commands_that_read(
     settings: Settings, store: Store, client: Any, start_worker: Any
 ) -> None:
-    """Each of the reading commands names a key that is there."""
+    """Given a round that holds the nonce they ask for, then each of them gives what it says."""
+    # The first nonce of this node is the one in the README, and every nonce is valid.
+    config = ALL_VALID.model_copy(update={"node_id": 4711, "node_count": 4712})
     start_worker("w0", seconds=0.02)
-    config = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.9}
     client.generate(config)
-    wait_until(lambda: store.status().total_valid > 0, description="a valid nonce")
+    wait_until(lambda: store.status().total_valid, description="a valid nonce")
+    stopped = client.stop()
+
     printed = run(["bash", "-euc", REDIS_CLI + block("sh", "HSCAN")], settings)
-    assert "GENERATING" in printed
-    assert str(store.status(newest=1).round_id) in printed
+    status, total_valid, distance, scanned = printed.splitlines()
+    fields = json.loads(status)
+    assert (fields["state"], fields["round_id"]) == ("STOPPED", stopped.round_id)
+    assert int(total_valid) == int(fields["total_valid"]) == stopped.total_valid
+    assert float(distance) == fake_distance("b", "k", 4711)
+    _, pairs = json.loads(scanned)
+    assert pairs
+    for nonce, each in pairs.items():
+        assert float(each) == fake_distance("b", "k", int(nonce))
+    assert pairs["4711"] == distance
 
 
 def test_the_example_in_python(settings: Settings, store: Store, start_worker: Any) -> None:

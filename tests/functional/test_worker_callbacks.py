@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytest
+import redis
 
 from fake_engine import fake_distance
 from shared.client import PoCClient
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute
+from shared.keys import Keys
+from shared.settings import Settings
+from shared.status import RoundStatus
 from shared.store import Store
 from support import wait_until
+from worker.children import end, spawn
 
 pytestmark = pytest.mark.functional
 
+ROOT = Path(__file__).parents[2]
+
+StartCallbacks = Callable[[], Popen[bytes]]
+
 
 class Receiver(ThreadingHTTPServer):
-    """A controller that answers 200 and keeps what it was told."""
+    """A controller that keeps what it was told and answers with `status`."""
 
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
+        self.status = 200
         self.got: list[tuple[str, dict[str, Any]]] = []
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
@@ -41,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.got.append((self.path, body))
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -138,3 +153,120 @@ def test_a_validation_without_a_verdict_is_told_as_well(
             client.validate_batch(batch, config).wait(10)
         (body,) = wait_until(lambda: receiver.bodies("/poc/validated"), description="the message")
     assert (body["error"], body["nonces"]) == ("CouldNotCompute", [7])
+
+
+def test_a_validation_of_its_own_counts_beside_the_rounds(
+    port: int, config: PoCConfig, client: PoCClient, store: Store, start_worker: Any
+) -> None:
+    """Given a config beside the batch, then its callbacks are counted, by no round."""
+    start_worker("w0")
+    client.init(config)
+    batch = ProofBatch.of(config, [0, 1], [fake_distance("b", "k", n) for n in (0, 1)])
+
+    def counts() -> tuple[int, int, int]:
+        now = store.status().validation_callbacks
+        return now.callbacks_pending, now.callbacks_delivered, now.callbacks_refused
+
+    client.validate_batch(batch, config).wait(10)
+    assert counts() == (1, 0, 0)
+    with receiving(port) as receiver:
+        wait_until(lambda: counts() == (0, 1, 0), description="the delivery")
+        receiver.status = 404
+        client.validate_batch(batch, config).wait(10)
+        wait_until(lambda: counts() == (0, 1, 1), description="the refusal")
+    now = store.status()
+    assert "404" in now.validation_callbacks.callback_error
+    assert (now.callbacks_pending, now.callbacks_delivered, now.callbacks_refused) == (0, 0, 0)
+
+
+@pytest.fixture
+def start_callbacks(settings: Settings, tmp_path: Path) -> Iterator[StartCallbacks]:
+    """Start `poc callbacks`, which logs to the file `callbacks.log`; it is ended after the test."""
+    started: list[Popen[bytes]] = []
+    env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+        "POC_REDIS_URL": settings.redis_url,
+        "POC_NAMESPACE": settings.namespace,
+        "POC_LEASE_S": str(settings.lease_s),
+        "POC_HEARTBEAT_S": str(settings.heartbeat_s),
+    }
+
+    def start() -> Popen[bytes]:
+        command = [sys.executable, "-m", "worker.cli", "callbacks"]
+        started.append(spawn(command, env=env, cwd=ROOT, log_path=tmp_path / "callbacks.log"))
+        return started[-1]
+
+    yield start
+    for process in started:
+        end(process, timeout=10)
+
+
+class TestItsOwnProcess:
+    """`poc callbacks` beside workers that deliver nothing."""
+
+    @pytest.fixture
+    def stopped(
+        self, config: PoCConfig, client: PoCClient, store: Store, start_worker: Any
+    ) -> RoundStatus:
+        """A round that found something, by a worker with POC_RUN_CALLBACKS=false."""
+        start_worker("w0", seconds=0.02, POC_RUN_CALLBACKS="false")
+        client.generate(config)
+        wait_until(lambda: store.status().total_valid >= 10, description="ten valid nonces")
+        return client.stop()
+
+    def test_it_delivers_what_the_workers_leave(
+        self,
+        port: int,
+        store: Store,
+        stopped: RoundStatus,
+        start_callbacks: StartCallbacks,
+        tmp_path: Path,
+    ) -> None:
+        """Given a receiver that listens, then it is told everything, and only by this process."""
+        with receiving(port) as receiver:
+            # Ten times as long as the workers' own sender would take.
+            time.sleep(1)
+            assert receiver.got == []
+            assert store.status().callbacks_pending == stopped.callbacks_pending > 0
+            sender = start_callbacks()
+            wait_until(
+                lambda: store.status().callbacks_delivered == stopped.callbacks_pending,
+                timeout=30,
+                description="the deliveries",
+            )
+        told = {nonce for body in receiver.bodies("/poc/generated") for nonce in body["nonces"]}
+        assert told == set(store.rounds.found(stopped.round_id, 0, stopped.total_valid)[0])
+        assert store.status().callbacks_pending == 0
+        assert end(sender, timeout=20) == 0
+        assert "Traceback" not in (tmp_path / "callbacks.log").read_text()
+
+    def test_another_takes_over_from_one_that_was_killed(
+        self,
+        port: int,
+        store: Store,
+        stopped: RoundStatus,
+        start_callbacks: StartCallbacks,
+    ) -> None:
+        """Given one that held all of it while the receiver was down, then nothing is lost."""
+        doomed = start_callbacks()
+        wait_until(
+            lambda: _held(store) == stopped.callbacks_pending, 30, "it to have taken the messages"
+        )
+        doomed.kill()
+        doomed.wait()
+        start_callbacks()
+        with receiving(port) as receiver:
+            wait_until(
+                lambda: store.status().callbacks_delivered == stopped.callbacks_pending,
+                timeout=60,
+                description="the deliveries",
+            )
+        told = {nonce for body in receiver.bodies("/poc/generated") for nonce in body["nonces"]}
+        assert told == set(store.rounds.found(stopped.round_id, 0, stopped.total_valid)[0])
+
+
+def _held(store: Store) -> int:
+    """The messages that are with a sender."""
+    try:
+        return int(store._redis.xpending(Keys("test")("outbox"), "senders")["pending"])
+    except redis.ResponseError:  # nobody has asked for any yet
+        return 0

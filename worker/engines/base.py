@@ -92,7 +92,11 @@ class Engine(Protocol):
         ...
 
     def submit(self, job: Job) -> Pending:
-        """Queue `job` behind those before it and return at once."""
+        """Queue `job` behind those before it and return at once.
+
+        Raises `EngineError` for a `seq_len` that the model has no positions for, and after
+        `close`.
+        """
         ...
 
     def close(self) -> None:

@@ -15,14 +15,22 @@ redis.call('PEXPIRE', K.worker, A.live_ms)
 redis.call('ZADD', K.workers, int(now), A.worker)
 redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms))
 
--- A.tokens are in the order of their computation: the first is what the device does now.
+-- A.tokens are in the order of their computation: the first is what the device does now. When
+-- that is past its deadline or was taken over, the device hangs.
+local function held_as(token)
+  return round ~= '' and redis.call('HGET', K.claims, token) or
+    redis.call('HGET', K.chunk_claims, token)
+end
+local first = A.tokens[1] and held_as(A.tokens[1])
+local hangs = not first or now >= cjson.decode(first).at + A.deadline_ms
+
 local function renew(claims, leases)
   for place, token in ipairs(A.tokens) do
     local raw = redis.call('HGET', claims, token)
     -- A lease of 0 was given back, or its round changed: its positions must stay free.
     if raw and number(redis.call('ZSCORE', leases, token)) > 0 then
       local claim = cjson.decode(raw)
-      if place > 1 then  -- it waits, which is not held against it
+      if place > 1 and not hangs then  -- it waits, which is not held against it
         claim.at = int(now)
         redis.call('HSET', claims, token, cjson.encode(claim))
       end

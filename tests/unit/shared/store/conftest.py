@@ -1,69 +1,15 @@
-"""A store on fakeredis and on a real server, a clock to move, and a check of what is left."""
+"""A check of what every test of the store leaves in Redis."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import fakeredis
 import pytest
 
-from shared.config import PoCConfig
 from shared.keys import KEYS, Keys
-from shared.settings import load_settings
-from shared.store import Store
-from shared.store.scripts import Client, connect
+from shared.store.scripts import Client
 
-NAMESPACE = "test"
 DAY = 86_400
-
-
-@pytest.fixture(params=["fakeredis", pytest.param("real", marks=pytest.mark.functional)])
-def redis(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """A client of an empty Redis, for a look behind the curtain."""
-    if request.param == "real":
-        url = request.getfixturevalue("redis_url")
-        client = connect(load_settings({}, redis_url=url))
-    else:
-        client = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def keys() -> Keys:
-    """The names of the keys of the tests' namespace."""
-    return Keys(NAMESPACE)
-
-
-@pytest.fixture
-def new_store(redis: Client) -> Callable[..., Store]:
-    """Makes one more store on the same Redis, as another process would: `new_store(lease_s=5)`."""
-
-    def new(**settings: Any) -> Store:
-        return Store(load_settings({}, namespace=NAMESPACE, **settings), redis)
-
-    return new
-
-
-@pytest.fixture
-def store(new_store: Callable[..., Store]) -> Store:
-    """A store with the default settings."""
-    return new_store()
-
-
-@pytest.fixture
-def config() -> PoCConfig:
-    """The config of a lone node with batches of four."""
-    return PoCConfig(
-        block_hash="b10c", block_height=7, public_key="node", r_target=1.4, batch_size=4
-    )
-
-
-@pytest.fixture
-def advance(redis: Client, keys: Keys) -> Callable[[float], None]:
-    """Moves the scripts' clock ahead by some seconds; times to live don't see it."""
-    return lambda seconds: redis.hincrby(keys("clock"), "offset", round(seconds * 1000))
 
 
 @pytest.fixture(autouse=True)

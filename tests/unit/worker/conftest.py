@@ -1,0 +1,60 @@
+"""Engines that are closed, and a Redis that goes away and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+from redis import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from fake_engine import FakeEngine
+from shared.store import Store
+from shared.store.scripts import Client
+from worker.manager import PoCManager
+
+
+@pytest.fixture
+def new_engine() -> Iterator[Callable[..., FakeEngine]]:
+    """Makes engines that are closed after the test: `new_engine(nan=7)`."""
+    made: list[FakeEngine] = []
+
+    def new(kind: type[FakeEngine] = FakeEngine, **knobs: Any) -> FakeEngine:
+        made.append(kind(**knobs))
+        return made[-1]
+
+    yield new
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def engine(new_engine: Callable[..., FakeEngine]) -> FakeEngine:
+    """An engine without knobs, which takes no time."""
+    return new_engine()
+
+
+@pytest.fixture
+def manager(engine: FakeEngine, store: Store) -> PoCManager:
+    """A manager that calls itself `w`."""
+    return PoCManager(engine, store, "w")
+
+
+@pytest.fixture
+def away(redis: Client) -> Callable[[], AbstractContextManager[None]]:
+    """Takes Redis away for as long as a block runs; it comes back as it was."""
+
+    @contextmanager
+    def away() -> Iterator[None]:
+        there = redis.connection_pool
+        # Nobody listens on port 1.
+        redis.connection_pool = ConnectionPool(port=1, retry=Retry(NoBackoff(), 0))
+        try:
+            yield
+        finally:
+            redis.connection_pool = there
+
+    return away
