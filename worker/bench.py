@@ -138,7 +138,7 @@ def _whole_worker(
     measured = _Measuring(manager.engine)
     while measured.go_on(seconds):
         while manager.computed == seen:
-            if failed.wait(0.0005):
+            if failed.wait(0.005):
                 raise EngineError("the worker failed while it was measured: see above")
         measured.saw(manager.computed - seen)
         seen = manager.computed
