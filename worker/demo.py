@@ -58,6 +58,7 @@ def run(seconds: float = 20.0) -> int:
             _show_logs(directory)
             raise
         except KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it is heard
             _say("ending what was started; this takes some seconds")
             raise
 
@@ -270,12 +271,16 @@ def _wait_for(done: Callable[[], bool], what: str) -> None:
 
 
 def _end_like_ctrl_c() -> None:
-    """Let SIGTERM and SIGHUP unwind what was started, as Ctrl-C does."""
+    """Let SIGTERM and SIGHUP unwind what was started, as Ctrl-C does.
+
+    Raised each second until it is heard: in a destructor or a callback it would be swallowed.
+    """
 
     def interrupt(*_: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
         raise KeyboardInterrupt
 
-    for each in (signal.SIGTERM, signal.SIGHUP):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(each, interrupt)
 
 

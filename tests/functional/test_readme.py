@@ -24,13 +24,14 @@ pytestmark = pytest.mark.functional
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-#: For machines without redis-cli: the same words, sent by redis-py. One reply a line: text as it
-#: is, as the shell needs it, and all else as JSON.
+#: For machines without redis-cli, and outside the environment: the same words, sent by redis-py.
+#: One reply a line: text as it is, as the shell needs it, and all else as JSON.
 REDIS_CLI = """
 redis-cli() { "$PYTHON" -c 'import json, os, sys, redis
 client = redis.Redis.from_url(os.environ["POC_REDIS_URL"], decode_responses=True)
 reply = client.execute_command(*sys.argv[1:])
 print(reply if isinstance(reply, str) else json.dumps(reply))' "$@"; }
+poc() { "$PYTHON" -m worker.cli "$@"; }
 """
 
 
@@ -59,10 +60,13 @@ def test_the_message_pushed_by_hand(settings: Settings, store: Store, start_work
     """Pushed as it is shown, it is carried out, and its key says so."""
     start_worker("w0", seconds=0.02)
     script = block("sh", "LPUSH") + "\necho id=$id"
-    task = run(["bash", "-euc", REDIS_CLI + script], settings).rpartition("id=")[2].strip()
-    wait_until(lambda: store.status().total_checked > 0, description="the round to run")
-    meta = run(["bash", "-euc", f"{REDIS_CLI}redis-cli GET celery-task-meta-{task}"], settings)
-    assert '"PROGRESS"' in meta
+    printed, _, task = run(["bash", "-euc", REDIS_CLI + script], settings).rpartition("id=")
+    assert '"PROGRESS"' in printed
+    assert store.status().total_checked > 0
+    get = f"{REDIS_CLI}redis-cli GET celery-task-meta-{task}"
+    wait_until(
+        lambda: '"SUCCESS"' in run(["bash", "-euc", get], settings), description="the ticket's end"
+    )
 
 
 def test_the_commands_that_read(
