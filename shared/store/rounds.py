@@ -81,9 +81,7 @@ class Rounds:
         Raises `RoundNotInitialized`, `RoundMismatch` when `round_id` is not the current one, and
         with a `config` what `init` raises.
         """
-        if config is None:
-            return self._command("generate", command, round_id=round_id)
-        return self._command("generate", command, **self._opening(config, round_id, replace))
+        return self._enter("generate", command, config, round_id, replace)
 
     def validate(
         self,
@@ -93,9 +91,7 @@ class Rounds:
         replace: bool = False,
     ) -> RoundStatus:
         """End generation. Raises as `generate` does."""
-        if config is None:
-            return self._command("validate", command, round_id=round_id)
-        return self._command("validate", command, **self._opening(config, round_id, replace))
+        return self._enter("validate", command, config, round_id, replace)
 
     def stop(self, command: str, round_id: str | None = None) -> RoundStatus:
         """Stop the round; one that is named and not there yet will be refused when it comes."""
@@ -291,6 +287,19 @@ class Rounds:
         return status, sorted(tasks)
 
     # Calls.
+
+    def _enter(
+        self,
+        verb: str,
+        command: str,
+        config: PoCConfig | None,
+        round_id: str | None,
+        replace: bool,
+    ) -> RoundStatus:
+        """Bring the current round, or with a `config` a new one, into the state of `verb`."""
+        if config is None:
+            return self._command(verb, command, round_id=round_id)
+        return self._command(verb, command, **self._opening(config, round_id, replace))
 
     def _opening(self, config: PoCConfig, round_id: str | None, replace: bool) -> dict[str, Any]:
         new = round_id or _fresh()
