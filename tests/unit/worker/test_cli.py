@@ -281,7 +281,12 @@ def test_ctrl_c_ends_the_waiting_not_the_round(
 
     monkeypatch.setattr(show.RoundProgress, "update", interrupt)
     worker = answers("PROGRESS", {"round_id": "r"})
-    ran = poc("generate", "--wait")
+    # Whoever started us in the background may have had it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ran = poc("generate", "--wait")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ran.status == 130
     assert "the round goes on" in ran.err
     assert [task for task, *_ in worker.got] == ["poc.generate"]
