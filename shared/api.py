@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import uvicorn
@@ -189,8 +189,9 @@ def serve(settings: Settings) -> None:
 
     Raises `ConfigError` if it can't listen there.
     """
+    family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.api_host, settings.api_port))
+        listener = socket.create_server((settings.api_host, settings.api_port), family=family)
     except OSError as error:
         raise ConfigError(
             f"POC_API_PORT={settings.api_port}: can't listen on {settings.api_host} "
@@ -202,8 +203,9 @@ def serve(settings: Settings) -> None:
         access_log=settings.log_level == "DEBUG",  # pollers come every second
     )
     host, port = listener.getsockname()[:2]
-    logging.getLogger("uvicorn.error").info("the status API listens on http://%s:%d", host, port)
-    with listener:
+    place = f"[{host}]" if ":" in host else host
+    logging.getLogger("uvicorn.error").info("the status API listens on http://%s:%d", place, port)
+    with listener, suppress(KeyboardInterrupt):  # it has ended by then, in order
         uvicorn.Server(config).run(sockets=[listener])
 
 

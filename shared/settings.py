@@ -41,7 +41,7 @@ Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 _REDIS_PLACE = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/?\[\]\s]+)(:(?P<port>\d{1,5}))?(/(?P<db>\d*))?(\?(?P<query>.*))?"
 )
-_REDIS_OPTIONS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+_TLS_OPTIONS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 
 
 def _redis_url(url: str) -> str:
@@ -49,14 +49,24 @@ def _redis_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     if scheme not in ("redis", "rediss"):
         raise ValueError("must begin with redis:// or rediss://")
-    place = _REDIS_PLACE.fullmatch(rest.rpartition("@")[2])
+    secret, _, behind = rest.rpartition("@")
+    if bad := sorted(set(secret) & set("/?#[] ")):
+        raise ValueError(f"in user and password write {bad[0]!r} as %{ord(bad[0]):02X}")
+    place = _REDIS_PLACE.fullmatch(behind)
     if place is None or int(place["port"] or 0) > 65535:
         raise ValueError("must be redis://host:port/number-of-a-database")
-    names = {pair.partition("=")[0] for pair in (place["query"] or "").split("&") if pair}
-    if unknown := sorted(names - _REDIS_OPTIONS):
+    options = dict(pair.partition("=")[::2] for pair in (place["query"] or "").split("&") if pair)
+    if unknown := sorted(options.keys() - _TLS_OPTIONS):
         raise ValueError(
-            f"unknown option {unknown[0]}; possible are {', '.join(sorted(_REDIS_OPTIONS))}"
+            f"unknown option {unknown[0]}; possible are {', '.join(sorted(_TLS_OPTIONS))}"
         )
+    if options and scheme == "redis":
+        raise ValueError("options are for rediss://")
+    if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
+        raise ValueError("ssl_cert_reqs must be required, optional or none")
+    if scheme == "rediss" and "ssl_cert_reqs" not in options:
+        # One of the three would not verify, and another would refuse to guess.
+        url += ("&" if options else "?") + "ssl_cert_reqs=required"
     return url
 
 

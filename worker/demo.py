@@ -50,6 +50,13 @@ READY_S = 120.0
 def run(seconds: float = 20.0) -> int:
     """Run the demonstration with `seconds` of generating; 0 if all went as it must, else 1."""
     _end_like_ctrl_c()
+    try:
+        return _run_and_clear_up(seconds)
+    finally:
+        _heard()
+
+
+def _run_and_clear_up(seconds: float) -> int:
     with ExitStack() as stack:
         directory = stack.enter_context(vanishing_directory("poc-demo-"))
         try:
@@ -58,7 +65,7 @@ def run(seconds: float = 20.0) -> int:
             _show_logs(directory)
             raise
         except KeyboardInterrupt:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # it is heard
+            _heard()
             _say("ending what was started; this takes some seconds")
             raise
 
@@ -282,6 +289,14 @@ def _end_like_ctrl_c() -> None:
 
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(each, interrupt)
+
+
+def _heard() -> None:
+    """No more of it: another signal ends this process at once, and the kernel what it started."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
 
 
 def _say(text: str) -> None:

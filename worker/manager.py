@@ -15,7 +15,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -75,8 +75,8 @@ class PoCManager:
         # Replaced, never changed: other threads look at it.
         self._flights: tuple[Flight, ...] = ()
         self._claimed: tuple[Claim, ...] = ()
-        # The next claim's token outlives a lost answer, so that the same claim is asked for again.
-        self._token = _fresh()
+        # The next claims' tokens outlive a lost answer, so that the same claim is asked for again.
+        self._chunk_token, self._batch_token = _fresh(), _fresh()
         # Validations go first, but get at most every second batch.
         self._validated = False
 
@@ -207,10 +207,9 @@ class PoCManager:
 
     def get_next_nonces(self) -> tuple[int, ...]:
         """Claim the next batch of the round for `run_batch`; empty outside GENERATING."""
-        claim = self._claim_batch(self.worker, self._token)
+        claim = self._claim_batch()
         if claim is None:
             return ()
-        self._token = _fresh()
         self._claimed += (claim,)
         return claim.nonces
 
@@ -248,16 +247,28 @@ class PoCManager:
 
     def _claim(self) -> Claim | Chunk | None:
         """A validation's chunk or the round's next batch, in turns while there are both."""
-        chunk, batch = self.store.jobs.claim, self._claim_batch
-        for claim in (batch, chunk) if self._validated else (chunk, batch):
-            if work := claim(self.worker, self._token):
-                self._token = _fresh()
+        for claim in self._claim_order():
+            if work := claim():
                 self._validated = isinstance(work, Chunk)
                 return work
         return None
 
-    def _claim_batch(self, worker: str, token: str) -> Claim | None:
-        return self.store.rounds.claim(worker, token, self.engine.info.fingerprint)
+    def _claim_order(self) -> tuple[Callable[[], Claim | Chunk | None], ...]:
+        order = (self._claim_chunk, self._claim_batch)
+        return order[::-1] if self._validated else order
+
+    def _claim_chunk(self) -> Chunk | None:
+        chunk = self.store.jobs.claim(self.worker, self._chunk_token)
+        if chunk:
+            self._chunk_token = _fresh()
+        return chunk
+
+    def _claim_batch(self) -> Claim | None:
+        fingerprint = self.engine.info.fingerprint
+        claim = self.store.rounds.claim(self.worker, self._batch_token, fingerprint)
+        if claim:
+            self._batch_token = _fresh()
+        return claim
 
     def _submit(self, work: Claim | Chunk) -> Pending:
         if isinstance(work, Chunk) and work.given_up:

@@ -555,7 +555,8 @@ def _listen(settings: Settings, directory: Path) -> socket.socket | None:
             "answer requests; download the whole model, or unset POC_SERVE_PORT"
         )
     try:
-        return socket.create_server((settings.serve_host, settings.serve_port))
+        family = socket.AF_INET6 if ":" in settings.serve_host else socket.AF_INET
+        return socket.create_server((settings.serve_host, settings.serve_port), family=family)
     except OSError as error:
         raise EngineError(
             f"POC_SERVE_PORT={settings.serve_port}: can't listen on {settings.serve_host} "

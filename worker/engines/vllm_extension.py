@@ -35,6 +35,10 @@ Forward = Callable[[Tensor], Tensor | None]
 _TARGETS_KEPT = 8
 
 
+#: Forwards of one shape after each other until that shape is recorded.
+_RECORD_AFTER = 3
+
+
 class PoCWorkerExtension:
     """Mixed into vLLM's worker. Only what starts with `poc_`, so that no name of its own is hit."""
 
@@ -70,6 +74,7 @@ class _Device:
         self._dtype = worker.vllm_config.model_config.dtype
         self._alone = facts["tensor_parallel"] == 1
         self._recording: _Recording | None = None
+        self._last_shape, self._in_a_row = torch.Size(), 0
         # Ranks would record their exchange as well, which vLLM has ways of its own for.
         self._records = self._device.type == "cuda" and facts["compiled"] and self._alone
         longest = min(facts["max_model_len"], self._max_tokens)
@@ -218,20 +223,27 @@ class _Device:
 
     def _recorded(self, inputs: Tensor) -> Tensor | None:
         """As `_plain`, in one launch instead of some hundred: the device waits for no host."""
-        if not self._records:
+        if self._recording is not None and self._recording.shape == inputs.shape:
+            return self._recording(inputs)
+        # Recording takes as long as some forwards: a round beside a validation of other lengths
+        # must not record for each of them in turn.
+        self._in_a_row = self._in_a_row + 1 if inputs.shape == self._last_shape else 1
+        self._last_shape = inputs.shape
+        if not self._records or self._in_a_row < _RECORD_AFTER:
             return self._plain(inputs)
-        if self._recording is None or self._recording.shape != inputs.shape:
-            self._recording = None  # its memory, before the next takes its own
-            try:
-                self._recording = _Recording(self._forward_of(inputs.shape), inputs)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # noqa: BLE001 - of a hundred kernels any may object
-                torch.cuda.synchronize(self._device)  # raises if the device is lost
-                logger.warning("forwards are not recorded, which is slower: %s", error)
-                self._records = False
-                return self._plain(inputs)
-        return self._recording(inputs)
+        self._recording = None  # its memory, before the next takes its own
+        try:
+            self._recording = _Recording(self._forward_of(inputs.shape), inputs)
+        except Exception as error:  # noqa: BLE001 - memory, or any of a hundred kernels
+            reason = str(error).partition("\n")[0]
+        else:
+            return self._recording(inputs)
+        # Out here, since the exception's traceback would keep what was recorded alive.
+        torch.cuda.synchronize(self._device)  # raises if the device is lost
+        torch.cuda.empty_cache()
+        logger.warning("forwards are not recorded, which is slower: %s", reason)
+        self._records = False
+        return self._plain(inputs)
 
     def _end_if_lost(self, error: Exception) -> None:
         """End this process, which vLLM reports as a dead engine, if it can't go on as it is."""
@@ -269,7 +281,12 @@ class _Recording:
             self._logits = forward(self._inputs)
         for _ in range(2):
             replayed = self(inputs)
-            if replayed is None or expected is None or not torch.equal(replayed, expected):
+            # As bits: NaN is not equal to itself.
+            if (
+                replayed is None
+                or expected is None
+                or not torch.equal(replayed.view(torch.int16), expected.view(torch.int16))
+            ):
                 raise RuntimeError("the recorded forward gives other logits than the plain one")
 
     def __call__(self, inputs: Tensor) -> Tensor | None:

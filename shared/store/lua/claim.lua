@@ -8,12 +8,16 @@ local function reply(claim)
 end
 -- A round is of one model: nonces of two would be judged by the wrong one.
 if A.fingerprint then
+  local why = 'the round began with the model '
+  local complained = string.sub(redis.call('HGET', K.round, 'error') or '', 1, #why) == why
   if not run.fingerprint then
     redis.call('HSET', K.run, 'fingerprint', A.fingerprint)
   elseif run.fingerprint ~= A.fingerprint then
-    put('error', 'the round began with the model ' .. run.fingerprint .. ', worker ' .. A.worker ..
-      ' has ' .. A.fingerprint .. ': init a new round, or start a worker with the old model')
+    put('error', why .. run.fingerprint .. ', worker ' .. A.worker .. ' has ' .. A.fingerprint ..
+      ': init a new round, or start a worker with the old model')
     return cjson.encode({idle = true})
+  elseif complained then
+    put('error', '')
   end
 end
 local claim

@@ -83,6 +83,8 @@ def test_an_unknown_override_is_refused_too() -> None:
         ("POC_REDIS_URL", "redis://h:99999/0", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://[::1", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://h/0?foo=bar", "unknown option foo"),
+        ("POC_REDIS_URL", "redis://h/0?ssl_cert_reqs=none", "options are for rediss://"),
+        ("POC_REDIS_URL", "rediss://h/0?ssl_cert_reqs=CERT_NONE", "required, optional or none"),
         ("POC_ENGINE", "magic", "auto, transformers, vllm"),
         ("POC_LOG_LEVEL", "loud", "not allowed"),
         ("POC_GPU", "0,", "several with commas between them"),
@@ -118,7 +120,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     [
         ("redis://h:6379/0", "redis://h:6379/0"),
         ("redis://:secret@h:6379/0", "redis://:***@h:6379/0"),
-        ("rediss://me:s@cr/e:t@h/0", "rediss://me:***@h/0"),
+        ("rediss://me:s@cr%2Fe:t@h/0", "rediss://me:***@h/0?ssl_cert_reqs=required"),
+        ("rediss://h/0?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=none"),
     ],
 )
 def test_passwords_are_hidden(url: str, shown: str) -> None:
@@ -150,3 +153,9 @@ def test_settings_are_frozen() -> None:
 def test_settings_that_contradict_each_other_name_both(environ: dict[str, str], says: str) -> None:
     """Each is fine by itself."""
     assert message(environ).startswith(says)
+
+
+@pytest.mark.parametrize("sign", "/?#[")
+def test_a_sign_that_ends_a_password_is_to_be_written_as_a_number(sign: str) -> None:
+    """Each user of the URL would cut it elsewhere."""
+    assert f"as %{ord(sign):02X}" in message({"POC_REDIS_URL": f"redis://:p{sign}w@h:6379/0"})

@@ -256,10 +256,22 @@ class TestRunBatch:
     ) -> None:
         """Given a script that ran unheard, then the same positions come, and none are skipped."""
         manager.start_generate(config)
-        unheard = store.rounds.claim("w", manager._token)
+        unheard = store.rounds.claim("w", manager._batch_token)
         assert unheard
         assert manager.get_next_nonces() == unheard.nonces
         assert manager.get_next_nonces() == (4, 5, 6, 7)
+
+    def test_a_batch_whose_answer_was_lost_is_not_forgotten_over_a_chunk(
+        self, manager: PoCManager, store: Store, config: PoCConfig
+    ) -> None:
+        """Given a validation that comes in between, the same positions are asked for after it."""
+        manager.start_generate(config)
+        unheard = store.rounds.claim("w", manager._batch_token)
+        assert unheard
+        manager.start_validation(ProofBatch.of(config, [9], [0.5]), config)
+        manager.step()
+        manager.step()
+        assert unheard.token in manager.tokens
 
     def test_a_batch_is_computed_and_counted(
         self, manager: PoCManager, store: Store, config: PoCConfig

@@ -370,6 +370,7 @@ class TestModels:
         assert store.rounds.claim("w2", "t2", "two") is None
         assert "began with the model one, worker w2 has two" in status(store).error
         assert store.rounds.claim("w1", "t3", "one")
+        assert status(store).error == ""
 
     def test_the_next_round_may_have_another(self, store: Store, config: PoCConfig) -> None:
         store.rounds.generate("g", config)
