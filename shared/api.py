@@ -13,7 +13,6 @@ route but /livez answers 503, and recovers by itself.
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
@@ -25,6 +24,7 @@ from pydantic import BaseModel, Field
 
 from shared.config import PoCState, RoundId
 from shared.errors import ConfigError, StoreUnavailable
+from shared.listener import listen
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
 from shared.store import Store
@@ -189,9 +189,8 @@ def serve(settings: Settings) -> None:
 
     Raises `ConfigError` if it can't listen there.
     """
-    family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.api_host, settings.api_port), family=family)
+        listener = listen(settings.api_host, settings.api_port)
     except OSError as error:
         raise ConfigError(
             f"POC_API_PORT={settings.api_port}: can't listen on {settings.api_host} "

@@ -22,7 +22,7 @@ from shared.settings import Settings, load_settings
 from shared.store import Store
 from shared.store.scripts import connect
 from worker.engines import vllm_engine
-from worker.engines.checkpoint import ARCHITECTURES
+from worker.engines.checkpoint import ARCHITECTURES, REMEDY, names_a_path
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -197,31 +197,28 @@ def _check_vllm(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_model(settings: Settings) -> Iterator[Finding]:
-    remedy = "set POC_MODEL to a model directory or hub id, or make one with `poc make-model`"
     if ":" in settings.engine:
         return  # an engine of one's own needs what it needs
     if not settings.model:
-        yield Finding("model", WARN, "POC_MODEL is not set, so no worker can start", remedy)
+        yield Finding("model", WARN, "POC_MODEL is not set, so no worker can start", REMEDY)
         return
     directory = Path(settings.model).expanduser()
     if not directory.is_dir():
-        # As the engine sees it: a hub id is `name` or `owner/name`.
-        local = directory.is_absolute() or settings.model.startswith(".")
-        if local or len(directory.parts) > 2:
-            yield Finding("model", FAIL, f"{settings.model}: there is no such directory", remedy)
+        if names_a_path(settings.model):
+            yield Finding("model", FAIL, f"{settings.model}: there is no such directory", REMEDY)
         else:
             text = f"{settings.model} is no directory here: the worker will ask the hub for it"
             yield Finding("model", WARN, text, "download it, to start without a network")
         return
-    yield _check_checkpoint(settings, directory, remedy)
+    yield _check_checkpoint(settings, directory)
 
 
-def _check_checkpoint(settings: Settings, directory: Path, remedy: str) -> Finding:
+def _check_checkpoint(settings: Settings, directory: Path) -> Finding:
     try:
         kind = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        return Finding("model", FAIL, f"{directory} has no usable config.json ({reason})", remedy)
+        return Finding("model", FAIL, f"{directory} has no usable config.json ({reason})", REMEDY)
     if not any(directory.glob("*.safetensors")):
         return Finding("model", FAIL, f"{directory} has no safetensors", "download it again")
     may_be_vllm = settings.engine == "auto" and vllm_engine.installed() is not None

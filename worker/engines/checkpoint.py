@@ -33,6 +33,12 @@ _MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.js
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.jinja", "special_tokens_map.json")
 
 
+def names_a_path(model: str) -> bool:
+    """Whether `model` can only be meant as a path: a hub id is `name` or `owner/name`."""
+    path = Path(model).expanduser()
+    return path.is_absolute() or model.startswith(".") or len(path.parts) > 2
+
+
 def find(model: str | None, *, tokenizer: bool = False) -> Path:
     """The local directory of `model`, fetched from the hub if it is no directory already.
 
@@ -43,8 +49,7 @@ def find(model: str | None, *, tokenizer: bool = False) -> Path:
     directory = Path(model).expanduser()
     if directory.is_dir():
         return directory
-    # A hub id is `name` or `owner/name`; anything else can only be meant as a path.
-    if directory.is_absolute() or model.startswith(".") or len(directory.parts) > 2:
+    if names_a_path(model):
         raise EngineError(f"{model}: there is no such directory; {REMEDY}")
     from huggingface_hub import snapshot_download
 

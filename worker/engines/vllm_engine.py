@@ -32,6 +32,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import EngineDied, EngineError
+from shared.listener import listen
 from shared.settings import Settings
 from worker.children import leashed
 from worker.engines import checkpoint
@@ -555,8 +556,7 @@ def _listen(settings: Settings, directory: Path) -> socket.socket | None:
             "answer requests; download the whole model, or unset POC_SERVE_PORT"
         )
     try:
-        family = socket.AF_INET6 if ":" in settings.serve_host else socket.AF_INET
-        return socket.create_server((settings.serve_host, settings.serve_port), family=family)
+        return listen(settings.serve_host, settings.serve_port)
     except OSError as error:
         raise EngineError(
             f"POC_SERVE_PORT={settings.serve_port}: can't listen on {settings.serve_host} "
