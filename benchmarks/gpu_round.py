@@ -1,6 +1,7 @@
 """A whole round on this machine's GPU: a real Redis server, a real worker, real commands.
 
     python benchmarks/gpu_round.py --shape 0.6B --seconds 30
+    python benchmarks/gpu_round.py --shape 0.6B --make DIR      # the model alone
 
 Starts the embedded Valkey and one `poc worker`, generates, reads what the worker and nvidia-smi
 say of the GPU meanwhile, stops, and validates what was found. Without `--model` it makes a seeded
@@ -58,17 +59,21 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=SHAPES, default="0.6B")
     parser.add_argument("--model", type=Path, help="a checkpoint instead of a random one")
+    parser.add_argument("--layers", type=int, help="of the random one, if not the shape's")
+    parser.add_argument("--make", type=Path, metavar="DIR", help="write the random one, and end")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=256)
     options = parser.parse_args()
+    shape = SHAPES[options.shape] | ({"layers": options.layers} if options.layers else {})
+    if options.make:
+        make_model(options.make, **_COMMON, **shape, device="cuda")
+        return
     with vanishing_directory("poc-gpu-round-") as directory, EmbeddedRedis() as server:
         model = options.model
         if model is None:
             _say(f"making a random Qwen3 of the {options.shape} shape")
-            model = make_model(
-                directory / "model", **_COMMON, **SHAPES[options.shape], device="cuda"
-            )
+            model = make_model(directory / "model", **_COMMON, **shape, device="cuda")
         figures = run(server.url, model, directory, options)
     for name, value in figures.items():
         print(f"{name:28} {value}")

@@ -3,9 +3,10 @@
     python benchmarks/numerics.py compute OUT.json --engine vllm --model DIR [--batches 32,1,7,33]
     python benchmarks/numerics.py report REFERENCE.json OTHER.json ...
 
-`compute` needs the engine (and its device); it writes the distances of the same nonces in batches
-of each given size. `report` needs neither: it compares files, the first one being the validator's,
-and prints the tables of docs/numerics.md. docs/numerics.md says which runs made its figures.
+`compute` needs the engine and its device; it writes the distances of the same nonces in batches of
+each given size. More settings come from the environment (POC_QUANTIZATION, ...). `report` needs
+neither: it compares files, the first one being the validator's, and prints the tables of
+docs/numerics.md, which says what runs made its figures; benchmarks/gpu.sh makes them.
 
 What a report knows: the distances of thousands of nonces of one block under seeded random weights.
 What it does not: trained weights, whose distances spread more from block to block.
@@ -21,6 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 from shared.data import PROBABILITY_MISMATCH
 from shared.settings import load_settings
@@ -41,7 +43,6 @@ def compute(out: Path, options: argparse.Namespace) -> None:
 
     given = {"engine": options.engine, "model": options.model, "dtype": options.dtype}
     given |= {"tile": options.tile, "device": options.device}
-    given |= dict(pair.split("=", 1) for pair in options.set)
     settings = load_settings(**given)
     engine = load_engine(settings)
     runs = []
@@ -57,12 +58,9 @@ def compute(out: Path, options: argparse.Namespace) -> None:
                     dist += pending.pop(0).result()
             for last in pending:
                 dist += last.result()
-            runs.append({"batch": size, "dist": dist})
-            print(
-                f"{out.stem}: {count} nonces in batches of {size}, "
-                f"{count / (time.perf_counter() - began):.0f}/s",
-                file=sys.stderr,
-            )
+            rate = count / (time.perf_counter() - began)
+            runs.append({"batch": size, "dist": dist, "per_second": rate})
+            print(f"{out.stem}: {count} nonces in batches of {size}, {rate:.0f}/s", file=sys.stderr)
         profile = dict(engine.info.profile)
     finally:
         engine.close()
@@ -138,20 +136,14 @@ def report(paths: list[Path]) -> None:
         f"{levels.stdev:.5f}; r_target {r_target:.5f} takes {YIELD:.0%}\n"
     )
 
-    print("| run | batch | equal bits | sd of the difference | largest |\n| - | - | - | - | - |")
+    print("| run | batch | nonces/s | equal bits | sd of the difference | largest |")
+    print("|" + " - |" * 6)
     for name, file in files.items():
         first = file["runs"][0]
         if name != names[0]:
-            print(_row(f"{name} against {names[0]}", first["batch"], reference, first["dist"]))
+            print(_row(f"{name} against {names[0]}", first, reference))
         for run in file["runs"][1:]:
-            print(
-                _row(
-                    f"{name} against its own {first['batch']}",
-                    run["batch"],
-                    first["dist"],
-                    run["dist"],
-                )
-            )
+            print(_row(f"{name} against its own {first['batch']}", run, first["dist"]))
 
     print(
         "\n| prover | tolerance, margin | submitted | mismatches | probability |"
@@ -178,11 +170,14 @@ def report(paths: list[Path]) -> None:
     print(json.dumps(figures))
 
 
-def _row(label: str, batch: int, left: list[float], right: list[float]) -> str:
-    count = min(len(left), len(right))
-    pair = Compared(left[:count], right[:count])
+def _row(label: str, run: dict[str, Any], other: list[float]) -> str:
+    count = min(len(run["dist"]), len(other))
+    pair = Compared(run["dist"][:count], other[:count])
     equal = sum(a == b for a, b in zip(pair.prover, pair.validator, strict=True)) / count
-    return f"| {label} | {batch} | {equal:.1%} of {count} | {pair.sd:.2g} | {pair.largest:.2g} |"
+    return (
+        f"| {label} | {run['batch']} | {run['per_second']:.0f} | {equal:.1%} of {count} | "
+        f"{pair.sd:.2g} | {pair.largest:.2g} |"
+    )
 
 
 def main() -> None:
@@ -202,9 +197,6 @@ def main() -> None:
     computing.add_argument("--seq-len", type=int, default=256)
     computing.add_argument(
         "--batches", type=lambda text: [int(size) for size in text.split(",")], default=[32]
-    )
-    computing.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting"
     )
     reporting = commands.add_parser("report", help="compare what was written")
     reporting.add_argument("files", type=Path, nargs="+")

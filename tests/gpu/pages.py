@@ -1,4 +1,4 @@
-"""An extension that looks at live KV pages, for vLLM's own process."""
+"""An extension that looks at live KV pages and breaks a GPU, for vLLM's own process."""
 
 from __future__ import annotations
 
@@ -39,3 +39,15 @@ class ComparingExtension(FaultyExtension):
             for layer, copy in zip(layers, before, strict=True)
         )
         return distances, any(bool(copy.any()) for copy in before), changed
+
+    def poc_leave_memory(self, size: int) -> None:
+        """Take all of the GPU's memory but `size` bytes; with a negative size, give it back."""
+        self.poc_taken: Any = None
+        torch.cuda.empty_cache()
+        if size >= 0:
+            free, _ = torch.cuda.mem_get_info()
+            self.poc_taken = torch.empty(max(0, free - size), dtype=torch.uint8, device="cuda")
+
+    def poc_lose_gpu(self) -> None:
+        """A kernel reads out of bounds: every later call of CUDA in this process fails."""
+        torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import statistics
 import time
@@ -14,8 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
-from driver import Driver
+from driver import Driver, assert_gone
 
+from shared.errors import EngineDied, EngineError
 from shared.settings import load_settings
 from worker.engines import Job, vllm_engine
 from worker.engines.transformers_engine import TransformersEngine
@@ -184,11 +186,35 @@ async def _answers(llm: Any) -> list[list[int]]:
     return await asyncio.gather(*(answer(number) for number in range(3)))
 
 
-def test_close_leaves_no_process(driver: Driver) -> None:
-    """The last test of the module: vLLM's processes end with the engine."""
+def test_out_of_memory_halves_the_tile(driver: Driver) -> None:
+    """Given memory for half of a tile at most, the job is done all the same, and later ones."""
+    nonces = range(32)
+    expected = driver.engine.submit(job(*nonces)).result()
+    driver.call("poc_record", False)
+    driver.call("poc_shapes")
+    try:
+        for megabytes in range(40, 1000, 20):
+            driver.call("poc_leave_memory", megabytes << 20)
+            with contextlib.suppress(EngineError):  # not even for a half
+                halved = driver.engine.submit(job(*nonces)).result()
+                break
+        tiles = [shape[0] for shape in driver.call("poc_shapes")]
+        assert tiles[-2:] == [16, 16], f"{megabytes} MiB were enough for whole tiles: {tiles}"
+        assert max(abs(a - b) for a, b in zip(halved, expected, strict=True)) < 1e-3
+    finally:
+        driver.call("poc_leave_memory", -1)
+        driver.call("poc_mend")
+    assert driver.engine.submit(job(*nonces)).result() == expected
+
+
+def test_a_lost_gpu_ends_vllm(driver: Driver) -> None:
+    """The last test of the module: no other batch can succeed, and no process is left."""
     children = psutil.Process().children(recursive=True)
     assert children
+    driver.call("poc_lose_gpu")
+    with pytest.raises(EngineDied):
+        driver.engine.submit(job(1)).result()
+    with pytest.raises(EngineDied):
+        driver.engine.submit(job(1))
     driver.engine.close()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    # multiprocessing's resource tracker stays until this process ends.
-    assert [p for p in alive if "resource_tracker" not in " ".join(p.cmdline())] == []
+    assert_gone(children)

@@ -1,4 +1,4 @@
-"""An engine, and what tests do to it behind its back. Imports no vLLM."""
+"""An engine, what tests do to it behind its back, and its processes. Imports no vLLM."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import psutil
+
+from support import wait_until
 from worker.engines.base import Job
 from worker.engines.vllm_engine import VllmEngine
 
@@ -38,3 +41,16 @@ class Driver:
 def job(*nonces: int, **changes: Any) -> Job:
     """A job of these nonces."""
     return Job(**{"block_hash": "b", "public_key": "k", "seq_len": 40, "nonces": nonces} | changes)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """All have ended, or do within seconds; multiprocessing's tracker stays until this one ends."""
+    wait_until(lambda: not any(map(_lives, processes)), 30, f"the end of {processes}")
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        command = " ".join(process.cmdline())
+        return process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in command
+    except psutil.NoSuchProcess:
+        return False

@@ -11,8 +11,11 @@ import functools
 import importlib.util
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.vllm
 
@@ -159,3 +162,27 @@ def test_layers_read_their_pages_when_they_run(source: Path) -> None:
     """`kv_cache` is looked up in each call, so that what is swapped in counts."""
     text = (source / "model_executor/layers/attention/attention.py").read_text()
     assert "kv_cache = attn_layer.kv_cache\n" in text
+
+
+class _OneBuffer:
+    """Hands out a view of one buffer, as FlashAttention 3's builder does."""
+
+    def __init__(self) -> None:
+        self.schedule = torch.zeros(8, dtype=torch.int32)
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any) -> Any:
+        self.schedule[:] = common_attn_metadata.max_seq_len
+        return SimpleNamespace(schedule=self.schedule[:4])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_metadata_stays_as_it_was_built() -> None:
+    """Whatever is built later: a recorded forward points at it."""
+    from worker.engines import vllm_internals
+
+    group = vllm_internals.KVGroup(("layer",), _OneBuffer(), block_size=16)
+    built, slots = vllm_internals.prefill_metadata(group, 2, 40, "cpu")
+    seen = built.schedule.clone(), slots.clone()
+    vllm_internals.prefill_metadata(group, 4, 20, "cpu")
+    assert torch.equal(built.schedule, seen[0])
+    assert torch.equal(slots, seen[1])

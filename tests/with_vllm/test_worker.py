@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from driver import job
+from driver import assert_gone, job
+from real_worker import Worker, add_tokenizer
 from small import OPTIONS
 
 from shared.client import PoCClient
@@ -23,7 +23,7 @@ from shared.config import PoCConfig
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from support import wait_until
-from worker.children import end, spawn
+from worker.children import end
 from worker.engines.transformers_engine import TransformersEngine
 from worker.make_model import make_model
 
@@ -34,7 +34,13 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-ROOT = Path(__file__).parents[2]
+#: A tiny vLLM on the CPU.
+SMALL = {
+    "POC_TILE": "4",
+    "POC_MAX_MODEL_LEN": "128",
+    "POC_VLLM_OPTIONS": json.dumps(OPTIONS | {"num_gpu_blocks_override": 64}),
+    "OMP_NUM_THREADS": "1",
+}
 CONFIG = PoCConfig(
     block_hash="b", block_height=1, public_key="k", r_target=2, batch_size=8, seq_len=40
 )
@@ -43,18 +49,9 @@ CONFIG = PoCConfig(
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a tokenizer of 160 words."""
-    import json
-
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     directory = tmp_path_factory.mktemp("served") / "model"
     make_model(directory, head_dim=32, vocab_size=160, max_seq_len=256)
-    words = {f"w{number}": number for number in range(160)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(kind))
+    add_tokenizer(directory, 160)
     return directory
 
 
@@ -64,66 +61,18 @@ def settings(redis_url: str) -> Settings:
     return load_settings({}, redis_url=redis_url, namespace="test", lease_s="5", heartbeat_s="0.5")
 
 
-class Worker:
-    """One `poc worker` and all processes below it."""
-
-    def __init__(self, settings: Settings, model: Path, directory: Path, **more: str) -> None:
-        import json
-
-        self.log_path = directory / "worker.log"
-        env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
-            "POC_REDIS_URL": settings.redis_url,
-            "POC_NAMESPACE": settings.namespace,
-            "POC_LEASE_S": str(settings.lease_s),
-            "POC_HEARTBEAT_S": str(settings.heartbeat_s),
-            "POC_ENGINE": "vllm",
-            "POC_MODEL": str(model),
-            "POC_TILE": "4",
-            "POC_MAX_MODEL_LEN": "128",
-            "POC_VLLM_OPTIONS": json.dumps(OPTIONS | {"num_gpu_blocks_override": 64}),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-m", "worker.cli", "worker"]
-        self.process = spawn(command, env=env | more, cwd=ROOT, log_path=self.log_path)
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
-    def wait_until_ready(self) -> None:
-        """Loaded, and taking part in rounds."""
-        wait_until(
-            lambda: " ready." in self.log or self.process.poll() is not None, 200, "the worker"
-        )
-        assert self.process.poll() is None, self.log
-
-    def below(self) -> list[psutil.Process]:
-        """The processes that vLLM started, all of them."""
-        return [
-            each
-            for each in psutil.Process(self.process.pid).children(recursive=True)
-            if "resource_tracker" not in " ".join(each.cmdline())
-        ]
-
-
 @pytest.fixture
 def start(settings: Settings, model_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """Start a worker; it is ended after the test."""
     workers: list[Worker] = []
 
     def start(**more: str) -> Worker:
-        workers.append(Worker(settings, model_dir, tmp_path, **more))
+        workers.append(Worker(settings, model_dir, tmp_path, **SMALL | more))
         return workers[-1]
 
     yield start
     for worker in workers:
         end(worker.process, timeout=60)
-
-
-def assert_gone(processes: list[psutil.Process]) -> None:
-    """All have ended, or do within seconds."""
-    _, alive = psutil.wait_procs(processes, timeout=15)
-    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_whole_round_beside_requests(
@@ -135,9 +84,7 @@ def test_a_whole_round_beside_requests(
     """
     worker = start(POC_SERVE_PORT="0")
     worker.wait_until_ready()
-    served = re.search(r"serving \S+ on (http://\S+)", worker.log)
-    assert served
-    address = served[1]
+    address = worker.served_at
     processes = worker.below()
     # A Ctrl-C at the worker's terminal does not reach them.
     assert {os.getsid(each.pid) for each in processes}.isdisjoint({os.getsid(worker.process.pid)})

@@ -164,7 +164,7 @@ def prefill_metadata(
     """Metadata and slot mapping of a causal prefill of `sequences` prompts, nothing cached.
 
     Each sequence has blocks of its own, from block 1 on (0 is vLLM's null block). Slots are
-    int64 [sequences * seq_len].
+    int64 [sequences * seq_len]. All tensors are the caller's alone: no later call touches them.
 
     Source: `CommonAttentionMetadata` in `vllm.v1.attention.backend`, filled in as by
     `_build_attention_metadata` of the model runners.
@@ -189,6 +189,10 @@ def prefill_metadata(
         causal=True,
     )
     built = group.builder.build(common_prefix_len=0, common_attn_metadata=common)
+    # FlashAttention 3 hands out a view of one buffer that its builder fills anew each time.
+    for name, value in vars(built).items():
+        if isinstance(value, Tensor):
+            setattr(built, name, value.clone())
     return built, common.slot_mapping
 
 

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Everything that is proved or measured on a GPU, with vLLM in the environment that `python3` is in:
+#
+#   benchmarks/gpu.sh OUT [STAGE ...]
+#
+# Stages, all of them unless named; minutes are those of an H200:
+#   tests      tests/gpu                                             6
+#   rounds     whole rounds of the 0.6B and the 8B shape             5
+#   timeline   what the device does in one batch of the 0.6B shape   2
+#   numerics   the tables of docs/numerics.md                       10
+# Logs and figures go to the directory OUT; models are made in a temporary one. A stage that
+# fails does not keep the others from running; the exit status says whether one did.
+set -uo pipefail
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; }
+case ${1:-} in -h | --help) usage; exit 0 ;; "" | -*) usage >&2; exit 2 ;; esac
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+shift
+stages=("$@")
+[ $# -gt 0 ] || stages=(tests rounds timeline numerics)
+for stage in "${stages[@]}"; do
+  case $stage in tests | rounds | timeline | numerics) ;; *)
+    echo "gpu.sh: there is no stage $stage" >&2; usage >&2; exit 2 ;;
+  esac
+done
+cd "$(dirname "$0")/.."
+models=$(mktemp -d)
+trap 'rm -rf "$models"' EXIT
+failed=0
+
+# What the worker has in production, but room for rounds only.
+VLLM=(env POC_ENGINE=vllm POC_GPU_MEMORY_UTILIZATION=0.8 POC_MAX_MODEL_LEN=512)
+
+step() { # NAME COMMAND...: run it, its output in OUT/NAME.log
+  local name=$1 began=$SECONDS
+  shift
+  if "$@" > "$out/$name.log" 2>&1; then
+    echo "$name: done in $((SECONDS - began)) s"
+  else
+    echo "$name: FAILED with status $? after $((SECONDS - began)) s, see $out/$name.log" >&2
+    failed=1
+  fi
+}
+
+model() { # NAME SHAPE [LAYERS]: a random Qwen3 of that shape
+  [ -d "$models/$1" ] || python3 benchmarks/gpu_round.py --make "$models/$1" --shape "$2" ${3:+--layers "$3"}
+}
+
+tests() { step tests python3 -m pytest -m gpu tests/gpu; }
+
+rounds() {
+  local shape
+  for shape in 0.6B 8B; do
+    step "round-$shape" "${VLLM[@]}" python3 benchmarks/gpu_round.py --shape "$shape" --seconds 20
+  done
+}
+
+timeline() {
+  step model-0.6B model 0.6B 0.6B
+  step timeline "${VLLM[@]}" python3 benchmarks/timeline.py --model "$models/0.6B"
+}
+
+numerics() {
+  local n=(python3 benchmarks/numerics.py)
+  step model-0.6B model 0.6B 0.6B
+  step model-half model half 0.6B 14
+  step numerics-vllm "${VLLM[@]}" "${n[@]}" compute "$out/vllm.json" \
+    --engine vllm --model "$models/0.6B" --nonces 8192 --batches 32,1,7,33
+  step numerics-transformers "${n[@]}" compute "$out/transformers.json" \
+    --engine transformers --model "$models/0.6B" --nonces 4096
+  step numerics-float32 "${n[@]}" compute "$out/float32.json" \
+    --engine transformers --dtype float32 --model "$models/0.6B" --nonces 2048
+  step numerics-half "${n[@]}" compute "$out/half.json" \
+    --engine transformers --model "$models/half" --nonces 2048
+  step numerics-fp8 "${VLLM[@]}" POC_QUANTIZATION=fp8 "${n[@]}" compute "$out/fp8.json" \
+    --engine vllm --model "$models/0.6B" --nonces 8192
+  step numerics-invariant "${VLLM[@]}" VLLM_BATCH_INVARIANT=1 "${n[@]}" compute \
+    "$out/invariant.json" --engine vllm --model "$models/0.6B" --nonces 4096 --batches 32,7
+  local name files=()
+  for name in vllm transformers float32 half fp8 invariant; do
+    [ ! -f "$out/$name.json" ] || files+=("$out/$name.json")
+  done
+  step numerics "${n[@]}" report "${files[@]}"
+  cat "$out/numerics.log"
+}
+
+for stage in "${stages[@]}"; do $stage; done
+exit $failed
