@@ -76,7 +76,7 @@ numerics() {
   step numerics-fp8 "${VLLM[@]}" POC_QUANTIZATION=fp8 "${n[@]}" compute "$out/fp8.json" \
     --engine vllm --model "$models/0.6B" --nonces 8192
   step numerics-invariant "${VLLM[@]}" VLLM_BATCH_INVARIANT=1 "${n[@]}" compute \
-    "$out/invariant.json" --engine vllm --model "$models/0.6B" --nonces 4096 --batches 32,7
+    "$out/invariant.json" --engine vllm --model "$models/0.6B" --nonces 8192 --batches 32,7
   local name files=()
   for name in vllm transformers float32 half fp8 invariant; do
     [ ! -f "$out/$name.json" ] || files+=("$out/$name.json")
