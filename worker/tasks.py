@@ -28,6 +28,13 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 
 
+class _Task(Task):  # type: ignore[misc]
+    """Takes an argument of any name: also one called `self`, which is then refused like others."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
 def register(app: Celery, node: Node) -> None:
     """Register the tasks, to run on `node`."""
 
@@ -35,7 +42,7 @@ def register(app: Celery, node: Node) -> None:
         # typing: arguments are checked by our models, whose messages help. shared: other
         # applications of this process would run it on our node.
         return app.task(  # type: ignore[no-any-return]
-            bind=True, name=name, throws=(PoCError,), typing=False, shared=False
+            base=_Task, bind=True, name=name, throws=(PoCError,), typing=False, shared=False
         )
 
     def insist(call: Callable[[], T]) -> T:
@@ -52,7 +59,7 @@ def register(app: Celery, node: Node) -> None:
         raise Ignore
 
     @task("poc.init")
-    def init(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def init(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Open a round: `config`, `round_id`, `replace`. Gives the status."""
         asked = _read(requests.InitRequest, args, kwargs)
         return _reply(
@@ -67,7 +74,7 @@ def register(app: Celery, node: Node) -> None:
         )
 
     @task("poc.generate")
-    def generate(self: Task, *args: Any, **kwargs: Any) -> None:
+    def generate(self: Task, /, *args: Any, **kwargs: Any) -> None:
         """Generate: `config` opens a round first. Ends when the round does, with its status."""
         asked = _read(requests.GenerateRequest, args, kwargs)
         status = insist(
@@ -81,7 +88,7 @@ def register(app: Celery, node: Node) -> None:
         ticket(self.request.id, {"round_id": status.round_id})
 
     @task("poc.validate")
-    def validate(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def validate(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """End generation and give the status; with a `batch`, recompute it and give a verdict."""
         asked = _read(requests.ValidateRequest, args, kwargs)
         batch = asked.batch
@@ -102,7 +109,7 @@ def register(app: Celery, node: Node) -> None:
         )
 
     @task("poc.stop")
-    def stop(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def stop(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Stop the round, at once. Gives the status."""
         asked = _read(requests.StopRequest, args, kwargs)
         return _reply(

@@ -111,6 +111,7 @@ BAD_CALLS: dict[str, tuple[str, dict[str, Any], str]] = {
     "config is text": ("poc.init", {"config": "{}"}, "config: Input should be"),
     "config is empty": ("poc.init", {"config": {}}, "block_hash: Field required.*r_target: Field"),
     "unknown argument": ("poc.stop", {"round": "r"}, "round: Extra inputs are not permitted"),
+    "an argument called self": ("poc.stop", {"self": 1}, "self: Extra inputs are not permitted"),
     "round id with a colon": ("poc.stop", {"round_id": "a:b"}, "round_id: String should match"),
     "empty round id": ("poc.stop", {"round_id": ""}, "round_id: String should match"),
     "long round id": ("poc.init", {"config": CONFIG, "round_id": "x" * 65}, "round_id: String sho"),
