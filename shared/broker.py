@@ -22,12 +22,14 @@ def celery_app(settings: Settings, **conf: Any) -> Celery:
     app = Celery("poc", set_as_current=False)
     app.config_from_object(_celeryconfig())
     app.conf.update(
-        broker_url=settings.redis_url,
-        result_backend=settings.redis_url,
-        result_expires=settings.result_expires_s,
-        task_default_queue=settings.queue,
-        task_queues=[Queue(settings.queue)],
-        **conf,
+        {
+            "broker_url": settings.redis_url,
+            "result_backend": settings.redis_url,
+            "result_expires": settings.result_expires_s,
+            "task_default_queue": settings.queue,
+            "task_queues": [Queue(settings.queue)],
+        }
+        | conf
     )
     return app
 

@@ -55,7 +55,11 @@ def create_app(settings: Settings) -> Celery:
         os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
         # Numbers as nvidia-smi has them; CUDA's own order is fastest first.
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    app = celery_app(settings, broker_transport="worker.transport:Transport")
+    app = celery_app(
+        settings,
+        broker_transport="worker.transport:Transport",
+        result_backend=f"worker.results:Results+{settings.redis_url}",
+    )
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,
         "dead_letter_key": Keys(settings.namespace)("dead_letters"),

@@ -81,6 +81,20 @@ def test_a_refusal_is_readable_without_python(direct: redis.Redis) -> None:
     assert failed["result"]["exc_type"] == "InvalidRequest"
     (message,) = failed["result"]["exc_message"]
     assert message == "config.r_target: Input should be less than or equal to 2 (got 3)"
+    assert failed["traceback"] is None
+
+
+def test_a_defect_shows_its_traceback_to_the_log_alone(
+    direct: redis.Redis, shared_worker: Any
+) -> None:
+    """Given an outcome in Redis that can't be read, the caller learns what, the operator where."""
+    direct.set("poc:test:command:broken", "no JSON", ex=60)
+    failed = meta(direct, push(direct, "poc.stop", {}, "broken"))
+    assert (failed["status"], failed["result"]["exc_type"]) == ("FAILURE", "JSONDecodeError")
+    assert failed["traceback"] is None
+    assert ".py" not in json.dumps(failed)
+    wait_until(lambda: "Traceback (most recent call last)" in shared_worker.log, description="it")
+    assert "worker/tasks.py" in shared_worker.log
 
 
 def test_a_repeat_is_carried_out_once(direct: redis.Redis) -> None:
