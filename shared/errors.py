@@ -57,3 +57,11 @@ class StoreUnavailable(PoCError):
 
 class NoAnswer(PoCError):
     """A command has no answer after the time that its caller gave it; it may still be run."""
+
+
+def named(name: str, message: str) -> PoCError:
+    """The error of the class `name`; another version may have classes that this one has not."""
+    kind = globals().get(name)
+    if isinstance(kind, type) and issubclass(kind, PoCError):
+        return kind(message)
+    return PoCError(f"{name}: {message}")

@@ -102,7 +102,12 @@ KEYS: dict[str, Key] = {
     "workers": Key("zset", "worker -> last heartbeat, ms", "heartbeat, leave", _NAMESPACE),
     "worker": Key("hash", "a worker's device, rate, ...", "heartbeat, leave", _ALIVE, "worker"),
     "model": Key("hash", "the model of the namespace", "heartbeat, leave", _ALIVE),
-    "dead_letters": Key("list", "messages that are none", "the transport", "7 days"),
+    "dead_letters": Key(
+        "list",
+        "what nobody could read: messages, ends, ...",
+        "the transport, the clerk, the sender",
+        "7 days",
+    ),
 }
 
 

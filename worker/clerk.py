@@ -83,7 +83,16 @@ class Clerk:
         ending = self._store.endings.next()
         if ending is None:
             return False
-        self._tell(ending)
+        try:
+            self._tell(ending)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            # Another version wrote it, or a defect: no reason for the others to wait behind it.
+            log.exception("the end of ticket %s can't be told", ending.task)
+            failure = PoCError(f"it ended, and a worker failed to say how: {error}; see its log")
+            self._sink.failed(ending.task, failure)
+            self._store.endings.set_aside(ending, error)
         return True
 
     def _judge(self, job: Computed) -> None:

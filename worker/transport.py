@@ -22,12 +22,10 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
+from shared.store.dead_letters import KEEP_BYTES, KEEP_ITEMS, KEEP_S
+
 log = logging.getLogger(__name__)
 
-#: The items kept for inspection, the newest first, and the bytes of each.
-KEEP_ITEMS, KEEP_BYTES = 100, 1 << 20
-#: Seconds after the last one until the list is removed.
-KEEP_S = 7 * 86_400
 #: The bytes of an item that are logged.
 SHOW_BYTES = 200
 

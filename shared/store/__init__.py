@@ -16,6 +16,7 @@ from __future__ import annotations
 from shared.keys import Keys
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
+from shared.store.dead_letters import DeadLetters
 from shared.store.endings import Ending, Endings
 from shared.store.jobs import Chunk, Computed, Jobs
 from shared.store.outbox import Entry, Outbox
@@ -45,9 +46,10 @@ class Store:
         self._keys = keys = Keys(settings.namespace)
         scripts = Scripts(redis)
         self.rounds = Rounds(redis, scripts, keys, settings)
-        self.jobs = Jobs(redis, scripts, keys, settings)
-        self.outbox = Outbox(redis, scripts, keys, settings)
-        self.endings = Endings(redis, keys)
+        dead_letters = DeadLetters(redis, keys)
+        self.jobs = Jobs(redis, scripts, keys, settings, dead_letters)
+        self.outbox = Outbox(redis, scripts, keys, settings, dead_letters)
+        self.endings = Endings(redis, keys, dead_letters)
         self.workers = Workers(redis, scripts, keys, settings)
 
     def status(self, newest: int = 0) -> NodeStatus:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shared import errors
 from shared.keys import Keys
+from shared.store.dead_letters import DeadLetters
 from shared.store.scripts import Client, redis_errors
 
 
@@ -20,38 +21,50 @@ class Ending:
     #: A `ValidatedBatch` as JSON.
     verdict: str | None
     error: errors.PoCError | None
-    raw: str
+    raw: bytes
 
 
 class Endings:
     """The queue of ends. Whoever tells one removes it afterwards, so a crash repeats it."""
 
-    def __init__(self, redis: Client, keys: Keys) -> None:
-        self._redis, self._keys = redis, keys
+    def __init__(self, redis: Client, keys: Keys, dead_letters: DeadLetters) -> None:
+        self._redis, self._keys, self._dead_letters = redis, keys, dead_letters
 
     def next(self) -> Ending | None:
-        """The oldest end, which stays in the queue until `drop`."""
-        with redis_errors():
-            raw = self._redis.lindex(self._keys("endings"), 0)
-        if raw is None:
-            return None
-        fields = json.loads(raw)
-        error = fields.get("error")
-        return Ending(
-            task=fields["task"],
-            round_fields=fields.get("status"),
-            verdict=fields.get("result"),
-            error=getattr(errors, error["error"])(error["message"]) if error else None,
-            raw=raw,
-        )
+        """The oldest end, which stays in the queue until `drop`. What is none is set aside."""
+        while (raw := self._dead_letters.head("endings")) is not None:
+            try:
+                return _read(raw)
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
+                self._dead_letters.keep_from("endings", raw, error)
+        return None
 
     def drop(self, ending: Ending) -> None:
         """Take an end that was told out of the queue."""
         with redis_errors():
             self._redis.lrem(self._keys("endings"), 1, ending.raw)
 
+    def set_aside(self, ending: Ending, why: object) -> None:
+        """Take an end that can't be told out of the queue, and keep it for inspection."""
+        self._dead_letters.keep_from("endings", ending.raw, why)
+
     def may_report(self, every_s: float) -> bool:
         """Whether the caller is the one to report progress now: one worker each `every_s`."""
         with redis_errors():
             key = self._keys("reporter")
             return bool(self._redis.set(key, "1", nx=True, px=round(every_s * 1000)))
+
+
+def _read(raw: bytes) -> Ending:
+    fields = json.loads(raw)
+    task = fields["task"]
+    if not isinstance(task, str) or not task.encode():  # raises for half a character
+        raise TypeError(f"the task is {task!r}")
+    error = fields.get("error")
+    return Ending(
+        task=task,
+        round_fields=fields.get("status"),
+        verdict=fields.get("result"),
+        error=errors.named(error["error"], error["message"]) if error else None,
+        raw=raw,
+    )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch
-from shared.errors import PoCError
+from shared.errors import CouldNotCompute, PoCError
 from shared.keys import Keys
 from shared.settings import Settings
+from shared.store.dead_letters import DeadLetters
 from shared.store.rounds import Message
 from shared.store.scripts import Client, Scripts, redis_errors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,16 @@ class Computed:
 class Jobs:
     """The validations of a namespace."""
 
-    def __init__(self, redis: Client, scripts: Scripts, keys: Keys, settings: Settings) -> None:
+    def __init__(
+        self,
+        redis: Client,
+        scripts: Scripts,
+        keys: Keys,
+        settings: Settings,
+        dead_letters: DeadLetters,
+    ) -> None:
         self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
+        self._dead_letters = dead_letters
         # What the last chunk was of: the next one mostly is, too, and a batch may be megabytes.
         self._opened: tuple[str, ProofBatch, PoCConfig] | None = None
 
@@ -130,14 +142,23 @@ class Jobs:
         )
 
     def next_computed(self) -> Computed | None:
-        """A validation that waits for its verdict; it stays in the queue until `finish`."""
-        with redis_errors():
-            while job := self._redis.lindex(self._keys("verdicts"), 0):
-                fields = self._redis.hgetall(self._keys("job", job))
-                if "batch" in fields:
-                    parts = self._redis.hgetall(self._keys("job_dist", job))
-                    return _computed(job, fields, parts)
-                self._redis.lrem(self._keys("verdicts"), 0, job)
+        """A validation that waits for its verdict; it stays in the queue until `finish`.
+
+        One that this version can't read ends with an error.
+        """
+        while (raw := self._dead_letters.head("verdicts")) is not None:
+            job = raw.decode(errors="replace")
+            with redis_errors():
+                fields = self._redis.hgetall(self._keys("job", job)) if job else {}
+                if "batch" not in fields:  # another clerk has finished it, or it never was
+                    if self._redis.lrem(self._keys("verdicts"), 0, raw):
+                        log.error("verdicts: dropped %.80r: no open validation has this id", raw)
+                    continue
+                parts = self._redis.hgetall(self._keys("job_dist", job))
+            try:
+                return _computed(job, fields, parts)
+            except _UNREADABLE as error:
+                self._give_up(job, error)
         return None
 
     def finish(
@@ -148,21 +169,7 @@ class Jobs:
         message: Message | None = None,
     ) -> None:
         """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once."""
-        names = ("verdicts", "jobs", "endings", "outbox", "status", "callbacks", "clock")
-        keys = {name: self._keys(name) for name in names}
-        keys |= {name: self._keys(name, job.id) for name in ("job", "job_dist")}
-        if job.round_id:
-            keys["counted"] = self._keys("round", job.round_id)
-        self._scripts.call(
-            "finish_job",
-            keys,
-            job=job.id,
-            result=result,
-            error=error and {"error": type(error).__name__, "message": str(error)},
-            message=message and message.as_args(),
-            keep_s=self._settings.keep_rounds_s,
-            wake=self._keys.wake,
-        )
+        self._finish(job.id, job.round_id, result, error, message)
 
     def progress(self) -> dict[str, dict[str, int]]:
         """Nonces done and total of each open validation."""
@@ -188,17 +195,54 @@ class Jobs:
                 batch, config = self._redis.hmget(key, ["batch", "config"])
                 if not batch:  # it has ended since
                     return None
-                self._opened = opened = (
-                    job,
-                    ProofBatch.model_validate_json(batch),
-                    PoCConfig.model_validate_json(config),
-                )
+                try:
+                    self._opened = opened = (
+                        job,
+                        ProofBatch.model_validate_json(batch),
+                        PoCConfig.model_validate_json(config),
+                    )
+                except _UNREADABLE as error:
+                    self._give_up(job, error)
+                    return None
         return opened
+
+    def _give_up(self, job: str, why: Exception) -> None:
+        """End a validation that another version or a stray hand wrote: its caller is told."""
+        log.error("validation %s can't be read: %s", job, why)
+        # Of thousands of bad nonces each has its line.
+        message = f"this version of the worker can't read the validation: {str(why)[:500]}"
+        self._finish(job, "", error=CouldNotCompute(message))
+
+    def _finish(
+        self,
+        job: str,
+        round_id: str,
+        result: str | None = None,
+        error: PoCError | None = None,
+        message: Message | None = None,
+    ) -> None:
+        names = ("verdicts", "jobs", "endings", "outbox", "status", "callbacks", "clock")
+        keys = {name: self._keys(name) for name in names}
+        keys |= {name: self._keys(name, job) for name in ("job", "job_dist")}
+        if round_id:
+            keys["counted"] = self._keys("round", round_id)
+        self._scripts.call(
+            "finish_job",
+            keys,
+            job=job,
+            result=result,
+            error=error and {"error": type(error).__name__, "message": str(error)},
+            message=message and message.as_args(),
+            keep_s=self._settings.keep_rounds_s,
+            wake=self._keys.wake,
+        )
 
     def _claim_keys(self) -> dict[str, str]:
         return {"claims": self._keys("chunk_claims"), "leases": self._keys("chunk_leases")}
 
 
+#: What reading a validation raises that was not written by this version.
+_UNREADABLE = (ValueError, TypeError, LookupError)
 # Stands in for the config of a validation that has ended and is not looked at.
 _NO_CONFIG = PoCConfig(block_hash="-", block_height=0, public_key="-", r_target=1.0)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from redis.exceptions import ResponseError
 
 from shared.keys import Keys
 from shared.settings import Settings
 from shared.status import CallbackCounts
+from shared.store.dead_letters import DeadLetters
 from shared.store.scripts import Client, Scripts, redis_errors
 
 GROUP = "senders"
@@ -34,8 +37,16 @@ class Entry:
 class Outbox:
     """The callbacks of a namespace. Several senders share it; each entry is with one of them."""
 
-    def __init__(self, redis: Client, scripts: Scripts, keys: Keys, settings: Settings) -> None:
+    def __init__(
+        self,
+        redis: Client,
+        scripts: Scripts,
+        keys: Keys,
+        settings: Settings,
+        dead_letters: DeadLetters,
+    ) -> None:
         self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
+        self._dead_letters = dead_letters
         self._stream = keys("outbox")
         # How far `take_over` has looked.
         self._cursor = _START
@@ -122,14 +133,28 @@ class Outbox:
         if not raw:
             return []
         seconds, micros = self._redis.time()
-        redis_now, now = seconds + micros / 1e6, time.monotonic()
-        return [
-            Entry(
-                id=entry_id,
-                url=fields["url"],
-                key=fields["key"],
-                round=fields["round"],
-                gives_up_at=now + int(fields["expires_at"]) / 1000 - redis_now,
-            )
-            for entry_id, fields in raw
-        ]
+        ahead = seconds + micros / 1e6 - time.monotonic()
+        entries = []
+        for entry_id, fields in raw:
+            try:
+                entries.append(_read(entry_id, fields, ahead))
+            except (LookupError, ValueError) as error:
+                # Written by another version or a stray hand: those behind it go on.
+                item = json.dumps({"outbox": entry_id, **fields}).encode()
+                with self._dead_letters.keeping("outbox", item, error) as pipe:
+                    pipe.xack(self._stream, GROUP, entry_id)
+                    pipe.xdel(self._stream, entry_id)
+        return entries
+
+
+def _read(id: str, fields: Mapping[str, str], ahead: float) -> Entry:
+    """The entry `id`; `ahead` are the seconds from this process' clock to Redis'."""
+    fields["body"]  # which is sent later
+    urlsplit(fields["url"])
+    return Entry(
+        id=id,
+        url=fields["url"],
+        key=fields["key"],
+        round=fields["round"],
+        gives_up_at=int(fields["expires_at"]) / 1000 - ahead,
+    )

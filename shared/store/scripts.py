@@ -100,8 +100,7 @@ class Scripts:
             return reply
         answer = json.loads(reply)
         if name := answer.get("error"):
-            kind: type[errors.PoCError] = getattr(errors, name)
-            raise kind(answer["message"])
+            raise errors.named(name, answer["message"])
         return answer
 
 

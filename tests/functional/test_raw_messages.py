@@ -120,3 +120,21 @@ def test_what_is_no_task_does_no_harm(
     kept = [item if isinstance(item, bytes) else item.encode()] if name in DEAD else []
     assert direct.lrange("poc:test:dead_letters", 0, -1) == kept
     assert store.status().state == PoCState.STOPPED
+
+
+@pytest.mark.parametrize("stray", [b"hello", b"\xff\x00", b"{}", b'{"task": "x", "result": "y"}'])
+def test_a_stray_item_in_a_queue_of_ours_holds_up_no_answer(
+    stray: bytes, direct: redis.Redis, shared_worker: Any
+) -> None:
+    """Given one in front of each, then a verdict and a round's end come all the same."""
+    direct.delete("poc:test:dead_letters")
+    direct.rpush("poc:test:endings", stray)
+    direct.rpush("poc:test:verdicts", stray)
+    opened = push(direct, "poc.generate", {"config": CONFIG, "replace": True})
+    batch = {key: CONFIG[key] for key in ("block_hash", "block_height", "public_key")}
+    judged = push(direct, "poc.validate", {"batch": {**batch, "nonces": [1], "dist": [0.5]}})
+    wait_until(lambda: meta(direct, judged)["status"] == "SUCCESS", description="the verdict")
+    push(direct, "poc.stop", {})
+    wait_until(lambda: meta(direct, opened)["status"] == "SUCCESS", description="the ticket's end")
+    assert direct.lrange("poc:test:dead_letters", 0, -1) == [stray]
+    assert shared_worker.process.poll() is None

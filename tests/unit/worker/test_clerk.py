@@ -257,6 +257,40 @@ class TestEndings:
         ((_, result),) = sink.results
         assert (result["total_valid"], result["valid_nonces"]) == (4, [2, 3])
 
+    @pytest.mark.parametrize(
+        "end",
+        [
+            {"result": "no JSON"},
+            {"result": 7},
+            {"status": "text"},
+            {"status": {"total_valid": "many"}},
+            {"status": {"state": "DANCING"}},
+        ],
+    )
+    def test_an_end_that_cannot_be_told_keeps_no_other_waiting(
+        self,
+        end: dict[str, Any],
+        new_clerk: Callable[..., Clerk],
+        store: Store,
+        sink: KeptTickets,
+        config: PoCConfig,
+        redis: Client,
+        keys: Keys,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Given one of another version, its caller hears that it ended, and the next is told."""
+        item = json.dumps({"task": "strange", **end})
+        redis.rpush(keys("endings"), item)
+        store.rounds.generate("g", config)
+        store.rounds.stop("s")
+        new_clerk().turn()
+        assert sink.ended == ["g"]
+        task, _, message = error_of(sink)
+        assert task == "strange"
+        assert message.startswith("it ended, and a worker failed to say how: ")
+        assert redis.lrange(keys("dead_letters"), 0, -1) == [item]
+        assert "the end of ticket strange can't be told" in caplog.text
+
     def test_a_round_may_end_with_an_error(
         self,
         new_clerk: Callable[..., Clerk],

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from shared.config import PoCConfig, PoCState
+from shared.errors import PoCError
 from shared.keys import Keys
 from shared.status import RoundStatus
 from shared.store import Store
+from shared.store.dead_letters import DeadLetters
 from shared.store.scripts import Client
 
 
@@ -57,3 +63,58 @@ def test_one_worker_at_a_time_reports_progress(store: Store, redis: Client, keys
     assert 0 < redis.pttl(keys("reporter")) <= 1000
     redis.delete(keys("reporter"))
     assert store.endings.may_report(1.0)
+
+
+#: What is no end of a ticket.
+NO_ENDS = {
+    "text": b"hello",
+    "not UTF-8": b"\xff\x00",
+    "a number": b"42",
+    "null": b"null",
+    "a list": b"[]",
+    "deep nesting": b"[" * 100_000,
+    "no task": b'{"status": {}}',
+    "task is a number": b'{"task": 1}',
+    "task is half a character": b'{"task": "\\ud800"}',
+    "error is text": b'{"task": "g", "error": "broken"}',
+    "error without a message": b'{"task": "g", "error": {"error": "RoundFailed"}}',
+}
+
+
+@pytest.mark.parametrize("name", NO_ENDS)
+def test_what_is_no_end_is_set_aside(
+    name: str, store: Store, redis: Client, keys: Keys, config: PoCConfig
+) -> None:
+    """Given a stray item before an end, that end is told and the item can be looked at."""
+    redis.rpush(keys("endings"), NO_ENDS[name])
+    store.rounds.generate("told", config)
+    store.rounds.stop("s")
+    ending = store.endings.next()
+    assert ending
+    assert ending.task == "told"
+    assert DeadLetters(redis, keys).head("dead_letters") == NO_ENDS[name]
+
+
+def test_an_error_of_another_version_is_told_by_its_name(
+    store: Store, redis: Client, keys: Keys
+) -> None:
+    """The ticket fails all the same, with a message that says with what."""
+    error = {"error": "SomethingNew", "message": "it is new"}
+    redis.rpush(keys("endings"), json.dumps({"task": "g", "error": error}))
+    ending = store.endings.next()
+    assert ending
+    assert type(ending.error) is PoCError
+    assert str(ending.error) == "SomethingNew: it is new"
+
+
+@pytest.mark.parametrize("name", ["log", "PoC", "globals", "annotations"])
+def test_only_errors_are_made_from_names(
+    name: str, store: Store, redis: Client, keys: Keys
+) -> None:
+    """Whatever else the module holds is not called."""
+    redis.rpush(
+        keys("endings"), json.dumps({"task": "g", "error": {"error": name, "message": "m"}})
+    )
+    ending = store.endings.next()
+    assert ending
+    assert str(ending.error) == f"{name}: m"

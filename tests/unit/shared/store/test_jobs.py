@@ -311,3 +311,47 @@ class TestWhatIsRefused:
         """Then the submitter's number says nothing."""
         store.rounds.open_job("j", batch_of(config, 1, 2, node_id=9), in_chunks(config, 4))
         assert take(store).nonces == (1, 2)
+
+
+@pytest.mark.parametrize("stray", [b"nothing", b"\xff\x00", b"", b"done"])
+def test_what_is_no_validation_keeps_none_waiting(
+    stray: bytes, store: Store, redis: Client, keys: Keys, config: PoCConfig
+) -> None:
+    """Given a stray item in front of the verdicts, it is dropped, visibly."""
+    store.rounds.open_job("done", batch_of(config), config)
+    store.jobs.finish(computed(store), result="{}")
+    redis.rpush(keys("verdicts"), stray)
+    store.rounds.open_job("j", batch_of(config), config)
+    assert computed(store).id == "j"
+    assert redis.llen(keys("verdicts")) == 1
+
+
+@pytest.mark.parametrize("field", ["batch", "config"])
+@pytest.mark.parametrize("value", ["", "{}", "[1", '{"nonces": 7}'])
+def test_a_validation_of_another_version_ends_with_an_error(
+    field: str, value: str, store: Store, redis: Client, keys: Keys, config: PoCConfig
+) -> None:
+    """Given one that can't be read when its verdict is due, its caller hears of it."""
+    store.rounds.open_job("strange", batch_of(config), config)
+    redis.hset(keys("job", "strange"), field, value)
+    store.rounds.open_job("j", batch_of(config), config)
+    assert computed(store).id == "j"
+    ending = store.endings.next()
+    assert ending
+    assert (ending.task, type(ending.error)) == ("strange", CouldNotCompute)
+    assert str(ending.error).startswith("this version of the worker can't read the validation: ")
+    assert store.jobs.progress() == {"j": {"done": 0, "total": 0}}
+
+
+@pytest.mark.parametrize("field", ["batch", "config"])
+def test_a_chunk_of_another_version_ends_no_worker(
+    field: str, store: Store, redis: Client, keys: Keys, config: PoCConfig
+) -> None:
+    """Given a validation that can't be read, a worker gets the next one."""
+    store.rounds.open_job("strange", batch_of(config, 1), config)
+    redis.hset(keys("job", "strange"), field, '{"nonces": 7}')
+    store.rounds.open_job("j", batch_of(config, 2), config)
+    assert take(store).job == "j"
+    ending = store.endings.next()
+    assert ending
+    assert (ending.task, type(ending.error)) == ("strange", CouldNotCompute)

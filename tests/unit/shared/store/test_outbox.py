@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from shared.config import PoCConfig
 from shared.keys import Keys
 from shared.status import RoundStatus
 from shared.store import Entry, Message, Store
+from shared.store.outbox import GROUP
 from shared.store.scripts import Client
 from support import wait_until
 
@@ -176,3 +178,28 @@ def test_it_goes_on_after_redis_lost_everything(
     store.rounds.generate("g", config, round_id="r1")
     post("new")
     assert bodies(store, store.outbox.take("s", 1)) == ["new"]
+
+
+#: What is no callback.
+STRAY: dict[str, dict[str, str]] = {
+    "empty": {"a": "b"},
+    "no deadline": {"url": "http://c", "body": "b", "key": "k", "round": ""},
+    "bad deadline": {"url": "http://c", "body": "b", "key": "k", "round": "", "expires_at": "x"},
+    "bad url": {"url": "http://[", "body": "b", "key": "k", "round": "", "expires_at": "1"},
+    "no body": {"url": "http://c", "key": "k", "round": "", "expires_at": "1"},
+}
+
+
+@only_real
+@pytest.mark.parametrize("name", STRAY)
+def test_what_is_no_callback_is_set_aside(
+    name: str, store: Store, post: Callable[..., None], redis: Client, keys: Keys
+) -> None:
+    """Given a stray entry before a callback, that is delivered and the entry can be looked at."""
+    stray = redis.xadd(keys("outbox"), STRAY[name])
+    post("b1")
+    assert bodies(store, store.outbox.take("s", 10)) == ["b1"]
+    assert store.outbox.waiting() == 1
+    (kept,) = redis.lrange(keys("dead_letters"), 0, -1)
+    assert json.loads(kept) == {"outbox": stray, **STRAY[name]}
+    assert redis.xpending(keys("outbox"), GROUP)["pending"] == 1
