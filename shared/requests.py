@@ -77,13 +77,13 @@ def explain(error: ValidationError) -> str:
 
 
 def _sentence(loc: tuple[int | str, ...], message: str, value: Any) -> str:
-    path = ".".join(map(str, loc))
+    # A name may be of any length, and of characters that no log can hold.
+    path = _cut(repr(".".join(map(str, loc)))[1:-1])
     message = message.removeprefix("Value error, ")
     # A container is shown by the field in it that is wrong, or by the message alone.
-    shown = "" if isinstance(value, dict | list | BaseModel) else f" (got {_short(value)})"
+    shown = "" if isinstance(value, dict | list | BaseModel) else f" (got {_cut(repr(value))})"
     return f"{path}: {message}{shown}" if path else f"{message}{shown}"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."

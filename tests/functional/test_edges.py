@@ -220,6 +220,21 @@ def test_many_bad_fields_are_named_in_short(app: Celery) -> None:
     assert len(message) < 1000
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("x" * 1_000_000, "x" * 77 + "...: Extra inputs"),
+        ("a\nb", r"a\nb: Extra inputs"),
+        ("\ud800", "Input should be a valid string"),
+    ],
+)
+def test_an_argument_of_any_name_is_named_in_short(name: str, shown: str, app: Celery) -> None:
+    """And in characters that a log can hold: it can't forge a line there."""
+    message = refused(app, "poc.stop", **{name: 1})
+    assert message.startswith(shown)
+    assert len(message) < 200
+
+
 def test_a_refused_command_is_logged_without_a_traceback(app: Celery, shared_worker: Any) -> None:
     """Expected trouble is no defect of the worker."""
     refused(app, "poc.stop", nonsense=1)
