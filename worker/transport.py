@@ -55,7 +55,6 @@ _HEADERS: dict[str, tuple[type, ...]] = {
     "group": (str, NoneType),
     "group_index": (int, NoneType),
     "shadow": (str, NoneType),
-    "eta": (str, NoneType),
     "expires": (str, NoneType),
     "retries": (int, NoneType),
     "timelimit": (list, NoneType),
@@ -65,8 +64,9 @@ _HEADERS: dict[str, tuple[type, ...]] = {
     "ignore_result": (bool, NoneType),
     "replaced_task_nesting": (int, NoneType),
 }
-#: Headers of features that none of our tasks has; Celery's clients send them empty.
-_UNUSED_HEADERS = ("stamped_headers", "stamps", "compression")
+#: Headers of features that none of our tasks has; Celery's clients send them empty. One with an
+#: eta would wait in the worker's memory, with any number of others.
+_UNUSED_HEADERS = ("stamped_headers", "stamps", "compression", "eta")
 #: The longest id: it becomes part of key names.
 MAX_ID = 256
 #: Where answers to control commands come through; they are no tasks.
@@ -94,8 +94,7 @@ def _check_headers(headers: dict[str, Any]) -> None:
             raise ValueError(f"header {name!r} is not taken")
     if not 0 < len(headers["id"].encode()) <= MAX_ID:
         raise ValueError(f"header 'id' must have 1 to {MAX_ID} bytes")
-    for name in ("eta", "expires"):
-        maybe_iso8601(headers.get(name))
+    maybe_iso8601(headers.get("expires"))
     limits = headers.get("timelimit")
     if limits is None:
         return

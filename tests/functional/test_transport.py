@@ -143,7 +143,7 @@ POISON: dict[str, bytes] = {
             "id is empty": envelope(headers__id=""),
             "id is half a character": envelope(headers__id="\ud800"),
             "id is endless": envelope(headers__id="x" * 1000),
-            "bad eta": envelope(headers__eta="yesterday"),
+            "an eta": envelope(headers__eta="2099-01-01T00:00:00+00:00"),
             "bad expires": envelope(headers__expires="tomorrow"),
             "compressed": envelope(headers__compression="zlib"),
             "a pickle": envelope(**{"content-type": "application/x-python-serialize"}),
