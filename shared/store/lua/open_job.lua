@@ -1,6 +1,8 @@
 -- Record a validation as a job: A.command is its id and its ticket. The round is not touched.
 local told = remembered() or moved()
 if told then return told end
+-- A repeat that came after its outcome was forgotten must not begin it again.
+if redis.call('EXISTS', K.job) == 1 then return answer({ticket = A.command}) end
 if A.refusal then return answer(A.refusal) end
 redis.call('HSET', K.job, 'batch', A.batch, 'config', A.config, 'state', 'OPEN',
   'round', A.job_round, 'total', A.total, 'done', '0')

@@ -355,3 +355,21 @@ def test_a_chunk_of_another_version_ends_no_worker(
     ending = store.endings.next()
     assert ending
     assert (ending.task, type(ending.error)) == ("strange", CouldNotCompute)
+
+
+def test_a_validation_is_not_opened_twice(
+    store: Store, redis: Client, keys: Keys, config: PoCConfig
+) -> None:
+    """Given a repeat after its outcome was forgotten, what is computed is kept, so is the end."""
+    batch, config = batch_of(config, 7, 5), in_chunks(config, 1)
+    store.rounds.open_job("j", batch, config)
+    store.jobs.commit(take(store), [0.1])
+    redis.delete(keys("command", "j"))
+    store.rounds.open_job("j", batch, config)
+    assert store.jobs.progress() == {"j": {"done": 1, "total": 2}}
+    store.jobs.commit(take(store), [0.2])
+    store.jobs.finish(computed(store), result="{}")
+    redis.delete(keys("command", "j"))
+    store.rounds.open_job("j", batch, config)
+    assert store.jobs.progress() == {}
+    assert redis.llen(keys("endings")) == 1
