@@ -7,8 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from hypothesis import settings
 
 from worker.embedded import EmbeddedRedis
+
+# What hypothesis makes up is the same each time, unless a run is asked to look further:
+# pytest --hypothesis-profile=thorough
+settings.register_profile("usual", derandomize=True, deadline=None)
+settings.register_profile("thorough", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile("usual")
 
 
 @pytest.fixture(scope="session")

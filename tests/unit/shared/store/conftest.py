@@ -12,14 +12,19 @@ from shared.store.scripts import Client
 DAY = 86_400
 
 
-@pytest.fixture(autouse=True)
-def _keys_are_as_the_table_says(redis: Client, keys: Keys) -> Iterator[None]:
-    """Fail a test that leaves a key which `KEYS` does not know, or not of that type and life."""
-    yield
-    wrong = [
+@pytest.fixture
+def key_problems(redis: Client, keys: Keys) -> Callable[[], list[str]]:
+    """Finds the keys which `KEYS` does not know, or not of that type and life."""
+    return lambda: [
         f"{key}: {problem}" for key in redis.scan_iter() if (problem := _problem(redis, keys, key))
     ]
-    assert not wrong
+
+
+@pytest.fixture(autouse=True)
+def _keys_are_as_the_table_says(key_problems: Callable[[], list[str]]) -> Iterator[None]:
+    """Fail a test that leaves a key which is not as the table says."""
+    yield
+    assert not key_problems()
 
 
 def _problem(redis: Client, keys: Keys, key: str) -> str | None:
