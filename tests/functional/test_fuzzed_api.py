@@ -1,0 +1,250 @@
+"""The status API over HTTP under whatever a client may ask, against its own description.
+
+Schemathesis makes requests from the OpenAPI document and checks that each answer is one that the
+document promises. A run is the same each time; for more, and other ones each time:
+`pytest --hypothesis-profile=thorough tests/functional/test_fuzzed_api.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import psutil
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode as Mode
+
+from shared.config import MAX_NONCE, PoCConfig
+from shared.data import ProofBatch
+from shared.settings import load_settings
+from shared.store import Store
+from support import wait_until
+from worker.children import end, spawn
+from worker.embedded import EmbeddedRedis
+
+pytestmark = [pytest.mark.functional, pytest.mark.timeout(3600)]
+
+ROOT = Path(__file__).parents[2]
+SERVE = "from shared.api import serve; from shared.settings import load_settings; "
+CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_target=1.4, batch_size=4)
+#: MiB that the API may grow by.
+GROWTH = 60
+
+
+@dataclass(frozen=True)
+class Api:
+    """A process that serves the API of a node with rounds, and where."""
+
+    url: str
+    pid: int
+    log_path: Path
+
+    def check(self) -> None:
+        """It has failed at nothing."""
+        assert psutil.pid_exists(self.pid)
+        log = self.log_path.read_text()
+        # uvicorn itself logs one when it has answered with 400 what it could not read further.
+        assert log.count("Traceback") == log.count("h11._util.LocalProtocolError: ")
+
+
+def fill(store: Store) -> None:
+    """A round that is over, one that generates with odd nonces, a validation, a worker."""
+    store.rounds.heartbeat("w", {"fingerprint": "f"}, {"state": "generating"}, tokens=[])
+    for round_id in ("r1", "r2"):
+        store.rounds.generate(f"g-{round_id}", CONFIG, round_id, replace=True)
+        claim = store.rounds.claim("w", f"t-{round_id}")
+        assert claim
+        store.rounds.commit(claim, checked=4, valid=[(3, 1.25), (MAX_NONCE, 0.1)], failed=0)
+    store.rounds.open_job("v", ProofBatch.of(CONFIG, [1, 2, 3], [0.5] * 3), None)
+
+
+@pytest.fixture(scope="module")
+def api(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """One process for all tests: it must survive them all."""
+    redis_server.start()
+    with contextlib.closing(
+        Store(load_settings({}, redis_url=redis_server.url, namespace="api"))
+    ) as store:
+        fill(store)
+    log_path = tmp_path_factory.mktemp("api") / "api.log"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("POC_")}
+    process = spawn(
+        [sys.executable, "-c", SERVE + "serve(load_settings())"],
+        env=environ
+        | {"POC_REDIS_URL": redis_server.url, "POC_NAMESPACE": "api", "POC_API_PORT": "0"},
+        cwd=ROOT,
+        log_path=log_path,
+    )
+    try:
+        found = wait_until(
+            lambda: re.search(r"listens on (http://127\.0\.0\.1:\d+)", log_path.read_text()),
+            timeout=60,
+            description="the API to listen",
+        )
+        yield Api(found[1], process.pid, log_path)
+    finally:
+        end(process)
+
+
+@pytest.fixture(scope="module")
+def described(api: Api) -> Any:
+    """The API as it describes itself."""
+    return schemathesis.openapi.from_url(f"{api.url}/openapi.json")
+
+
+#: What takes parameters, and all there is.
+ASKED = ("/api/v1/pow/status", "/api/v1/pow/rounds/{round_id}", "/api/v1/pow/nonces")
+PATHS = (*ASKED, "/livez", "/readyz")
+
+#: The share of a profile's examples that each test takes.
+SHARE = 0.25
+few = settings(
+    max_examples=max(1, round(settings().max_examples * SHARE)),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_nothing_else_is_described(described: Any) -> None:
+    assert {result.ok().path for result in described.get_all_operations()} == set(PATHS)
+
+
+@pytest.mark.parametrize(
+    ("path", "mode"),
+    # What takes no parameters can't be asked wrongly.
+    [(path, mode) for mode in Mode for path in PATHS if mode is Mode.POSITIVE or path in ASKED],
+)
+def test_answers_are_as_described(path: str, mode: Mode, described: Any, api: Api) -> None:
+    """To parameters that are right (positive) and wrong (negative): no 500, nothing undescribed."""
+
+    @few
+    @given(case=described[path]["GET"].as_strategy(generation_mode=mode))
+    def ask(case: schemathesis.Case) -> None:
+        case.call_and_validate()
+
+    ask()
+    api.check()
+
+
+#: What a client may get wrong about a request line: any of it.
+lines = st.sampled_from(["/", *PATHS, "/docs", "/openapi.json", "/nothing"]).flatmap(
+    lambda path: st.text(max_size=20).map(lambda more: path + quote(more, safe="/?&=%"))
+)
+numbers = st.sampled_from(
+    ["", "-1", "1e3", "0x10", "NaN", "٣", "1.0", "9" * 5000, "1" + "0" * 30, "%00", "a&start=1"]
+)
+methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"])
+
+
+@pytest.fixture(scope="module")
+def client(api: Api) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=api.url, timeout=30, trust_env=False) as client:
+        yield client
+
+
+def is_refusal(response: httpx.Response) -> bool:
+    """It says in JSON, and in a few words, what is wrong."""
+    return 400 <= response.status_code < 500 and "detail" in response.json()
+
+
+@few
+@given(method=methods, line=lines, body=st.binary(max_size=50))
+def test_any_request_line_has_an_answer(
+    method: str, line: str, body: bytes, api: Api, client: httpx.Client
+) -> None:
+    """Only GET gets anything, and nothing fails."""
+    response = client.request(method, line, content=body)
+    assert response.status_code < 500
+    assert method in ("GET", "HEAD") or response.status_code in (404, 405, 422)
+    api.check()
+
+
+@few
+@given(
+    path=st.sampled_from(PATHS[:3]), name=st.sampled_from(["newest", "start", "limit"]), n=numbers
+)
+def test_odd_numbers_are_refused(
+    path: str, name: str, n: str, api: Api, client: httpx.Client
+) -> None:
+    """Or not looked at, where there is no such parameter."""
+    response = client.get(f"{path.format(round_id='r1')}?{name}={n}")
+    known = {"status": ["newest"], "r1": ["newest"], "nonces": ["start", "limit"]}
+    if name in known[response.url.path.rsplit("/")[-1]] and n not in ("1.0", "٣"):
+        assert is_refusal(response)
+    else:
+        assert response.status_code in (200, 422)
+    api.check()
+
+
+def answer_to(request: bytes, api: Api) -> bytes:
+    """What comes back on a connection of its own; nothing if the server hangs up."""
+    host, port = api.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with contextlib.suppress(OSError):  # it may hang up before it has read all
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+        try:
+            return b"".join(iter(lambda: connection.recv(65_536), b""))
+        except ConnectionError:
+            return b""
+
+
+def get(path: str, *headers: str) -> bytes:
+    """A request as bytes."""
+    lines = [f"GET {path} HTTP/1.1", "Host: h", "Connection: close", *headers, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+#: What no client library would send.
+REQUESTS = {
+    "a long path": get("/" + "x" * 50_000),
+    "an endless path": get("/" + "x" * 3_000_000),
+    "an endless round id": get("/api/v1/pow/rounds/" + "x" * 3_000_000),
+    "an endless query": get("/api/v1/pow/status?newest=" + "9" * 3_000_000),
+    "an endless header": get("/livez", "X: " + "x" * 3_000_000),
+    "many headers": get("/livez", *(f"X{n}: x" for n in range(20_000))),
+    "out of the root": get("/../../../../etc/passwd"),
+    "half an escape": get("/api/v1/pow/rounds/%"),
+    "an escape of no character": get("/api/v1/pow/rounds/%ff%00"),
+    "two lengths": get("/livez", "Content-Length: 1", "Content-Length: 2"),
+    "a negative length": get("/livez", "Content-Length: -1"),
+    "bad chunks": get("/livez", "Transfer-Encoding: chunked") + b"zz\r\n",
+    "an upgrade": get("/livez", "Connection: Upgrade", "Upgrade: websocket"),
+    "no HTTP": b"\x16\x03\x01\x02\x00\xff",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_what_no_client_sends_fails_nothing(name: str, api: Api, client: httpx.Client) -> None:
+    """A 4xx, or the server hangs up; the next one is answered."""
+    answer = answer_to(REQUESTS[name], api)
+    assert not re.match(rb"HTTP/1\.1 5", answer)
+    assert len(answer) < 10_000
+    assert client.get("/livez").status_code == 200
+    api.check()
+
+
+def test_large_bodies_and_answers_are_forgotten(api: Api, client: httpx.Client) -> None:
+    """Whatever was sent and asked for, the process stays as small as it was."""
+    process = psutil.Process(api.pid)
+    client.get("/api/v1/pow/status")
+    before = process.memory_info().rss
+    for _ in range(10):
+        for method in ("POST", "GET"):
+            client.request(method, "/api/v1/pow/status", content=b"x" * 5_000_000)
+        client.get("/api/v1/pow/nonces?limit=10000")
+    assert process.memory_info().rss - before < GROWTH << 20
+    api.check()
