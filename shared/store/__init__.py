@@ -19,7 +19,7 @@ from shared.status import NodeStatus, RoundStatus
 from shared.store.endings import Ending, Endings
 from shared.store.jobs import Chunk, Computed, Jobs
 from shared.store.outbox import Entry, Outbox
-from shared.store.rounds import Claim, Message, Rounds
+from shared.store.rounds import Claim, Message, Reference, Rounds
 from shared.store.scripts import Bell, Client, Scripts, connect
 from shared.store.workers import Workers
 
@@ -32,6 +32,7 @@ __all__ = [
     "Entry",
     "Jobs",
     "Message",
+    "Reference",
     "Rounds",
     "Store",
 ]
@@ -56,6 +57,7 @@ class Store:
         return NodeStatus(
             **round_status.model_dump(),
             workers=self.workers.listing(),
+            incidents=self.workers.incidents(),
             validations=self.jobs.progress(),
             validation_callbacks=self.outbox.uncounted(),
         )
