@@ -47,6 +47,14 @@ class EngineDied(EngineError):
     """The engine is gone for good: only another process can compute."""
 
 
+class Hung(EngineError):
+    """Nothing came of a step for so long that only another process can go on."""
+
+
+class Quarantined(EngineError):
+    """The device failed its functional check: nothing that it gives can be trusted."""
+
+
 class CouldNotCompute(PoCError):
     """A validation has nonces without a finite distance, so it has no verdict."""
 

@@ -102,6 +102,16 @@ KEYS: dict[str, Key] = {
     "workers": Key("zset", "worker -> last heartbeat, ms", "heartbeat, leave", _NAMESPACE),
     "worker": Key("hash", "a worker's device, rate, ...", "heartbeat, leave", _ALIVE, "worker"),
     "model": Key("hash", "the model of the namespace", "heartbeat, leave", _ALIVE),
+    "reference": Key(
+        "hash",
+        "what a model's first worker gave in its functional check",
+        "heartbeat",
+        "7 days after its last worker",
+        "fingerprint",
+    ),
+    "incidents": Key(
+        "list", "workers that had to end, newest first, as JSON", "the worker", "7 days"
+    ),
     "dead_letters": Key(
         "list",
         "what nobody could read: messages, ends, ...",

@@ -134,6 +134,14 @@ class Settings(BaseSettings):
     model_fingerprint: str | None = Field(
         None, description="the only model fingerprint that workers may have"
     )
+    model_distances: Json[Annotated[list[float], Field(min_length=8, max_length=8)]] | None = Field(
+        None,
+        description="JSON list of what the functional check must give, as a healthy worker logs "
+        "it; by default what the first worker with the model gave",
+    )
+    check_every_s: float = Field(
+        60.0, ge=0.1, le=86400, description="seconds between two functional checks of the device"
+    )
     worker_name: str | None = Field(
         None,
         description="name in status and Flower; default poc-<pid>@<host>",
@@ -145,8 +153,8 @@ class Settings(BaseSettings):
         300.0,
         gt=0,
         le=86400,
-        description="seconds that a claim is kept alive: more than two batches take, since one "
-        "waits behind another",
+        description="seconds without progress until a worker counts as hung: its claims are free "
+        "for others and it ends; more than two batches take, since one waits behind another",
     )
     max_attempts: int = Field(
         3, ge=1, le=100, description="attempts before a batch is marked failed"

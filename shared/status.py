@@ -140,10 +140,62 @@ class WorkerStatus(BaseModel):
     host: str = ""
 
 
+class Commit(BaseModel):
+    """Nonces that a worker committed: consecutive batches of a round, or of a validation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    #: One of the two is given.
+    round_id: str = ""
+    validation: str = ""
+    #: The first position, in the node's sequence of nonces or in the batch, and how many follow.
+    start: int
+    count: int
+    first_nonce: int
+    last_nonce: int
+    #: When the last of them was committed, by the worker's clock.
+    at: float
+
+    def followed_by(self, other: Self) -> Self | None:
+        """Both as one, if `other` goes on where this one ends."""
+        ours = (self.round_id, self.validation, self.start + self.count)
+        if ours != (other.round_id, other.validation, other.start):
+            return None
+        return other.model_copy(
+            update={
+                "start": self.start,
+                "count": self.count + other.count,
+                "first_nonce": self.first_nonce,
+            }
+        )
+
+
+class Incident(BaseModel):
+    """A worker that had to end, and which of its results are in doubt."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    worker: str
+    host: str = ""
+    device: str = ""
+    model: str = ""
+    #: When it ended, by its own clock.
+    at: float
+    #: Why, as its log says it.
+    reason: str
+    #: When its functional check last passed; 0 unless it failed since.
+    sound_until: float = 0
+    #: Nonces that it committed since then, and the newest of these commits.
+    in_doubt: int = 0
+    commits: list[Commit] = Field(default_factory=list)
+
+
 class NodeStatus(RoundStatus):
     """The current round, and who works on it."""
 
     workers: list[WorkerStatus] = Field(default_factory=list)
+    #: The newest workers that had to end, newest first.
+    incidents: list[Incident] = Field(default_factory=list)
     #: Nonces done and total of each validation that is open, by its task id.
     validations: dict[str, dict[str, int]] = Field(default_factory=dict)
     #: Callbacks of validations that brought a config of their own, so that no round counts them.

@@ -3,22 +3,41 @@
 A worker process loads it with `POC_ENGINE=fake_engine:load` and `POC_MODEL=fake?seconds=0.05`
 (`tests` on the Python path). More knobs: `nan=7` gives no distance for every seventh nonce,
 `fail=3` fails every third job, `max_seq_len=64`, `weights=other` is another model.
+
+None of these touches the functional check. `fault=/a/file` does: what that file says at the time
+breaks the device (see `FAULTS`), and it is well again when the file is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import math
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from shared.errors import EngineError
+from shared.errors import EngineDied, EngineError
 from shared.settings import Settings
 from worker.engines import EngineInfo, Job
 from worker.engines.base import FuturePending
+from worker.functional_check import BLOCK_HASH
+
+#: Faults of the device, in any job from then on.
+FAULTS = (
+    "hang",  # a job that has begun never ends
+    "hang in submit",
+    "keep the lock",  # the same, and Python stands still
+    "wrong",  # other distances
+    "slightly wrong",  # in the last bit
+    "nan",  # no distances
+    "fail",  # no job can be computed
+    "die",  # the engine is gone for good
+)
 
 
 def fake_distance(block_hash: str, public_key: str, nonce: int) -> float:
@@ -45,9 +64,13 @@ class FakeEngine:
         fail: int = 0,
         max_seq_len: int = 1024,
         weights: str = "fake",
+        fault: Path | None = None,
     ) -> None:
         self.seconds, self.nan, self.fail = seconds, nan, fail
+        self._fault_file = fault
+        #: Jobs that began, and beside them functional checks.
         self.jobs: list[Job] = []
+        self.checks: list[Job] = []
         self.busy_seconds = 0.0
         self.info = EngineInfo(
             model="fake",
@@ -57,6 +80,7 @@ class FakeEngine:
             hidden_size=1,
             max_seq_len=max_seq_len,
             profile={"engine": "fake"},
+            exact=True,
         )
         self.gate = threading.Event()
         self.gate.set()
@@ -66,10 +90,26 @@ class FakeEngine:
     def submit(self, job: Job) -> FuturePending:
         if job.seq_len > self.info.max_seq_len:
             raise EngineError(f"seq_len={job.seq_len}: at most {self.info.max_seq_len}")
+        if self.fault == "hang in submit":
+            threading.Event().wait()
+        self.ensure_alive()
         try:
             return FuturePending(self._thread.submit(self._run, job))
         except RuntimeError:
             raise EngineError("the engine is closed") from None
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the device now."""
+        if self._fault_file is None:
+            return ""
+        with contextlib.suppress(FileNotFoundError):
+            return self._fault_file.read_text()
+        return ""
+
+    def ensure_alive(self) -> None:
+        if self.fault == "die":
+            raise EngineDied("the fake engine was asked to die")
 
     def close(self) -> None:
         self._closing.set()
@@ -77,6 +117,9 @@ class FakeEngine:
         self._thread.shutdown(cancel_futures=True)
 
     def _run(self, job: Job) -> list[float]:
+        if job.block_hash == BLOCK_HASH:
+            self.checks.append(job)
+            return self._distances(job)
         self.jobs.append(job)
         began = time.perf_counter()
         self._closing.wait(self.seconds)
@@ -86,7 +129,25 @@ class FakeEngine:
             raise EngineError("the engine was closed while it computed")
         if self.fail and len(self.jobs) % self.fail == 0:
             raise EngineError("the fake engine was asked to fail")
-        return self._without_some(job.nonces, fake_distances(job))
+        return self._without_some(job.nonces, self._distances(job))
+
+    def _distances(self, job: Job) -> list[float]:
+        """What the device gives, as it is now."""
+        dist = fake_distances(job)
+        match self.fault:
+            case "hang":
+                threading.Event().wait()
+            case "keep the lock":
+                ctypes.PyDLL(None).pause()  # a call that does not give it away
+            case "wrong":
+                return [2 - d for d in dist]
+            case "slightly wrong":
+                return [math.nextafter(d, 2) for d in dist]
+            case "nan":
+                return [math.nan for _ in dist]
+            case "fail":
+                raise EngineError("the fake device is broken")
+        return dist
 
     def _without_some(self, nonces: Sequence[int], dist: list[float]) -> list[float]:
         if not self.nan:
@@ -105,4 +166,5 @@ def load(settings: Settings) -> FakeEngine:
         fail=int(knobs.get("fail", 0)),
         max_seq_len=int(knobs.get("max_seq_len", 1024)),
         weights=knobs.get("weights", "fake"),
+        fault=Path(knobs["fault"]) if "fault" in knobs else None,
     )

@@ -12,17 +12,19 @@ from celery import Celery, bootsteps, signals
 from celery.worker import state
 
 from shared.broker import celery_app
-from shared.errors import PoCError
+from shared.errors import Hung, PoCError, Quarantined
 from shared.keys import Keys
 from shared.settings import Settings
 from worker import tasks
+from worker.children import kill_leashed
 from worker.node import Node
 from worker.tickets import CeleryTickets
 
 log = logging.getLogger(__name__)
 
-#: Exit status of a worker that could not start, and of one that failed while it ran.
-START_FAILED, FAILED = 2, 3
+#: Exit status of a worker that could not start, of one that failed while it ran, and of one
+#: whose device gives wrong numbers, whenever that was seen.
+START_FAILED, FAILED, QUARANTINED = 2, 3, 4
 
 
 class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -41,7 +43,8 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
             if not told_to_end:
                 log.critical("the worker can't start: %s", error)
             node.stop()  # Celery does not stop what failed to start
-            raise SystemExit(0 if told_to_end else START_FAILED) from None
+            status = QUARANTINED if isinstance(error, Quarantined) else START_FAILED
+            raise SystemExit(0 if told_to_end else status) from None
 
     def stop(self, parent: Any) -> None:
         """Commit or give back, then end the threads."""
@@ -89,7 +92,7 @@ def run_worker(settings: Settings) -> int:
         without_mingle=True,
     )
     worker.start()
-    if worker.exitcode != FAILED and app.signalled.is_set():
+    if worker.exitcode not in (FAILED, QUARANTINED) and app.signalled.is_set():
         return 0  # Celery gives 1 after SIGINT, as after a crash
     return int(worker.exitcode or 0)
 
@@ -100,6 +103,11 @@ def worker_name(settings: Settings) -> str:
     return name if "@" in name else f"{name}@{socket.gethostname()}"
 
 
-def _end_process() -> None:
+def _end_process(error: Exception) -> None:
+    if isinstance(error, Hung):
+        # The thread that hangs would hold up any other end.
+        kill_leashed()
+        logging.shutdown()
+        os._exit(FAILED)
     # Celery's consumer looks at it: a warm shutdown that ends with this status.
-    state.should_stop = FAILED
+    state.should_stop = QUARANTINED if isinstance(error, Quarantined) else FAILED

@@ -81,7 +81,7 @@ def run(
             )
         settings = load_settings(redis_url=server.url, namespace="bench", model=model)
         failed = threading.Event()
-        node = Node(settings, on_failure=failed.set)
+        node = Node(settings, on_failure=lambda _: failed.set())
         try:
             with news.status("loading"):
                 node.start("bench", _Silence())

@@ -27,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 #: prctl(2): the signal that the kernel sends to a process when its parent ends.
 _PR_SET_PDEATHSIG = 1
@@ -115,6 +116,18 @@ def leashed() -> Iterator[None]:
         yield
     finally:
         multiprocessing.set_executable(before)
+
+
+def kill_leashed() -> None:
+    """Kill what was spawned within `leashed`, each child with all that it has started.
+
+    For an end without clean-up: a grandchild that hangs in a device does not notice that its
+    parent is gone.
+    """
+    for child in multiprocessing.active_children():
+        # It leads its session; one without a leash leads no group, and is left alone.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(cast(int, child.pid), signal.SIGKILL)
 
 
 @functools.cache

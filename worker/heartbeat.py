@@ -10,6 +10,7 @@ import time
 from shared.config import PoCState
 from shared.errors import ModelMismatch
 from shared.settings import Settings
+from shared.store import Reference
 from worker.manager import PoCManager
 
 
@@ -32,8 +33,11 @@ class Heartbeat:
         self.beat()
         self._closing.wait(self._settings.heartbeat_s)
 
-    def beat(self) -> None:
-        """Show that the worker lives. Raises `ModelMismatch` that says what to do."""
+    def beat(self) -> Reference | None:
+        """Show that the worker lives; what its model's first worker gave in its check.
+
+        Raises `ModelMismatch` that says what to do.
+        """
         rate, busy = self._rates()
         info = self._manager.engine.info
         fields = {
@@ -55,8 +59,12 @@ class Heartbeat:
             "vocab_size": str(info.vocab_size),
         }
         try:
-            self._manager.store.rounds.heartbeat(
-                self._manager.worker, model, fields, self._manager.tokens
+            return self._manager.store.rounds.heartbeat(
+                self._manager.worker,
+                model,
+                fields,
+                self._manager.tokens,
+                self._manager.check.distances if self._manager.check else (),
             )
         except ModelMismatch as error:
             raise ModelMismatch(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 
-from shared.errors import EngineDied, EngineError
+from shared.errors import EngineDied, EngineError, Quarantined
 from shared.store import Bell
 from worker.manager import PoCManager
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +21,11 @@ REST_S, MAX_REST_S = 0.5, 30.0
 class GpuLoop:
     """`turn` for the thread that owns the engine, `listen` for the one that hears of changes."""
 
-    def __init__(self, manager: PoCManager, bell: Bell, closing: threading.Event) -> None:
+    def __init__(
+        self, manager: PoCManager, bell: Bell, closing: threading.Event, watchdog: Watchdog
+    ) -> None:
         self._manager, self._bell, self._closing = manager, bell, closing
+        self._watchdog = watchdog
         self._news = threading.Event()
         self._rest_s = REST_S
 
@@ -29,9 +33,12 @@ class GpuLoop:
         """One step of the round, or a wait for news."""
         self._news.clear()
         try:
-            if not self._manager.step():
+            with self._watchdog.watching():
+                self._manager.engine.ensure_alive()  # also while there is no work
+                busy = self._manager.step()
+            if not busy:
                 self._news.wait(LOOK_S)
-        except EngineDied:
+        except (EngineDied, Quarantined):
             raise  # which ends the worker: whoever watches it starts another
         except EngineError as error:
             # A broken device must not burn through the nonces at full speed.

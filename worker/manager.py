@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -22,11 +23,18 @@ from typing import Any
 
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch
-from shared.errors import EngineError, InvalidRequest, RoundNotInitialized
-from shared.status import RoundStatus
+from shared.errors import (
+    EngineDied,
+    EngineError,
+    InvalidRequest,
+    Quarantined,
+    RoundNotInitialized,
+)
+from shared.status import Commit, RoundStatus
 from shared.store import Chunk, Claim, Store
 from shared.transitions import MESSAGES
 from worker.engines import Engine, Job, JobCancelled, Pending
+from worker.functional_check import FunctionalCheck
 from worker.sender import generated_message
 
 log = logging.getLogger(__name__)
@@ -61,12 +69,21 @@ class Flight:
 class PoCManager:
     """Joins one engine and the store. `worker` is the name that claims are held under.
 
+    With a `check`, `step` lets the device prove itself now and then: a device whose numbers are
+    wrong loses what it has not committed yet, and gets nothing any more.
+
     The commands may be called from any thread. What computes (`step`, `land`, `get_next_nonces`,
     `run_batch`) belongs to one thread, and a worker uses either `step` or `run_batch`.
     """
 
-    def __init__(self, engine: Engine, store: Store, worker: str = "local") -> None:
-        self.engine, self.store, self.worker = engine, store, worker
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        worker: str = "local",
+        check: FunctionalCheck | None = None,
+    ) -> None:
+        self.engine, self.store, self.worker, self.check = engine, store, worker, check
         #: Nonces computed since the start, whether they counted or not.
         self.computed = 0
         self._profile = json.dumps(
@@ -174,8 +191,11 @@ class PoCManager:
     def step(self) -> bool:
         """Claim and submit the next batch, collect and commit the one before; False if idle.
 
-        Raises `EngineError` after the batch that failed was given back.
+        Raises `EngineError` after the batch that failed was given back, and `Quarantined` after
+        everything was.
         """
+        if self.check and self.check.is_due:
+            self._examine()
         work = self._claim() if len(self._flights) < DEPTH else None
         if work:
             self._flights += (Flight(work, self._submit(work)),)
@@ -195,13 +215,27 @@ class PoCManager:
             flight.pending.cancel()
 
     def land(self) -> None:
-        """Commit what the device computes now and give back what waits behind it."""
+        """Commit what the device computes now and give back what waits behind it.
+
+        Raises `Quarantined` after everything was given back.
+        """
+        if self.check and self.check.failed:
+            self.abandon()
         self.drop_waiting()
         while self._flights:
             try:
                 self._land(self._flights[0])
+            except Quarantined:
+                raise
             except EngineError as error:
                 log.warning("a batch was given back: %s", error)
+
+    def abandon(self, error: str | None = None) -> None:
+        """Give everything back; `error` is held against what the device computes now."""
+        self.drop_waiting()
+        for place, flight in enumerate(self._flights):
+            self._give_back(flight.work, error if place == 0 else None)
+        self._flights = ()
 
     # One batch at a time, for use without a loop.
 
@@ -284,11 +318,17 @@ class PoCManager:
         work = flight.work
         try:
             dist = flight.pending.result()
+            if not all(map(isfinite, dist)):
+                self._examine()  # before any of it counts
         except JobCancelled:
             self._give_back(work)
+        except Quarantined:
+            raise
         except EngineError as error:
             self._give_back(work, str(error))
             self._flights = self._flights[1:]
+            if not isinstance(error, EngineDied):
+                self._examine()  # is it the batch, or the device?
             raise
         else:
             if isinstance(work, Claim):
@@ -298,7 +338,21 @@ class PoCManager:
             self.computed += len(dist)
             if refused:
                 log.info("%d nonces were computed in vain: %s", len(dist), refused)
+            elif dist and self.check:
+                self.check.committed(_commit(work))
         self._flights = self._flights[1:]
+
+    def _examine(self) -> None:
+        """Let the device prove itself.
+
+        Raises `Quarantined` after everything was given back, also what it has computed.
+        """
+        if self.check:
+            try:
+                self.check.run()
+            except Quarantined:
+                self.abandon()
+                raise
 
     def _commit_claim(self, claim: Claim, dist: list[float]) -> str | None:
         """Count a batch; None, or why it did not count."""
@@ -365,6 +419,18 @@ class _Failed:
 
 def _job(config: PoCConfig, public_key: str, nonces: Sequence[int]) -> Job:
     return Job(config.block_hash, public_key, tuple(nonces), config.seq_len, config.strong_rng)
+
+
+def _commit(work: Claim | Chunk) -> Commit:
+    return Commit(
+        round_id=work.round_id if isinstance(work, Claim) else "",
+        validation=work.job if isinstance(work, Chunk) else "",
+        start=work.start,
+        count=work.count,
+        first_nonce=work.nonces[0],
+        last_nonce=work.nonces[-1],
+        at=time.time(),
+    )
 
 
 def _fresh() -> str:

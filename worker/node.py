@@ -7,6 +7,7 @@
                         Heartbeat: alive, leases ───────────────┤
                         Clerk: verdicts, ends of tickets ───────┤ ─▶ result backend, Flower
                         PoCCallbackSender: outbox ──────────────┘ ─▶ receivers
+                        Watchdog: the loop moves, or the process ends
 
 The engine is loaded before the first task is taken. Every arrow into the store is one atomic
 script, so any of the threads, or the whole process, may be killed at any moment.
@@ -15,31 +16,41 @@ script, so any of the threads, or the whole process, may be killed at any moment
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
 
-from shared.errors import PoCError
+from shared.errors import Hung, PoCError, Quarantined
 from shared.settings import Settings
+from shared.status import Incident
 from shared.store import Store
 from worker.clerk import Clerk, TicketSink
 from worker.engines import Engine, load_engine
+from worker.functional_check import FunctionalCheck
 from worker.heartbeat import Heartbeat
 from worker.loop import GpuLoop
 from worker.manager import PoCManager
 from worker.sender import PoCCallbackSender
 from worker.threads import Outage, Repeating
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+#: Seconds that a worker which has to end waits for Redis, to say why.
+LAST_WORDS_S = 10.0
+
 
 class Node:
-    """A worker without Celery: `sink` reports tickets, `on_failure` ends the process."""
+    """A worker without Celery: `sink` reports tickets, `on_failure` ends the process.
+
+    After `Hung` the process must end at once: a thread of it can't be ended.
+    """
 
     manager: PoCManager
     sink: TicketSink
 
-    def __init__(self, settings: Settings, on_failure: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, on_failure: Callable[[Exception], None]) -> None:
         self.settings, self._on_failure = settings, on_failure
         self.store = Store(settings)
         self.outage = Outage()
@@ -47,22 +58,26 @@ class Node:
         self.closing = threading.Event()
         # Set when all claims are committed or given back: until then they are kept alive.
         self._landed = threading.Event()
+        self._hangs = threading.Event()
+        self._watchdog = Watchdog(settings.batch_deadline, self._hung)
         self._engine: Engine | None = None
         self._loop: GpuLoop | None = None
-        self._workers: list[threading.Thread] = []
+        self._worker: threading.Thread | None = None
         self._helpers: list[threading.Thread] = []
 
     def start(self, name: str, sink: TicketSink) -> None:
         """Load the engine, register the worker as `name`, and begin.
 
-        Raises `EngineError` if the model can't be loaded and `ModelMismatch` if the namespace
-        runs another; waits for a Redis that is away.
+        Raises `EngineError` if the model can't be loaded, `ModelMismatch` if the namespace runs
+        another and `Quarantined` if the device gives wrong numbers; waits for a Redis that is
+        away.
         """
         self.sink = sink
         log.info("loading %s", self.settings.model or "the engine")
         began = time.monotonic()
         self._engine = engine = load_engine(self.settings)
-        self.manager = PoCManager(engine, self.store, name)
+        check = FunctionalCheck(engine, self.settings)
+        self.manager = PoCManager(engine, self.store, name, check)
         log.info(
             "loaded %s on %s in %.1f s, fingerprint %s",
             engine.info.model,
@@ -70,16 +85,18 @@ class Node:
             time.monotonic() - began,
             engine.info.fingerprint,
         )
+        self._watchdog.start()
+        with self._watchdog.watching():
+            check.begin()
         heartbeat = Heartbeat(self.manager, self.settings, self._landed)
-        self.outage.insist(heartbeat.beat, self.closing)
-        self._loop = loop = GpuLoop(self.manager, self.store.bell("work"), self.closing)
+        check.agree_with(self.outage.insist(heartbeat.beat, self.closing))
+        bell = self.store.bell("work")
+        self._loop = loop = GpuLoop(self.manager, bell, self.closing, self._watchdog)
         clerk = Clerk(self.store, sink, self.store.bell("verdicts", "endings"))
-        self._workers = [
-            Repeating("loop", loop.turn, self.closing, self.outage, self._on_failure),
-            Repeating("ear", loop.listen, self.closing, self.outage),
-        ]
+        self._worker = Repeating("loop", loop.turn, self.closing, self.outage, self._failed)
         self._helpers = [
-            Repeating("heartbeat", heartbeat.turn, self._landed, self.outage, self._on_failure),
+            Repeating("heartbeat", heartbeat.turn, self._landed, self.outage, self._failed),
+            Repeating("ear", loop.listen, self.closing, self.outage),
             Repeating("clerk", clerk.turn, self._landed, self.outage),
         ]
         if self.settings.run_callbacks:
@@ -89,7 +106,7 @@ class Node:
                     target=sender.run, args=(self._landed,), name="poc-sender", daemon=True
                 )
             )
-        for thread in (*self._helpers, *self._workers):
+        for thread in (*self._helpers, self._worker):
             thread.start()
         log.info("ready: worker %s of namespace %s", name, self.settings.namespace)
 
@@ -99,14 +116,15 @@ class Node:
         if self._loop:
             self.manager.drop_waiting()
             self._loop.wake()
-        # A device that hangs must not hold the process for longer than a batch may take.
-        gives_up_at = time.monotonic() + self.settings.batch_deadline
-        for thread in self._workers:
-            thread.join(max(0.0, gives_up_at - time.monotonic()))
-        hangs = any(thread.is_alive() for thread in self._workers)
-        if self._engine and not hangs:
+        # For as long as the watchdog lets it.
+        while self._worker and self._worker.is_alive() and not self._hangs.is_set():
+            self._worker.join(0.1)
+        if self._engine and not self._hangs.is_set():
             try:
-                self.manager.land()
+                with self._watchdog.watching():
+                    self.manager.land()
+            except Quarantined as error:
+                self._failed(error)
             except PoCError as error:
                 log.warning("%s: what this worker holds is free when its lease ends", error)
         # First the heartbeat ends: it would register anew what has just left.
@@ -118,6 +136,53 @@ class Node:
                 self.store.workers.leave(self.manager.worker)
             except PoCError as error:
                 log.warning("%s: this worker is listed until it is missed", error)
-            if not hangs:
-                self._engine.close()
+            if not self._hangs.is_set():
+                with self._watchdog.watching():
+                    self._engine.close()
+        self._watchdog.stop()
         self.store.close()
+
+    def _failed(self, error: Exception) -> None:
+        """A thread can't go on: leave word of it, and end the process."""
+        try:
+            self.outage.insist(lambda: self._report(error), self.closing, LAST_WORDS_S)
+        except PoCError as trouble:
+            log.warning("%s: only this log says why the worker ends", trouble)
+        self._on_failure(error)
+
+    def _hung(self, error: Hung) -> None:
+        """The watchdog's thread calls it: give back what is held, leave, and end the process."""
+        self.closing.set()  # what wakes up meanwhile claims nothing
+        self._landed.set()
+        worker = self.manager.worker
+        try:
+            self.manager.abandon(f"worker {worker}: {error}")
+            self._report(error)
+            for thread in self._helpers[:1]:  # the heartbeat, which would register it anew
+                thread.join(timeout=5)
+            self.store.workers.leave(worker)
+        except PoCError as trouble:
+            log.warning("%s: what this worker holds is free when its lease ends", trouble)
+        self._hangs.set()
+        self._on_failure(error)
+
+    def _report(self, error: Exception) -> None:
+        info, check = self.manager.engine.info, self.manager.check
+        # A defect may have no message.
+        reason = str(error) if isinstance(error, PoCError) else repr(error)
+        incident = Incident(
+            worker=self.manager.worker,
+            host=socket.gethostname(),
+            device=info.device,
+            model=info.model,
+            at=time.time(),
+            reason=reason,
+        )
+        if check and check.failed:
+            doubt = {
+                "sound_until": check.passed_at,
+                "in_doubt": check.in_doubt,
+                "commits": list(check.commits),
+            }
+            incident = incident.model_copy(update=doubt)
+        self.store.workers.report(incident)

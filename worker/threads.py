@@ -67,7 +67,8 @@ class Outage:
 class Repeating(threading.Thread):
     """Calls `turn` until `closing`; `turn` itself waits when there is nothing to do.
 
-    When it raises, the thread calls `on_failure` and ends, or, without it, rests and goes on.
+    When it raises, the thread gives that to `on_failure` and ends, or, without it, rests and goes
+    on.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Repeating(threading.Thread):
         turn: Callable[[], object],
         closing: threading.Event,
         outage: Outage,
-        on_failure: Callable[[], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
         super().__init__(name=f"poc-{name}", daemon=True)
         self._turn, self._closing, self._outage = turn, closing, outage
@@ -95,7 +96,7 @@ class Repeating(threading.Thread):
                 trace = None if isinstance(error, PoCError) else error
                 if self._on_failure is not None:
                     log.critical("thread %s ends: %s", self.name, error, exc_info=trace)
-                    self._on_failure()
+                    self._on_failure(error)
                     return
                 log.error("thread %s failed and goes on: %s", self.name, error, exc_info=trace)
                 self._closing.wait(REST_S)

@@ -20,7 +20,7 @@ from shared.store.dead_letters import DeadLetters
 from shared.store.endings import Ending, Endings
 from shared.store.jobs import Chunk, Computed, Jobs
 from shared.store.outbox import Entry, Outbox
-from shared.store.rounds import Claim, Message, Rounds
+from shared.store.rounds import Claim, Message, Reference, Rounds
 from shared.store.scripts import Bell, Client, Scripts, connect
 from shared.store.workers import Workers
 
@@ -33,6 +33,7 @@ __all__ = [
     "Entry",
     "Jobs",
     "Message",
+    "Reference",
     "Rounds",
     "Store",
 ]
@@ -58,6 +59,7 @@ class Store:
         return NodeStatus(
             **round_status.model_dump(),
             workers=self.workers.listing(),
+            incidents=self.workers.incidents(),
             validations=self.jobs.progress(),
             validation_callbacks=self.outbox.uncounted(),
         )

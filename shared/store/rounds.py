@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from shared.status import RoundStatus
 from shared.store.scripts import Client, Scripts, redis_errors
 from shared.transitions import MESSAGES
 
+#: Seconds that the reference of a model outlives its last worker.
+REFERENCE_S = 7 * 86_400
 #: The keys that every round has its own of.
 _PER_ROUND = ("round", "nonces", "found", "run", "claims", "leases", "tickets")
 
@@ -36,6 +39,14 @@ class Claim:
     def nonces(self) -> tuple[int, ...]:
         """The nonces at these positions."""
         return self.config.nonces(self.start, self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a model's first worker gave in its functional check."""
+
+    distances: tuple[float, ...]
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,19 +224,23 @@ class Rounds:
         model: Mapping[str, str],
         fields: Mapping[str, str],
         tokens: Sequence[str],
-    ) -> None:
+        distances: Sequence[float] = (),
+    ) -> Reference | None:
         """Show that `worker` lives, renew its leases and the round's clocks.
 
-        Raises `ModelMismatch` with the fingerprint that the namespace wants.
+        `distances` are those of its functional check; gives the reference of its model, which
+        they become when there is none. Raises `ModelMismatch` with the fingerprint that the
+        namespace wants.
         """
         keys = {
             "model": self._keys("model"),
+            "reference": self._keys("reference", model["fingerprint"]),
             "worker": self._keys("worker", worker),
             "workers": self._keys("workers"),
             "chunk_claims": self._keys("chunk_claims"),
             "chunk_leases": self._keys("chunk_leases"),
         }
-        self._call(
+        _, answer = self._call(
             "heartbeat",
             keys,
             worker=worker,
@@ -234,10 +249,15 @@ class Rounds:
             model=_flat(model),
             fields=_flat(fields),
             tokens=list(tokens),
+            distances=json.dumps(list(distances)) if distances else None,
+            reference_s=REFERENCE_S,
             live_ms=round(self._settings.worker_lives_s * 1000),
             lease_ms=round(self._settings.lease_s * 1000),
             deadline_ms=round(self._settings.batch_deadline * 1000),
         )
+        if "distances" not in answer:
+            return None
+        return Reference(tuple(json.loads(answer["distances"])), answer["worker"])
 
     def current(self) -> tuple[str, PoCConfig | None]:
         """Id and config of the current round; ("", None) before the first."""

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,10 @@ def test_a_whole_round_beside_requests(
 ) -> None:
     """Given a worker that serves, requests are answered alike before a round and while it runs.
 
-    The round's distances are those of transformers, and the end leaves no process.
+    The round's distances are those of transformers, the functional check passes again and again,
+    and the end leaves no process.
     """
-    worker = start(POC_SERVE_PORT="0")
+    worker = start(POC_SERVE_PORT="0", POC_CHECK_EVERY_S="0.5")
     worker.wait_until_ready()
     address = worker.served_at
     processes = worker.below()
@@ -168,6 +170,39 @@ def test_a_vllm_that_dies_ends_the_worker(start: Callable[..., Worker], settings
     finally:
         client.close()
         store.close()
+
+
+def test_a_vllm_that_dies_idle_ends_the_worker(
+    start: Callable[..., Worker], settings: Settings
+) -> None:
+    """Given no work, then all the same, and the status says why."""
+    worker = start()
+    worker.wait_until_ready()
+    processes = worker.below()
+    processes[-1].kill()
+    assert worker.process.wait(60) == 3, worker.log
+    assert_gone(processes)
+    with closing(Store(settings)) as store:
+        assert store.workers.listing() == []
+        assert store.workers.incidents()[0].reason.startswith("vLLM has ended")
+
+
+def test_a_vllm_that_hangs_ends_the_worker(
+    start: Callable[..., Worker], settings: Settings
+) -> None:
+    """With status 3, its claims given back, and no process left that hangs on in the device."""
+    worker = start(POC_BATCH_DEADLINE="8")
+    worker.wait_until_ready()
+    with closing(PoCClient(settings)) as client, closing(Store(settings)) as store:
+        client.generate(CONFIG)
+        wait_until(lambda: store.status().total_checked >= 16, 60, "some batches")
+        processes = worker.below()
+        for each in processes:
+            each.suspend()
+        assert worker.process.wait(60) == 3, worker.log
+        assert_gone(processes)
+        assert "no progress for 8 s (POC_BATCH_DEADLINE)" in worker.log
+        assert store.workers.listing() == []
 
 
 def test_a_model_that_cant_be_loaded(

@@ -38,6 +38,7 @@ from worker.cli.options import Json, takes_settings
     "serve_host",
     "serve_port",
     "model_fingerprint",
+    "model_distances",
     "worker_name",
     "run_callbacks",
     "log_level",

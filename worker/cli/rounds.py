@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.live import Live
@@ -14,7 +14,7 @@ from rich.live import Live
 from shared.data import MAX_PROOF_NONCES, ProofBatch
 from shared.errors import InvalidRequest, RoundMismatch, RoundNotInitialized, StoreUnavailable
 from shared.settings import Settings
-from shared.status import RoundStatus, WorkerStatus
+from shared.status import Incident, RoundStatus, WorkerStatus
 from shared.transitions import MESSAGES
 from worker.cli import show
 from worker.cli.options import (
@@ -194,7 +194,7 @@ def proofs(
     from shared.store import Store
 
     with closing(Store(settings)) as store:
-        found, _ = _look(store, round_id)
+        found, *_ = _look(store, round_id)
         if not found.round_id:
             raise RoundNotInitialized(MESSAGES[RoundNotInitialized])
         nonces, dist = store.rounds.found(found.round_id, start, count)
@@ -209,15 +209,19 @@ def proofs(
     typer.echo(batch.model_dump_json())
 
 
-def _look(store: Store, round_id: str | None) -> tuple[RoundStatus, list[WorkerStatus]]:
+#: A round, the workers that live, and those that had to end.
+_Seen: TypeAlias = tuple[RoundStatus, list[WorkerStatus], list[Incident]]
+
+
+def _look(store: Store, round_id: str | None) -> _Seen:
     found = store.rounds.status(round_id, newest=NEWEST)
     if found is None:
         raise RoundMismatch(f"no round {round_id} is kept; `poc status` shows the current one")
-    return found, store.workers.listing()
+    return found, store.workers.listing(), store.workers.incidents()
 
 
 def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
-    seen: tuple[RoundStatus, list[WorkerStatus]] = RoundStatus(), []
+    seen: _Seen = RoundStatus(), [], []
     try:
         with Live(console=show.news if as_json else show.out, auto_refresh=False) as live:
             while True:
@@ -242,11 +246,12 @@ def _print_status(status: RoundStatus, as_json: bool) -> None:
         show.out.print(show.round_table(status))
 
 
-def _as_json(status: RoundStatus, workers: list[WorkerStatus]) -> str:
+def _as_json(status: RoundStatus, workers: list[WorkerStatus], incidents: list[Incident]) -> str:
     return json.dumps(
         {
             "round": status.model_dump(mode="json"),
             "workers": [each.model_dump(mode="json") for each in workers],
+            "incidents": [each.model_dump(mode="json") for each in incidents],
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -20,13 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.data import ValidatedBatch
-from shared.status import RoundStatus, WorkerStatus
+from shared.status import Incident, RoundStatus, WorkerStatus
 
 if TYPE_CHECKING:
     from worker.doctor import Finding
 
 out = Console()
 news = Console(stderr=True)
+
+#: Incidents on one screen.
+INCIDENTS = 3
 
 _STATE_STYLES = {"GENERATING": "bold green", "VALIDATING": "bold cyan", "STOPPED": "yellow"}
 
@@ -93,11 +97,38 @@ def workers_table(workers: Sequence[WorkerStatus]) -> RenderableType:
     return table
 
 
+def incidents_table(incidents: Sequence[Incident]) -> RenderableType:
+    """The newest workers that had to end, and what of them is in doubt."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("had to end", "when", "why"):
+        table.add_column(heading, overflow="fold")
+    for each in incidents[:INCIDENTS]:
+        when = datetime.fromtimestamp(each.at).astimezone()
+        why = Text(each.reason, style="bold red")
+        table.add_row(Text(each.worker), Text(f"{when:%Y-%m-%d %H:%M:%S}"), why)
+        if each.in_doubt:
+            table.add_row("", "", Text(f"{each.in_doubt:,} nonces in doubt: {_commits(each)}"))
+    return table
+
+
+def _commits(incident: Incident) -> str:
+    return ", ".join(
+        f"{each.first_nonce} to {each.last_nonce} "
+        + (f"of round {each.round_id}" if each.round_id else f"of validation {each.validation}")
+        for each in reversed(incident.commits)
+    )
+
+
 def node_view(
-    status: RoundStatus, workers: Sequence[WorkerStatus], trouble: str = ""
+    status: RoundStatus,
+    workers: Sequence[WorkerStatus],
+    incidents: Sequence[Incident] = (),
+    trouble: str = "",
 ) -> RenderableType:
     """A namespace: its round, its workers, and what keeps us from seeing newer ones."""
     parts = [round_table(status), Text(), workers_table(workers)]
+    if incidents:
+        parts += [Text(), incidents_table(incidents)]
     if trouble:
         parts += [Text(), Text(f"shown as last seen: {trouble}", style="bold red")]
     return Group(*parts)

@@ -17,6 +17,8 @@ from worker.engines.base import Engine, EngineInfo, Job, JobCancelled, Pending
 __all__ = ["Engine", "EngineInfo", "Job", "JobCancelled", "Pending", "load_engine"]
 
 
+#: What an engine has.
+_MEMBERS = ("info", "busy_seconds", "submit", "ensure_alive", "close")
 #: Settings that another engine would silently ignore.
 _VLLM_ONLY = frozenset(
     {
@@ -107,6 +109,9 @@ def _load_custom(path: str, settings: Settings) -> Engine:
         raise EngineError(
             f"POC_ENGINE={path}: it can't be called with the settings ({error})"
         ) from error
-    if not hasattr(engine, "submit"):
-        raise EngineError(f"POC_ENGINE={path}: it gave a {type(engine).__name__}, not an engine")
+    if missing := [name for name in _MEMBERS if not hasattr(engine, name)]:
+        raise EngineError(
+            f"POC_ENGINE={path}: it gave a {type(engine).__name__}, not an engine, which has "
+            f"{', '.join(missing)}; see worker/engines/base.py"
+        )
     return cast(Engine, engine)

@@ -38,6 +38,8 @@ class EngineInfo:
     hidden_size: int
     max_seq_len: int
     profile: dict[str, str] = field(default_factory=dict)
+    #: Whether a nonce has the same bits each time that this engine computes it, in any batch.
+    exact: bool = False
 
 
 class JobCancelled(Exception):
@@ -97,6 +99,10 @@ class Engine(Protocol):
         Raises `EngineError` for a `seq_len` that the model has no positions for, and after
         `close`.
         """
+        ...
+
+    def ensure_alive(self) -> None:
+        """Raise `EngineDied` if the engine is gone for good; returns at once."""
         ...
 
     def close(self) -> None:

@@ -76,6 +76,7 @@ class TransformersEngine:
             hidden_size=config.hidden_size,
             max_seq_len=config.max_position_embeddings,
             profile=_profile(self._model, target, self._tile),
+            exact=target.type in ("cpu", "cuda"),
         )
         # Bound to values, not to self: a cycle would keep the weights until the next collection.
         self._target = lru_cache(maxsize=_TARGETS_KEPT)(
@@ -110,6 +111,9 @@ class TransformersEngine:
             return FuturePending(self._thread.submit(self._run, job))
         except RuntimeError:
             raise EngineError("the engine is closed; load another to compute") from None
+
+    def ensure_alive(self) -> None:
+        """It lives as long as its process."""
 
     def close(self) -> None:
         """End the engine: the running job stops at its next tile, queued ones never start."""

@@ -190,6 +190,7 @@ class VllmEngine:
                 "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),
                 "options": json.dumps(options, sort_keys=True),
             },
+            exact=True,
         )
 
     @property
@@ -215,6 +216,10 @@ class VllmEngine:
                 "raise POC_MAX_MODEL_LEN, or max_num_batched_tokens in POC_VLLM_OPTIONS"
             )
         return FuturePending(self._owner.submit(job))
+
+    def ensure_alive(self) -> None:
+        """Raise `EngineDied` once vLLM has ended."""
+        self._owner.ensure_alive()
 
     def close(self) -> None:
         """End the engine and vLLM's processes: running jobs fail, queued ones never start."""
@@ -269,6 +274,10 @@ class _Owner:
                 raise self._over
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (job, future))
         return future
+
+    def ensure_alive(self) -> None:
+        if isinstance(over := self._over, EngineDied):
+            raise over
 
     def close(self) -> None:
         self._end(EngineError("the engine is closed; load another to compute"))

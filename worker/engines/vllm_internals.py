@@ -189,9 +189,12 @@ def prefill_metadata(
         causal=True,
     )
     built = group.builder.build(common_prefix_len=0, common_attn_metadata=common)
-    # FlashAttention 3 hands out a view of one buffer that its builder fills anew each time.
+    # FlashAttention 3 hands out a view of one buffer that its builder fills anew each time. On a
+    # CPU the schedule is a structure with addresses in it, fresh each time: a copy of it crashes.
     for name, value in vars(built).items():
-        if isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
+            continue
+        if value.device.type != "cpu" or name != "scheduler_metadata":
             setattr(built, name, value.clone())
     return built, common.slot_mapping
 

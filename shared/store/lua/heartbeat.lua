@@ -1,5 +1,6 @@
 -- A worker lives: show it, keep its model, renew the leases of what it computes, and bring the
 -- round's clocks up to date. A worker with another model than the namespace's is refused.
+-- The distances of the first worker's functional check become the reference of its model.
 local told = moved()
 if told then return told end
 local now = now_ms()
@@ -10,6 +11,12 @@ if wanted and wanted ~= A.fingerprint then
 end
 redis.call('HSET', K.model, unpack(A.model))
 redis.call('PEXPIRE', K.model, A.live_ms)
+if A.distances then
+  if redis.call('EXISTS', K.reference) == 0 then
+    redis.call('HSET', K.reference, 'distances', A.distances, 'worker', A.worker, 'at', seconds(now))
+  end
+  redis.call('EXPIRE', K.reference, A.reference_s)
+end
 redis.call('HSET', K.worker, 'heartbeat_at', seconds(now), unpack(A.fields))
 redis.call('PEXPIRE', K.worker, A.live_ms)
 redis.call('ZADD', K.workers, int(now), A.worker)
@@ -44,4 +51,5 @@ end
 if round ~= '' then renew(K.claims, K.leases) end
 renew(K.chunk_claims, K.chunk_leases)
 if state ~= 'STOPPED' then refresh() end
-return cjson.encode({alive = true})
+local reference = redis.call('HMGET', K.reference, 'distances', 'worker')
+return cjson.encode({alive = true, distances = reference[1] or nil, worker = reference[2] or nil})

@@ -15,6 +15,7 @@ from shared.api import create_app
 from shared.config import MAX_NONCE, PoCConfig
 from shared.keys import Keys
 from shared.settings import load_settings
+from shared.status import Commit, Incident
 from shared.store import Store
 from shared.store.scripts import Client
 
@@ -127,6 +128,17 @@ class TestStatus:
         live(store, "a", "idle", device="cuda:0")
         found = [(w["name"], w["state"], w["device"]) for w in body(api, STATUS)["workers"]]
         assert found == [("a", "idle", "cuda:0"), ("b", "generating", "cuda:1")]
+
+    def test_workers_that_had_to_end_are_listed(self, api: TestClient, store: Store) -> None:
+        """With why, and what of them is in doubt."""
+        assert body(api, STATUS)["incidents"] == []
+        commit = Commit(round_id="r", start=0, count=4, first_nonce=0, last_nonce=3, at=1)
+        store.workers.report(
+            Incident(worker="w0", at=2, reason="wrong", in_doubt=4, commits=[commit])
+        )
+        (incident,) = body(api, STATUS)["incidents"]
+        assert (incident["worker"], incident["reason"], incident["in_doubt"]) == ("w0", "wrong", 4)
+        assert incident["commits"] == [commit.model_dump(mode="json")]
 
     def test_numbers_that_json_lacks_are_null(self, api: TestClient, store: Store) -> None:
         """A NaN or an infinity that got into Redis doesn't reach a strict JSON parser."""

@@ -48,3 +48,49 @@ def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
         parent.wait()
     _, alive = psutil.wait_procs([child], timeout=10)
     assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+FAMILY = """
+import multiprocessing, os, subprocess, sys, time
+from worker.children import kill_leashed, leashed
+
+def child():
+    # Nothing ends it with its parent, as a rank that hangs in its device.
+    grandchild = subprocess.Popen(["sleep", "600"])
+    print(os.getpid(), grandchild.pid, flush=True)
+    time.sleep(600)
+
+def unleashed(): time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with leashed():
+        context.Process(target=child).start()
+    other = context.Process(target=unleashed, daemon=True)
+    other.start()
+    sys.stdin.readline()
+    kill_leashed()
+    print(other.is_alive(), flush=True)
+    sys.stdin.readline()
+    other.kill()
+"""
+
+
+def test_all_that_was_spawned_can_be_killed_at_once(tmp_path: Path) -> None:
+    """With what the children started; those without a leash are left alone."""
+    script = tmp_path / "a parent.py"
+    script.write_text(FAMILY)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    command = [sys.executable, script]
+    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        family = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        parent.stdin.write("kill\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "True\n"
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+        parent.communicate("end\n", timeout=30)
+    assert len(family) == 2

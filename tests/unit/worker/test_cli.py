@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from answering_worker import AnsweringWorker, Reply
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.settings import Settings, load_settings
-from shared.status import RoundStatus
+from shared.status import Commit, Incident, RoundStatus
 from shared.store import Store
 from worker.cli import app, main, show
 from worker.cli.options import CONFIG_HELP
@@ -198,6 +199,27 @@ def test_the_status_before_the_first_round(poc: Poc, settings: Settings) -> None
     assert ran.status == 0
     assert "poc generate" in ran.out
     assert "poc worker" in ran.out
+
+
+@functional
+def test_the_status_of_a_worker_that_had_to_end(poc: Poc, settings: Settings) -> None:
+    """When, why, and which of its nonces are in doubt; only the newest, unless it is JSON."""
+    commits = [
+        Commit(round_id="r1", start=0, count=8, first_nonce=0, last_nonce=14, at=1),
+        Commit(validation="v1", start=0, count=2, first_nonce=90, last_nonce=91, at=2),
+    ]
+    with closing(Store(settings)) as store:
+        for number in range(4):
+            store.workers.report(Incident(worker=f"old{number}", at=1, reason="[hung]"))
+        store.workers.report(
+            Incident(worker="w0", at=3, reason="wrong", in_doubt=10, commits=commits)
+        )
+    said = " ".join(poc("status").out.split())
+    assert "10 nonces in doubt: 90 to 91 of validation v1, 0 to 14 of round r1" in said
+    assert "old3" in said
+    assert "[hung]" in said
+    assert "old1" not in said
+    assert len(json.loads(poc("status", "--json").out)["incidents"]) == 5
 
 
 @functional

@@ -18,10 +18,11 @@ from shared.errors import ModelMismatch
 from shared.keys import Keys
 from shared.settings import load_settings
 from shared.status import WorkerStatus
-from shared.store import Store
+from shared.store import Reference, Store
 from shared.store.scripts import Client
 from support import wait_until
 from worker import heartbeat
+from worker.functional_check import FunctionalCheck
 from worker.heartbeat import Heartbeat
 from worker.manager import PoCManager
 
@@ -105,6 +106,17 @@ class TestFields:
             "max_seq_len": "1024",
             "vocab_size": "1",
         }
+
+    def test_the_first_check_of_its_model_is_the_reference(
+        self, manager: PoCManager, engine: FakeEngine, store: Store
+    ) -> None:
+        """Each beat gives it, to compare with; without a check there is none."""
+        assert beating(manager).beat() is None
+        for name in ("w", "other"):
+            check = FunctionalCheck(engine, load_settings({}))
+            check.begin()
+            checked = PoCManager(engine, store, name, check)
+            assert beating(checked).beat() == Reference(check.distances, "w")
 
     def test_another_model_is_refused_with_what_to_do(
         self, manager: PoCManager, new_engine: Callable[..., FakeEngine], store: Store

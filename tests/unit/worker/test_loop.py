@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fake_engine import FakeEngine
 from shared.config import PoCConfig
-from shared.errors import EngineDied, StoreUnavailable
+from shared.errors import EngineDied, Quarantined, StoreUnavailable
+from shared.settings import load_settings
 from shared.store import Bell, Store
 from support import wait_until
 from worker import loop
 from worker.engines import Job
+from worker.functional_check import FunctionalCheck
 from worker.loop import GpuLoop
 from worker.manager import PoCManager
+from worker.watchdog import Watchdog
 
 #: Longer than any test needs, shorter than what ends one.
 LONG = 20.0
+#: Never started.
+UNWATCHED = Watchdog(LONG, lambda error: pytest.fail(str(error)))
 
 
 class Closing(threading.Event):
@@ -52,7 +58,7 @@ def bell(store: Store) -> Iterator[Bell]:
 @pytest.fixture
 def new_loop(store: Store, bell: Bell, closing: Closing) -> Callable[[FakeEngine], GpuLoop]:
     """Makes the loop of an engine."""
-    return lambda engine: GpuLoop(PoCManager(engine, store), bell, closing)
+    return lambda engine: GpuLoop(PoCManager(engine, store), bell, closing, UNWATCHED)
 
 
 class Dying(FakeEngine):
@@ -192,7 +198,7 @@ def test_a_pause_ends_with_the_worker(
     monkeypatch.setattr(loop, "REST_S", LONG)
     store.rounds.generate("g", config)
     closing = threading.Event()
-    turning = GpuLoop(PoCManager(new_engine(fail=1), store), bell, closing)
+    turning = GpuLoop(PoCManager(new_engine(fail=1), store), bell, closing, UNWATCHED)
     turning.turn()
     resting = threading.Thread(target=turning.turn)
     resting.start()
@@ -230,3 +236,60 @@ def test_a_redis_that_is_away_is_not_the_devices_fault(
     with away(), pytest.raises(StoreUnavailable):
         new_loop(engine).turn()
     assert closing.waits == []
+
+
+def test_an_engine_that_dies_idle_is_the_workers_end(
+    new_loop: Callable[[FakeEngine], GpuLoop],
+    new_engine: Callable[..., FakeEngine],
+    tmp_path: Path,
+    away: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Nobody has to send work first, and Redis need not be there."""
+    fault = tmp_path / "fault"
+    turning = new_loop(new_engine(fault=fault))
+    fault.write_text("die")
+    with away(), pytest.raises(EngineDied, match="asked to die"):
+        turning.turn()
+
+
+def test_a_device_with_wrong_numbers_is_the_workers_end(
+    bell: Bell,
+    store: Store,
+    new_engine: Callable[..., FakeEngine],
+    closing: Closing,
+    tmp_path: Path,
+) -> None:
+    """It passes at once."""
+    fault = tmp_path / "fault"
+    engine = new_engine(fault=fault)
+    check = FunctionalCheck(engine, load_settings({}, check_every_s=0.1))
+    check.begin()
+    fault.write_text("wrong")
+    turning = GpuLoop(PoCManager(engine, store, "w", check), bell, closing, UNWATCHED)
+    check._due_at = 0.0
+    with pytest.raises(Quarantined):
+        turning.turn()
+    assert closing.waits == []
+
+
+def test_only_what_is_no_wait_is_watched(
+    store: Store,
+    bell: Bell,
+    closing: Closing,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step is; the wait for news after it is not."""
+    watched: list[bool] = []
+
+    class Watching(Watchdog):
+        @contextmanager
+        def watching(self) -> Iterator[None]:
+            watched.append(True)
+            yield
+            watched.append(False)
+
+    turning = GpuLoop(PoCManager(engine, store), bell, closing, Watching(LONG, lambda _: None))
+    monkeypatch.setattr(turning._news, "wait", lambda _: watched.append(watched[-1]))
+    turning.turn()
+    assert watched == [True, False, False]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,17 +17,21 @@ from fake_engine import FakeEngine, fake_distance
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch
 from shared.errors import (
+    EngineDied,
     EngineError,
     InvalidRequest,
+    Quarantined,
     RoundInProgress,
     RoundMismatch,
     RoundNotInitialized,
     StoreUnavailable,
 )
+from shared.settings import load_settings
 from shared.status import NodeStatus, RoundStatus
 from shared.store import Store
 from support import wait_until
 from worker.engines import Job, Pending
+from worker.functional_check import FunctionalCheck
 from worker.manager import DEPTH, PoCManager, PoCStats
 
 Away = Callable[[], AbstractContextManager[None]]
@@ -806,3 +811,222 @@ class TestDropping:
         manager.land()
         assert (manager.tokens, len(engine.jobs)) == ([], 1)
         assert status(store).total_checked == 4
+
+
+class TestFunctionalCheck:
+    """A device whose numbers are wrong commits nothing more, and keeps nothing."""
+
+    @pytest.fixture
+    def fault(self, tmp_path: Path) -> Path:
+        """What is written into it breaks the device, until the file is gone."""
+        return tmp_path / "fault"
+
+    @pytest.fixture
+    def engine(self, new_engine: Callable[..., FakeEngine], fault: Path) -> FakeEngine:
+        return new_engine(fault=fault)
+
+    @pytest.fixture
+    def check(self, engine: FakeEngine) -> FunctionalCheck:
+        """Passed, and due in an hour; `now` makes it due."""
+        check = FunctionalCheck(engine, load_settings({}, check_every_s=3600))
+        check.begin()
+        engine.checks.clear()
+        return check
+
+    @pytest.fixture
+    def manager(self, engine: FakeEngine, store: Store, check: FunctionalCheck) -> PoCManager:
+        return PoCManager(engine, store, "w", check)
+
+    @staticmethod
+    def now(check: FunctionalCheck) -> None:
+        check._due_at = 0.0
+
+    def test_it_runs_when_it_is_due(
+        self,
+        manager: PoCManager,
+        engine: FakeEngine,
+        store: Store,
+        config: PoCConfig,
+        check: FunctionalCheck,
+    ) -> None:
+        """Between two batches, which both count; or while there is no work."""
+        manager.step()
+        assert engine.checks == []
+        self.now(check)
+        manager.step()
+        assert len(engine.checks) == 1
+        manager.start_generate(config)
+        for _ in range(3):
+            manager.step()
+        self.now(check)
+        manager.step()
+        assert len(engine.checks) == 2
+        assert status(store).total_checked == 12
+
+    def test_what_it_commits_is_in_doubt_until_the_next(
+        self, manager: PoCManager, config: PoCConfig, check: FunctionalCheck
+    ) -> None:
+        """Rounds and validations; what was refused is not."""
+        round_id = manager.start_generate(config).round_id
+        for _ in range(3):
+            manager.step()
+        (generated,) = check.commits
+        assert (generated.round_id, generated.first_nonce, generated.count) == (round_id, 0, 8)
+        manager.stop_round()
+        manager.land()
+        assert check.in_doubt == 8
+        manager.start_validation(theirs(config, 90, 91), config, command="v")
+        manager.step()
+        manager.step()
+        validated = check.commits[-1]
+        assert (validated.validation, validated.first_nonce, validated.last_nonce) == ("v", 90, 91)
+        self.now(check)
+        manager.step()
+        assert check.in_doubt == 0
+
+    def test_wrong_numbers(
+        self,
+        manager: PoCManager,
+        store: Store,
+        config: PoCConfig,
+        check: FunctionalCheck,
+        fault: Path,
+    ) -> None:
+        """What was computed and not committed is free as well, and is held against nobody."""
+        manager.start_generate(config)
+        manager.step()
+        fault.write_text("wrong")
+        self.now(check)
+        with pytest.raises(Quarantined):
+            manager.step()
+        assert manager.tokens == []
+        claim = store.rounds.claim("other", "t")
+        assert claim
+        assert (claim.start, claim.attempts) == (0, 0)
+        assert status(store).total_checked == 0
+
+    def test_it_gets_nothing_any_more(
+        self,
+        manager: PoCManager,
+        engine: FakeEngine,
+        config: PoCConfig,
+        check: FunctionalCheck,
+        fault: Path,
+    ) -> None:
+        """Also when its device is right again."""
+        manager.start_generate(config)
+        fault.write_text("wrong")
+        self.now(check)
+        for _ in range(2):
+            with pytest.raises(Quarantined):
+                manager.step()
+            fault.unlink(missing_ok=True)
+        assert engine.jobs == []
+
+    @pytest.mark.parametrize("ends", [False, True])
+    def test_a_redis_that_is_away_saves_nothing(
+        self,
+        ends: bool,
+        manager: PoCManager,
+        store: Store,
+        config: PoCConfig,
+        check: FunctionalCheck,
+        fault: Path,
+        away: Away,
+    ) -> None:
+        """Given one that comes back, then what it held is given back, whoever asks for it."""
+        manager.start_generate(config)
+        manager.step()
+        fault.write_text("wrong")
+        self.now(check)
+        with away(), pytest.raises(StoreUnavailable):
+            manager.step()
+        fault.unlink()
+        if ends:
+            manager.land()
+        else:
+            with pytest.raises(Quarantined):
+                manager.step()
+        assert free(store, 1) == [0]
+        assert status(store).total_checked == 0
+
+    def test_a_batch_without_distances_is_checked_before_it_counts(
+        self, manager: PoCManager, store: Store, config: PoCConfig, fault: Path
+    ) -> None:
+        """Given a device that has none at all any more, then no nonce is failed."""
+        manager.start_generate(config)
+        fault.write_text("nan")
+        manager.step()
+        with pytest.raises(Quarantined):
+            manager.step()
+        assert free(store, 2) == [0, 4]
+        assert status(store).total_failed == 0
+
+    def test_a_worker_that_ends_checks_its_last_batch_as_well(
+        self,
+        manager: PoCManager,
+        engine: FakeEngine,
+        store: Store,
+        config: PoCConfig,
+        fault: Path,
+    ) -> None:
+        engine.gate.clear()
+        manager.start_generate(config)
+        manager.step()
+        wait_until(lambda: engine.jobs, description="the batch to begin")
+        fault.write_text("nan")
+        engine.gate.set()
+        with pytest.raises(Quarantined):
+            manager.land()
+        assert manager.tokens == []
+        assert status(store).total_failed == 0
+
+    def test_nonces_without_a_distance_of_a_device_that_is_well(
+        self, engine: FakeEngine, manager: PoCManager, store: Store, config: PoCConfig
+    ) -> None:
+        """It was checked for each such batch, and they are failed."""
+        engine.nan = 2
+        manager.start_generate(config)
+        for _ in range(3):
+            manager.step()
+        assert len(engine.checks) == 2
+        assert status(store).total_failed == 4
+
+    def test_a_batch_that_fails_on_a_device_that_is_well(
+        self, engine: FakeEngine, manager: PoCManager, config: PoCConfig
+    ) -> None:
+        """The failure is the batch's own."""
+        engine.fail = 1
+        manager.start_generate(config)
+        manager.step()
+        with pytest.raises(EngineError, match=r"^the fake engine was asked to fail$"):
+            manager.step()
+        assert len(engine.checks) == 1
+
+    def test_a_batch_that_fails_on_a_device_that_computes_nothing(
+        self, manager: PoCManager, store: Store, config: PoCConfig, fault: Path
+    ) -> None:
+        """The batch is given back, with its reason, and the device is gone."""
+        manager.start_generate(config)
+        fault.write_text("fail")
+        manager.step()
+        with pytest.raises(EngineDied, match="not even the functional check"):
+            manager.step()
+        claim = store.rounds.claim("other", "t")
+        assert claim
+        assert (claim.start, claim.attempts) == (0, 1)
+
+
+class TestAbandon:
+    """For a worker that must go without its device."""
+
+    def test_what_is_computed_is_to_blame(
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
+    ) -> None:
+        """Given one batch that runs and one that waits, then one attempt failed."""
+        manager.start_generate(config)
+        with two_in_the_engine(manager, engine):
+            manager.abandon("it hangs")
+            claims = [store.rounds.claim("other", f"t{i}") for i in range(2)]
+        assert sorted((c.start, c.attempts) for c in claims if c) == [(0, 1), (4, 0)]
+        assert manager.tokens == []

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,14 @@ from exactness import ALL_VALID, counted, without_gap
 from fake_engine import FakeEngine, fake_distance
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
-from shared.errors import EngineDied, EngineError, ModelMismatch, StoreUnavailable
+from shared.errors import (
+    EngineDied,
+    EngineError,
+    Hung,
+    ModelMismatch,
+    Quarantined,
+    StoreUnavailable,
+)
 from shared.keys import Keys
 from shared.settings import Settings, load_settings
 from shared.store import Store
@@ -26,9 +34,13 @@ from worker import clerk, loop
 from worker import node as module
 from worker.embedded import EmbeddedRedis
 from worker.engines import Job
+from worker.functional_check import BLOCK_HASH
 from worker.node import Node
 
 pytestmark = pytest.mark.functional
+
+NO_PROGRESS = "no progress for 1 s (POC_BATCH_DEADLINE)"
+HELPERS = ["poc-clerk", "poc-ear", "poc-heartbeat"]
 
 
 @dataclass
@@ -39,7 +51,7 @@ class Running:
     name: str
     engine: FakeEngine
     sink: KeptTickets = field(default_factory=KeptTickets)
-    failed: threading.Event = field(default_factory=threading.Event)
+    failures: list[Exception] = field(default_factory=list)
 
     def start(self) -> None:
         self.node.start(self.name, self.sink)
@@ -86,10 +98,10 @@ def make(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         changes: dict[str, Any] | None = None,
         **knobs: Any,
     ) -> Running:
-        failed = threading.Event()
+        failures: list[Exception] = []
         own = settings.model_copy(update=changes or {})
-        node = Node(own, on_failure=failed.set)
-        made.append(Running(node, name, kind(**knobs), failed=failed))
+        node = Node(own, on_failure=failures.append)
+        made.append(Running(node, name, kind(**knobs), failures=failures))
         return made[-1]
 
     yield make
@@ -114,9 +126,11 @@ def checked(store: Store, nonces: int) -> None:
 
 
 class Dying(FakeEngine):
-    """Is gone for good with its first job."""
+    """Is gone for good with its first batch."""
 
     def submit(self, job: Job) -> Any:
+        if job.block_hash == BLOCK_HASH:
+            return super().submit(job)
         raise EngineDied("the device fell off the bus")
 
 
@@ -159,12 +173,12 @@ class TestStart:
     def test_one_thread_each(self, make: Callable[..., Running]) -> None:
         """As the diagram shows them."""
         make().start()
-        assert threads() == ["poc-clerk", "poc-ear", "poc-heartbeat", "poc-loop", "poc-sender"]
+        assert threads() == [*HELPERS, "poc-loop", "poc-sender", "poc-watchdog"]
 
     def test_callbacks_may_be_left_to_others(self, make: Callable[..., Running]) -> None:
         """POC_RUN_CALLBACKS=false."""
         make(changes={"run_callbacks": False}).start()
-        assert threads() == ["poc-clerk", "poc-ear", "poc-heartbeat", "poc-loop"]
+        assert threads() == [*HELPERS, "poc-loop", "poc-watchdog"]
 
     def test_a_model_that_does_not_load(
         self, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +189,7 @@ class TestStart:
             raise EngineError("no such model")
 
         monkeypatch.setattr(module, "load_engine", load)
-        node = Node(settings, on_failure=lambda: pytest.fail("it never ran"))
+        node = Node(settings, on_failure=lambda _: pytest.fail("it never ran"))
         with pytest.raises(EngineError, match="no such model"):
             node.start("w0", KeptTickets())
         node.stop()
@@ -220,6 +234,21 @@ class TestStart:
         assert trouble
         waiting.node.stop()
         assert "this worker is listed until it is missed" in caplog.text
+
+    def test_a_device_with_wrong_numbers(
+        self, make: Callable[..., Running], store: Store, tmp_path: Path
+    ) -> None:
+        """It is refused before it takes part, against what another gave, and leaves no thread."""
+        fault = tmp_path / "fault"
+        make("w0").start()
+        before = threads()
+        wrong = make("w1", fault=fault)
+        fault.write_text("wrong")
+        with pytest.raises(Quarantined, match="w0, the first worker with this model, gave"):
+            wrong.start()
+        wrong.node.stop()
+        assert threads() == before
+        assert listed(store) == ["w0"]
 
 
 class TestStop:
@@ -320,14 +349,15 @@ class TestStop:
     def test_a_device_that_hangs_holds_nobody_up(
         self, make: Callable[..., Running], store: Store, config: PoCConfig
     ) -> None:
-        """Given a batch past POC_BATCH_DEADLINE, then the worker goes without it."""
-        running = make(changes={"batch_deadline": 0.2})
+        """Given a worker that ends over a batch past POC_BATCH_DEADLINE, then it goes without."""
+        running = make(changes={"batch_deadline": 1.0})
         running.engine.gate.clear()
         running.start()
         store.rounds.generate("g", config)
         wait_until(lambda: len(running.node.manager.tokens) == 2, description="two batches")
         running.node.stop()
         assert listed(store) == []
+        assert [str(each) for each in running.failures] == [NO_PROGRESS]
         wait_until(lambda: threads() == ["poc-loop"], description="the others to end")
         running.engine.gate.set()
         wait_until(lambda: threads() == [], description="the loop to end")
@@ -374,10 +404,83 @@ class TestFailure:
         running = make(kind=Dying)
         running.start()
         store.rounds.generate("g", config)
-        assert running.failed.wait(10)
+        wait_until(lambda: running.failures, description="the failure")
         running.node.stop()
         claims = [store.rounds.claim("other", f"t{i}") for i in range(2)]
         assert sorted(claim.start for claim in claims if claim) == [0, 4]
+
+    def test_a_device_that_hangs(
+        self, make: Callable[..., Running], store: Store, config: PoCConfig
+    ) -> None:
+        """It is told when all it held was given back and nobody takes the worker for alive."""
+        running = make(changes={"batch_deadline": 1.0})
+        running.engine.gate.clear()
+        running.start()
+        store.rounds.generate("g", config)
+        wait_until(lambda: running.failures, description="the failure")
+        assert [type(each) for each in running.failures] == [Hung]
+        assert listed(store) == []
+        (incident,) = store.workers.incidents()
+        assert (incident.worker, incident.reason) == ("w0", NO_PROGRESS)
+        claims = [store.rounds.claim("other", f"t{i}") for i in range(2)]
+        assert sorted((c.start, c.attempts) for c in claims if c) == [(0, 1), (4, 0)]
+        running.engine.gate.set()
+
+    def test_a_device_with_wrong_numbers(
+        self, make: Callable[..., Running], store: Store, config: PoCConfig, tmp_path: Path
+    ) -> None:
+        """It is told with what is in doubt, and what it held is free."""
+        fault = tmp_path / "fault"
+        running = make(changes={"check_every_s": 0.3}, fault=fault, seconds=0.02)
+        running.start()
+        store.rounds.generate("g", config)
+        checked(store, 8)
+        fault.write_text("wrong")
+        wait_until(lambda: running.failures, description="the failure")
+        assert [type(each) for each in running.failures] == [Quarantined]
+        assert running.node.manager.tokens == []
+        (incident,) = store.workers.incidents()
+        assert incident.reason == str(running.failures[0])
+        assert incident.in_doubt == sum(each.count for each in incident.commits) > 0
+        assert 0 < incident.sound_until < incident.at
+        running.node.stop()
+        assert listed(store) == []
+
+    def test_wrong_numbers_while_it_ends(
+        self, make: Callable[..., Running], store: Store, config: PoCConfig, tmp_path: Path
+    ) -> None:
+        """Given a last batch without distances, then it does not count and is told as well."""
+        fault = tmp_path / "fault"
+        running = make(fault=fault)
+        running.engine.gate.clear()
+        running.start()
+        store.rounds.generate("g", config)
+        wait_until(lambda: running.engine.jobs, description="a batch")
+        running.node.closing.set()
+        fault.write_text("nan")
+        running.engine.gate.set()
+        running.node.stop()
+        assert [type(each) for each in running.failures] == [Quarantined]
+        assert len(store.workers.incidents()) == 1
+        assert store.status().total_failed == 0
+
+    def test_a_redis_that_is_away_keeps_no_word(
+        self,
+        make: Callable[..., Running],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        tmp_path: Path,
+    ) -> None:
+        """Given an engine that dies meanwhile, then the worker ends all the same."""
+        monkeypatch.setattr(module, "LAST_WORDS_S", 0.1)
+        fault = tmp_path / "fault"
+        with EmbeddedRedis() as server:
+            running = make(changes={"redis_url": server.url}, fault=fault)
+            running.start()
+            server.kill()
+            fault.write_text("die")
+            wait_until(lambda: running.failures, description="the failure")
+        assert "only this log says why the worker ends" in caplog.text
 
     def test_a_batch_that_fails_is_none(
         self, make: Callable[..., Running], store: Store, config: PoCConfig
@@ -387,7 +490,7 @@ class TestFailure:
         running.start()
         store.rounds.generate("g", config)
         checked(store, 12)
-        assert not running.failed.is_set()
+        assert running.failures == []
 
     def test_a_model_that_others_have_replaced(
         self, make: Callable[..., Running], store: Store
@@ -405,5 +508,5 @@ class TestFailure:
             return True
 
         wait_until(replaced, description="the other to be there")
-        assert running.failed.wait(10)
+        wait_until(lambda: running.failures, description="the failure")
         assert listed(store) == ["other"]

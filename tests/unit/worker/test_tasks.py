@@ -33,7 +33,7 @@ def sink() -> KeptTickets:
 @pytest.fixture
 def node(manager: PoCManager, sink: KeptTickets) -> Iterator[Node]:
     """A node as its tasks see it, without threads."""
-    node = Node(load_settings({}, namespace="test"), on_failure=lambda: pytest.fail("it failed"))
+    node = Node(load_settings({}, namespace="test"), on_failure=lambda _: pytest.fail("it failed"))
     with contextlib.closing(node.store):
         node.manager, node.sink = manager, sink
         yield node

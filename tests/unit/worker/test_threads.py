@@ -163,7 +163,9 @@ class TestRepeating:
     def run(self, outage: Outage, closing: threading.Event) -> Callable[..., Any]:
         """Runs a thread with these outcomes to its end; how often `turn` was called."""
 
-        def run(*script: Exception | None, on_failure: Callable[[], None] | None = None) -> int:
+        def run(
+            *script: Exception | None, on_failure: Callable[[Exception], None] | None = None
+        ) -> int:
             turns = Turns(closing, *script)
             thread = Repeating("test", turns, closing, outage, on_failure)
             thread.start()
@@ -191,16 +193,17 @@ class TestRepeating:
         self, run: Callable[..., int], caplog: pytest.LogCaptureFixture
     ) -> None:
         """Given two turns in vain, then both ends of the outage are said, and no failure is."""
-        assert run(GONE, GONE, None, None, on_failure=lambda: pytest.fail("it was none")) == 4
+        assert run(GONE, GONE, None, None, on_failure=lambda _: pytest.fail("it was none")) == 4
         assert levels(caplog) == ["WARNING", "WARNING"]
 
     def test_a_failure_ends_it_if_somebody_wants_to_know(
         self, run: Callable[..., int], caplog: pytest.LogCaptureFixture
     ) -> None:
         """Once, and what we raise on purpose needs no traceback."""
-        failures: list[int] = []
-        assert run(None, EngineError("no device"), None, on_failure=lambda: failures.append(1)) == 2
-        assert failures == [1]
+        failures: list[Exception] = []
+        error = EngineError("no device")
+        assert run(None, error, None, on_failure=failures.append) == 2
+        assert failures == [error]
         (record,) = caplog.records
         assert (record.levelname, record.getMessage()) == (
             "CRITICAL",
@@ -225,7 +228,7 @@ class TestRepeating:
         self, ends: bool, run: Callable[..., int], caplog: pytest.LogCaptureFixture
     ) -> None:
         """Whoever mends it needs to know where it is."""
-        run(ZeroDivisionError("oh"), None, on_failure=(lambda: None) if ends else None)
+        run(ZeroDivisionError("oh"), None, on_failure=(lambda _: None) if ends else None)
         (record,) = caplog.records
         assert record.exc_info
         assert record.exc_info[0] is ZeroDivisionError

@@ -8,7 +8,8 @@ import pytest
 
 from shared.errors import ModelMismatch
 from shared.keys import Keys
-from shared.store import Store
+from shared.status import Commit, Incident
+from shared.store import Reference, Store
 from shared.store.scripts import Client
 
 
@@ -99,3 +100,78 @@ def test_the_model_outlives_its_workers_for_their_life_only(
 def test_the_clock_of_this_machine_is_compared(store: Store) -> None:
     """Here both are the same clock."""
     assert abs(store.workers.clock_skew()) < 5
+
+
+class TestReference:
+    """What a model's first worker gave in its functional check, for all that come after it."""
+
+    @staticmethod
+    def beat(
+        store: Store, worker: str, *distances: float, fingerprint: str = "f"
+    ) -> Reference | None:
+        model = {"fingerprint": fingerprint, "model": "m"}
+        return store.rounds.heartbeat(worker, model, {}, [], distances)
+
+    def test_the_first_worker_sets_it(self, store: Store) -> None:
+        """To the last bit; it stays as it is."""
+        first = Reference((1.4109999999999998, 1e-17), "first")
+        assert self.beat(store, "first", *first.distances) == first
+        assert self.beat(store, "second", 1.5, 0.5) == first
+        assert self.beat(store, "first", 0.1, 0.2) == first
+
+    def test_a_worker_without_a_check_only_learns_it(self, store: Store) -> None:
+        """For managers without one."""
+        assert self.beat(store, "w") is None
+        self.beat(store, "w", 1.0)
+        assert self.beat(store, "w") == Reference((1.0,), "w")
+
+    def test_it_outlives_its_worker(self, store: Store, redis: Client, keys: Keys) -> None:
+        """So that a lone worker is not the judge of itself when it comes back."""
+        self.beat(store, "w", 1.0)
+        store.workers.leave("w")
+        assert self.beat(store, "again", 2.0) == Reference((1.0,), "w")
+        assert 6 * 86_400 < redis.ttl(keys("reference", "f")) <= 7 * 86_400
+
+    def test_each_model_has_its_own(self, store: Store) -> None:
+        """Given a namespace that changes its model."""
+        self.beat(store, "w", 1.0)
+        store.workers.leave("w")
+        assert self.beat(store, "w", 2.0, fingerprint="g") == Reference((2.0,), "w")
+
+    def test_a_worker_that_is_refused_sets_none(self, store: Store) -> None:
+        """Given another model than the namespace's."""
+        self.beat(store, "w", 1.0)
+        with pytest.raises(ModelMismatch):
+            self.beat(store, "other", 2.0, fingerprint="g")
+        store.workers.leave("w")
+        assert self.beat(store, "third", 3.0, fingerprint="g") == Reference((3.0,), "third")
+
+
+class TestIncidents:
+    """Workers that had to end."""
+
+    @staticmethod
+    def incident(number: int = 0) -> Incident:
+        commit = Commit(
+            round_id="r", start=0, count=4, first_nonce=2**62, last_nonce=2**62 + 3, at=4.5
+        )
+        return Incident(worker=f"w{number}", at=5.5, reason="it hung", commits=[commit], in_doubt=4)
+
+    def test_the_newest_comes_first(self, store: Store) -> None:
+        """As it was reported."""
+        assert store.workers.incidents() == []
+        for number in range(3):
+            store.workers.report(self.incident(number))
+        assert store.workers.incidents() == [self.incident(number) for number in (2, 1, 0)]
+        assert store.status().incidents == store.workers.incidents()
+
+    def test_the_list_does_not_grow_without_end(
+        self, store: Store, redis: Client, keys: Keys
+    ) -> None:
+        """A hundred are kept, ten are shown, and all go a week after the last."""
+        for number in range(105):
+            store.workers.report(self.incident(number))
+        assert len(store.workers.incidents(1000)) == 100
+        shown = store.workers.incidents()
+        assert [each.worker for each in shown] == [f"w{number}" for number in range(104, 94, -1)]
+        assert 0 < redis.ttl(keys("incidents")) <= 7 * 86_400

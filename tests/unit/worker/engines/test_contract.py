@@ -192,6 +192,22 @@ def test_a_closed_engine_takes_no_job(engine: Engine) -> None:
         engine.submit(job(1))
 
 
+def test_an_engine_that_works_is_alive(engine: Engine) -> None:
+    """It says so at once, whatever it does."""
+    engine.ensure_alive()
+    engine.submit(job(1))
+    engine.ensure_alive()
+
+
+def test_an_exact_engine_gives_the_same_bits_each_time(engine: Engine) -> None:
+    """However the nonce is asked for; the functional check relies on it."""
+    assert engine.info.exact
+    first = engine.submit(job(1, 2, 3)).result()
+    for _ in range(5):
+        assert engine.submit(job(3)).result() == first[2:]
+        assert engine.submit(job(0, 1, 2, 3, 4)).result()[1:4] == first
+
+
 def test_a_result_outlives_the_engine(engine: Engine) -> None:
     """What was computed before the end can still be committed."""
     pending = engine.submit(job(1))

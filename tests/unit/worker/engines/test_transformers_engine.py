@@ -491,7 +491,7 @@ class TestLoadEngine:
     @pytest.mark.parametrize(
         ("engine", "message"),
         [
-            ("builtins:id", "it gave a int, not an engine"),
+            ("builtins:id", "it gave a int, not an engine, which has info, busy_seconds, submit, "),
             ("os:getcwd", "it can't be called with the settings"),
         ],
     )

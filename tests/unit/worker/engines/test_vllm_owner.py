@@ -123,9 +123,12 @@ def test_a_vllm_that_dies_leaves_nobody_waiting(owner: _Owner, fake: FakeVllm) -
 
 
 def test_a_vllm_that_dies_idle_is_noticed(owner: _Owner, fake: FakeVllm) -> None:
-    """Before the next job is queued behind it."""
+    """Whoever asks is told, and a job is not queued any more."""
+    owner.ensure_alive()
     fake.errored = True
     wait_until(lambda: "shutdown" in fake.calls, description="the owner to notice")
+    with pytest.raises(EngineDied):
+        owner.ensure_alive()
     with pytest.raises(EngineDied):
         owner.submit(job())
 
@@ -140,6 +143,7 @@ def test_close_leaves_nobody_waiting(owner: _Owner, fake: FakeVllm) -> None:
         with pytest.raises(EngineError, match="was closed while it computed"):
             future.result(timeout=10)
     assert futures[2].cancelled()
+    owner.ensure_alive()  # it was closed, it did not die
     assert fake.calls[-1] == "shutdown"
 
 
