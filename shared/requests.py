@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from shared.config import PoCConfig, RoundId, Strict
 from shared.data import ProofBatch
 from shared.errors import InvalidRequest
+from shared.settings import hide_passwords
 
 #: Bad fields that an error names; a large batch may have thousands.
 SHOW_ERRORS = 5
@@ -85,5 +86,5 @@ def _sentence(loc: tuple[int | str, ...], message: str, value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = hide_passwords(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

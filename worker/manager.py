@@ -23,6 +23,7 @@ from typing import Any
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch
 from shared.errors import EngineError, InvalidRequest, RoundNotInitialized
+from shared.receivers import Receivers
 from shared.status import RoundStatus
 from shared.store import Chunk, Claim, Store
 from shared.transitions import MESSAGES
@@ -65,8 +66,16 @@ class PoCManager:
     `run_batch`) belongs to one thread, and a worker uses either `step` or `run_batch`.
     """
 
-    def __init__(self, engine: Engine, store: Store, worker: str = "local") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        worker: str = "local",
+        receivers: Receivers | None = None,
+    ) -> None:
+        """`receivers` are those that a config may name."""
         self.engine, self.store, self.worker = engine, store, worker
+        self._receivers = receivers or Receivers()
         #: Nonces computed since the start, whether they counted or not.
         self.computed = 0
         self._profile = json.dumps(
@@ -92,7 +101,8 @@ class PoCManager:
     ) -> RoundStatus:
         """Open a round.
 
-        Raises `InvalidRequest` for what the model can't compute, `RoundInProgress` while one is
+        Raises `InvalidRequest` for what the model can't compute and for a `callback_url` that
+        nothing may be sent to, `RoundInProgress` while one is
         generating, unless `replace`.
         """
         self._check(config)
@@ -337,6 +347,9 @@ class PoCManager:
             raise InvalidRequest(
                 f"seq_len={config.seq_len}: the model computes at most {info.max_seq_len} positions"
             )
+        # What its name resolves to is looked at when something is sent.
+        if config.callback_url and (why := self._receivers.refusal_of_url(config.callback_url)):
+            raise InvalidRequest(f"callback_url: {why}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 
 from shared.errors import PoCError
+from shared.receivers import Receivers
 from shared.settings import Settings
 from shared.store import Store
 from worker.clerk import Clerk, TicketSink
@@ -62,7 +63,8 @@ class Node:
         log.info("loading %s", self.settings.model or "the engine")
         began = time.monotonic()
         self._engine = engine = load_engine(self.settings)
-        self.manager = PoCManager(engine, self.store, name)
+        receivers = Receivers.of(self.settings.callback_allow)
+        self.manager = PoCManager(engine, self.store, name, receivers)
         log.info(
             "loaded %s on %s in %.1f s, fingerprint %s",
             engine.info.model,
