@@ -269,6 +269,30 @@ def test_a_user_can_t_do_what_is_others(
     assert re.search("no permissions|No permissions|can't access|ACL failure", str(caught.value))
 
 
+@pytest.mark.parametrize(("user", "level"), [("admin", "ok"), ("worker", "warn")])
+def test_the_doctor_says_what_it_may_not_see(
+    user: str, level: str, settings_of: Callable[[str], Settings], start_worker: Any
+) -> None:
+    """A server that says no is not one that is away, and the rest is looked at all the same."""
+    worker = start_worker("w0")
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "doctor", "--json"],
+        env=environment(settings_of(user)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    findings = {each["name"]: each for each in json.loads(done.stdout)}
+    assert findings["redis"]["level"] == level
+    assert findings["workers"] == {
+        "name": "workers",
+        "level": "ok",
+        "text": worker.name,
+        "remedy": "",
+    }
+
+
 def test_a_controller_may_use_a_celery_client_of_its_own(
     settings_of: Callable[[str], Settings], as_user: Callable[[str], redis.Redis], start_worker: Any
 ) -> None:
