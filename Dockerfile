@@ -1,5 +1,6 @@
 # One image for every role: worker, status API, Flower.
 #   docker build -t poc-worker .
+# It runs as a normal user, and with a read-only root: what it keeps is below /models.
 # torch's wheels bring CUDA with them; the host adds only its driver (NVIDIA container toolkit).
 FROM python:3.11-slim
 

@@ -12,8 +12,11 @@ STAMP := $(VENV)/.installed
 VLLM_VENV  := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
+# The auditor's packages are not the project's, so they have an environment of their own.
+AUDIT_VENV := .venv-audit
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm test-gpu check lint format lock clean
+.PHONY: help install demo test test-vllm test-gpu check lint audit format lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -60,6 +63,14 @@ lint: $(STAMP) ## Run the linters: ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# PyPI says which versions have known holes. Strict: a package that it does not know is not passed
+# over as clean, which is what a mirror without that service would look like.
+audit: ## Look for known vulnerabilities in the tested versions; asks pypi.org
+	@test -x $(AUDIT_VENV)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT_VENV) \
+	  && $(AUDIT_VENV)/bin/python -m pip install --quiet pip-audit; }
+	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip \
+	  -r constraints.txt -r constraints-vllm.txt
 
 check: lint test ## Run what CI runs: the linters, then the tests
 

@@ -8,10 +8,15 @@
 
 Commands go through Celery; there is nothing here that changes a round. While Redis is away every
 route but /livez answers 503, and recovers by itself.
+
+With POC_API_TOKENS what is told about rounds is for those who send one of the tokens; health and
+the description of the routes stay open.
 """
 
 from __future__ import annotations
 
+import hmac
+import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +25,12 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 from pydantic import BaseModel, Field
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.config import PoCState, RoundId
 from shared.errors import ConfigError, StoreUnavailable
@@ -31,6 +41,8 @@ from shared.store import Store
 
 #: Seconds after which a client that was told 503 may ask again.
 RETRY_AFTER_S = 1
+#: Connections at a time; more are told to come back. Each poller has one.
+MAX_CONNECTIONS = 500
 #: What POC_MAX_VALID can be at most, so no page starts further on.
 _MAX_START = 100_000_000
 
@@ -70,6 +82,24 @@ async def _store(request: Request) -> Store:
 
 
 Reads = Annotated[Store, Depends(_store)]
+_bearer = HTTPBearer(auto_error=False, description="one of POC_API_TOKENS, if there are any")
+
+
+async def _authorize(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> None:
+    """Refuse who has none of the tokens. Which of them comes close is not told by the time."""
+    tokens: list[bytes] = request.app.state.tokens
+    sent = given.credentials.encode() if given else b""
+    matches = [hmac.compare_digest(sent, token) for token in tokens]
+    if tokens and not any(matches):
+        raise HTTPException(
+            401,
+            "this needs the header `Authorization: Bearer <token>` with one of POC_API_TOKENS",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
 Newest = Annotated[
     int, Query(ge=0, le=1000, description="how many of the newest valid nonces to show")
 ]
@@ -79,10 +109,20 @@ _Refusals = dict[int | str, dict[str, Any]]
 _UNAVAILABLE: _Refusals = {
     503: {"model": Problem, "description": "Redis does not answer; try again"}
 }
+_REFUSED: _Refusals = {
+    401: {"model": Problem, "description": "None of the tokens was sent"},
+    413: {"model": Problem, "description": "The request has a body"},
+    429: {"model": Problem, "description": "Too many requests from this address"},
+}
 _UNKNOWN: _Refusals = {404: {"model": Problem, "description": "The round is unknown, or expired"}}
 
 health = APIRouter(tags=["health"])
-rounds = APIRouter(prefix="/api/v1/pow", tags=["rounds"], responses=_UNAVAILABLE)
+rounds = APIRouter(
+    prefix="/api/v1/pow",
+    tags=["rounds"],
+    responses=_UNAVAILABLE | _REFUSED,
+    dependencies=[Depends(_authorize)],
+)
 
 
 # Not in a thread like the others: those may all be waiting for Redis.
@@ -172,6 +212,9 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.store = reads
+    tokens = settings.api_tokens.get_secret_value() if settings.api_tokens else ""
+    app.state.tokens = [token.encode() for token in tokens.split(",") if token]
+    app.add_middleware(_Limits, rate=settings.api_rate)
     app.include_router(rounds)
     app.include_router(health)
 
@@ -184,11 +227,39 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
     return app
 
 
+class _Limits:
+    """Refuses bodies, which no route reads, and who asks too often, before anything is done."""
+
+    def __init__(self, app: ASGIApp, rate: int) -> None:
+        self._app = app
+        self._rate = RateLimitItemPerSecond(rate)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: JSONResponse | None = None
+        if scope["type"] == "http":
+            address = (scope["client"] or ("",))[0]
+            headers = dict(scope["headers"])
+            if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
+                text, close = "no route here takes a body", {"Connection": "close"}
+                answer = JSONResponse({"detail": text}, 413, headers=close)
+            # A supervisor must not take a busy process for a dead one.
+            elif scope["path"] != "/livez" and not self._limiter.hit(self._rate, address):
+                text, later = "too many requests", {"Retry-After": str(RETRY_AFTER_S)}
+                answer = JSONResponse({"detail": text}, 429, headers=later)
+        await (answer or self._app)(scope, receive, send)
+
+
 def serve(settings: Settings) -> None:
     """Answer on `settings.api_host` and `api_port` (0: any free one) until SIGINT or SIGTERM.
 
-    Raises `ConfigError` if it can't listen there.
+    Raises `ConfigError` if it can't listen there, or may not without tokens.
     """
+    if not (settings.api_tokens or settings.api_public or _is_loopback(settings.api_host)):
+        raise ConfigError(
+            f"POC_API_HOST={settings.api_host}: everybody who reaches it could read the rounds; "
+            "set POC_API_TOKENS, or POC_API_PUBLIC=true if that is meant"
+        )
     try:
         listener = listen(settings.api_host, settings.api_port)
     except OSError as error:
@@ -200,12 +271,21 @@ def serve(settings: Settings) -> None:
         create_app(settings),
         log_level=settings.log_level.lower(),
         access_log=settings.log_level == "DEBUG",  # pollers come every second
+        limit_concurrency=MAX_CONNECTIONS,
+        server_header=False,
     )
     host, port = listener.getsockname()[:2]
     place = f"[{host}]" if ":" in host else host
     logging.getLogger("uvicorn.error").info("the status API listens on http://%s:%d", place, port)
     with listener, suppress(KeyboardInterrupt):  # it has ended by then, in order
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _kept(status: RoundStatus | None, round_id: str | None) -> RoundStatus:

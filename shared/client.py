@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from shared import requests
 from shared.broker import celery_app
@@ -175,7 +175,7 @@ class Ticket(Generic[Answer]):
                 trouble = None
             except ResponseError as error:
                 # Redis is there and refuses; its subclasses (read-only, loading) pass.
-                if type(error) is ResponseError:
+                if type(error) in (ResponseError, NoPermissionError):
                     raise StoreUnavailable(
                         f"Redis at {self._settings.safe_redis_url}: {error}"
                     ) from None

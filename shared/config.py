@@ -55,6 +55,11 @@ def _http_url(url: str) -> str:
         raise ValueError("only http:// and https:// can receive callbacks")
     if not parts.hostname:
         raise ValueError("a callback URL needs a host")
+    if "@" in parts.netloc:
+        raise ValueError(
+            "a callback URL takes no user and password, since many see it; set POC_CALLBACK_SECRET "
+            "on the workers, and the receiver knows them by their signature"
+        )
     if parts.query or parts.fragment:
         raise ValueError("a callback URL takes no query and no fragment: a path is put behind it")
     _ = parts.port  # raises ValueError when it is not a port

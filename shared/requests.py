@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from shared.config import PoCConfig, RoundId, Strict
 from shared.data import ProofBatch
 from shared.errors import InvalidRequest
+from shared.settings import hide_passwords
 
 #: Bad fields that an error names; a large batch may have thousands.
 SHOW_ERRORS = 5
@@ -86,4 +87,5 @@ def _sentence(loc: tuple[int | str, ...], message: str, value: Any) -> str:
 
 
 def _cut(text: str) -> str:
+    text = hide_passwords(text)
     return text if len(text) <= 80 else f"{text[:77]}..."

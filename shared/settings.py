@@ -4,6 +4,9 @@ Every field is a variable (`redis_url` is `POC_REDIS_URL`) and, where a command 
 option of the same name (`--redis-url`). An unknown `POC_*` variable is an error, since a
 misspelt setting that is silently ignored costs a night of wrong results. A variable that is
 set to nothing counts as not set, since compose files and unit files can't leave one out.
+
+A secret may be in a file: `POC_REDIS_URL_FILE=/run/secrets/redis_url` stands for what is in it.
+None is ever shown: not by the object, not by an error.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     Field,
     Json,
+    SecretStr,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -30,8 +35,12 @@ from pydantic_settings import (
 )
 
 from shared.errors import ConfigError
+from shared.receivers import Receivers
+from shared.signature import read_secret
 
 PREFIX = "POC_"
+#: The settings that may be in a file, and are never shown.
+SECRETS = ("redis_url", "api_tokens", "callback_secret")
 
 #: A namespace is part of key and queue names, so only characters that need no quoting there.
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -64,10 +73,36 @@ def _redis_url(url: str) -> str:
         raise ValueError("options are for rediss://")
     if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
         raise ValueError("ssl_cert_reqs must be required, optional or none")
+    for name in sorted(options.keys() - {"ssl_cert_reqs"}):
+        if not Path(options[name]).is_file():
+            raise ValueError(f"{name}={options[name]}: there is no such file")
     if scheme == "rediss" and "ssl_cert_reqs" not in options:
         # One of the three would not verify, and another would refuse to guess.
         url += ("&" if options else "?") + "ssl_cert_reqs=required"
     return url
+
+
+#: What RFC 6750 lets a bearer token consist of, but long enough not to be guessed.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,256}=*")
+
+
+def _tokens(text: SecretStr) -> SecretStr:
+    if not all(_TOKEN.fullmatch(token) for token in text.get_secret_value().split(",")):
+        raise ValueError(
+            "each token must be 16 to 256 letters, digits and -._~+/ with commas between tokens; "
+            "make one with: openssl rand -hex 32"
+        )
+    return text
+
+
+def _secret(text: SecretStr) -> SecretStr:
+    read_secret(text.get_secret_value())
+    return text
+
+
+def _receivers(text: str) -> str:
+    Receivers.of(text)
+    return text
 
 
 class Settings(BaseSettings):
@@ -82,6 +117,7 @@ class Settings(BaseSettings):
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         "redis://127.0.0.1:6379/0",
+        repr=False,  # it may hold a password; many hand it on, so it is no SecretStr
         description="Redis that holds broker, results and rounds: redis:// or rediss://",
     )
     namespace: Namespace = Field(
@@ -175,8 +211,27 @@ class Settings(BaseSettings):
         10.0, gt=0, le=300, description="seconds one delivery may take"
     )
     run_callbacks: bool = Field(True, description="whether `poc worker` also delivers callbacks")
+    callback_allow: Annotated[str, AfterValidator(_receivers)] | None = Field(
+        None,
+        description="the only hosts that callbacks go to: names, *.names, addresses and networks, "
+        "with commas between; default all but link-local and metadata addresses",
+    )
+    callback_secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
+        None, description="base64 of 24 to 64 random bytes that callbacks are signed with"
+    )
     api_host: str = Field("127.0.0.1", description="address that the status API listens on")
     api_port: int = Field(8080, ge=0, le=65535, description="port of the status API")
+    api_tokens: Annotated[SecretStr, AfterValidator(_tokens)] | None = Field(
+        None,
+        description="bearer tokens that the status API asks for, with commas between; without any "
+        "it listens on loopback only",
+    )
+    api_public: bool = Field(
+        False, description="whether the status API may listen beyond loopback without tokens"
+    )
+    api_rate: int = Field(
+        100, ge=1, le=1_000_000, description="requests a second that one address may send the API"
+    )
     log_level: str = Field(
         "INFO",
         description="DEBUG, INFO, WARNING, ERROR or CRITICAL",
@@ -222,21 +277,30 @@ class Settings(BaseSettings):
     @property
     def safe_redis_url(self) -> str:
         """The Redis URL with its password hidden, for logs and screens."""
-        return _hide_passwords(self.redis_url)
+        return hide_passwords(self.redis_url)
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Build the settings from `environ` (default: the process') with `overrides` on top.
 
-    An override that is `None` means "not given". Raises `ConfigError` that names the variable,
-    what is wrong and what would be right; for an unknown name, the nearest known one.
+    An override that is `None` means "not given"; any other counts more than a file. Raises
+    `ConfigError` that names the variable, what is wrong and what would be right; for an unknown
+    name, the nearest known one.
     """
     source = os.environ if environ is None else environ
     given: dict[str, Any] = {
         name: value for name, value in source.items() if name.startswith(PREFIX)
     }
-    given.update({_variable(name): value for name, value in overrides.items() if value is not None})
+    for name, value in overrides.items():
+        if value is not None:
+            given[_variable(name)] = value
+            given.pop(f"{_variable(name)}_FILE", None)
     known = {_variable(name): name for name in Settings.model_fields}
+    for variable in map(_variable, SECRETS):
+        if path := given.pop(f"{variable}_FILE", ""):
+            if given.get(variable):
+                raise ConfigError(f"{variable} and {variable}_FILE are both set: unset one")
+            given[variable] = _read(f"{variable}_FILE", path)
     unknown = sorted(given.keys() - known.keys())
     if unknown:
         hints = ", ".join(_with_hint(name, list(known)) for name in unknown)
@@ -249,6 +313,15 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 
 def _variable(field: str) -> str:
     return PREFIX + field.upper()
+
+
+def _read(variable: str, path: str) -> str:
+    """The secret in a file, without the line's end that editors put behind it."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise ConfigError(f"{variable}={path}: can't be read: {reason}") from None
 
 
 def _with_hint(name: str, known: list[str]) -> str:
@@ -268,9 +341,11 @@ def _sentence(error: ErrorDetails) -> str:
     else:
         wrong = error["msg"].replace("Input should", "should").removeprefix("Value error, ")
         wrong += "" if field.default is None else f"; the default is {field.default}"
-    return f"{_variable(name)}={_hide_passwords(repr(error['input']))}: {wrong}"
+    secret = name in SECRETS and name != "redis_url"
+    value = "***" if secret else hide_passwords(repr(error["input"]))
+    return f"{_variable(name)}={value}: {wrong}"
 
 
-def _hide_passwords(url: str) -> str:
-    """Up to the last @: a password may hold @, : and /."""
-    return re.sub(r"(//[^:/@]*:).*@", r"\1***@", url)
+def hide_passwords(text: str) -> str:
+    """`text` without the passwords of URLs, up to the last @: one may hold @, : and /."""
+    return re.sub(r"((?://|^'?(?!.*//))[^:/@]*:).*@", r"\1***@", text)

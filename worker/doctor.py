@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from shared.errors import ConfigError, PoCError
 from shared.settings import Settings, load_settings
@@ -68,6 +68,13 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
     try:
         with closing(connect(settings)) as client:
             info = client.info()
+    except NoPermissionError:
+        yield Finding(
+            "redis",
+            WARN,
+            f"{settings.safe_redis_url} answers, but tells this user nothing about itself",
+            "run poc doctor once as a user who may send INFO",
+        )
     except (RedisError, ValueError) as error:  # a URL's port may be no number
         yield Finding(
             "redis",
@@ -76,7 +83,8 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
             "start it, or set POC_REDIS_URL; `poc worker --embedded` brings its own",
         )
         return
-    yield from _check_server(settings, info)
+    else:
+        yield from _check_server(settings, info)
     try:
         with closing(Store(settings)) as store:
             yield _check_clock(store.workers.clock_skew())

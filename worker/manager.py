@@ -30,6 +30,7 @@ from shared.errors import (
     Quarantined,
     RoundNotInitialized,
 )
+from shared.receivers import Receivers
 from shared.status import Commit, RoundStatus
 from shared.store import Chunk, Claim, Store
 from shared.transitions import MESSAGES
@@ -82,8 +83,11 @@ class PoCManager:
         store: Store,
         worker: str = "local",
         check: FunctionalCheck | None = None,
+        receivers: Receivers | None = None,
     ) -> None:
+        """`receivers` are those that a config may name."""
         self.engine, self.store, self.worker, self.check = engine, store, worker, check
+        self._receivers = receivers or Receivers()
         #: Nonces computed since the start, whether they counted or not.
         self.computed = 0
         self._profile = json.dumps(
@@ -109,7 +113,8 @@ class PoCManager:
     ) -> RoundStatus:
         """Open a round.
 
-        Raises `InvalidRequest` for what the model can't compute, `RoundInProgress` while one is
+        Raises `InvalidRequest` for what the model can't compute and for a `callback_url` that
+        nothing may be sent to, `RoundInProgress` while one is
         generating, unless `replace`.
         """
         self._check(config)
@@ -391,6 +396,9 @@ class PoCManager:
             raise InvalidRequest(
                 f"seq_len={config.seq_len}: the model computes at most {info.max_seq_len} positions"
             )
+        # What its name resolves to is looked at when something is sent.
+        if config.callback_url and (why := self._receivers.refusal_of_url(config.callback_url)):
+            raise InvalidRequest(f"callback_url: {why}")
 
 
 @dataclass(frozen=True, slots=True)

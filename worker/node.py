@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 
 from shared.errors import Hung, PoCError, Quarantined
+from shared.receivers import Receivers
 from shared.settings import Settings
 from shared.status import Incident
 from shared.store import Store
@@ -77,7 +78,8 @@ class Node:
         began = time.monotonic()
         self._engine = engine = load_engine(self.settings)
         check = FunctionalCheck(engine, self.settings)
-        self.manager = PoCManager(engine, self.store, name, check)
+        receivers = Receivers.of(self.settings.callback_allow)
+        self.manager = PoCManager(engine, self.store, name, check, receivers)
         log.info(
             "loaded %s on %s in %.1f s, fingerprint %s",
             engine.info.model,

@@ -11,6 +11,9 @@ Delivery is at least once and in no order: a receiver knows a repeat by its `Ide
 Any 2xx is a delivery. 408, 429, 5xx and trouble on the network are tried again until the
 message's deadline. Redirects and other 4xx are final. What can't be delivered is shown in the
 round's status.
+
+Where a message goes is decided by the address that is connected to (see `worker.guard`), and who
+sent it is shown by a signature (see `shared.signature`).
 """
 
 from __future__ import annotations
@@ -37,8 +40,11 @@ import httpx
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import PoCError, StoreUnavailable
+from shared.receivers import Receivers
 from shared.settings import Settings
+from shared.signature import sign
 from shared.store import Claim, Computed, Entry, Message, Store
+from worker.guard import NotAllowed, guarded_transport
 from worker.threads import REST_S, RETRY_S, Outage
 
 log = logging.getLogger(__name__)
@@ -161,15 +167,18 @@ def pause(failures: int) -> float:
 
 
 def origin(url: str) -> str:
-    """What fails as one: scheme, host and port. Without the user and password of the URL."""
+    """What fails as one: scheme, host and port. All that is shown of a URL: its path may be secret.
+
+    A user and password are refused when a config is read; what is shown here does without.
+    """
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"
 
 
-def _client() -> httpx.AsyncClient:
+def _client(settings: Settings) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         timeout=None,  # noqa: S113 - `_post` has a limit for the whole request
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_REQUESTS),
+        transport=guarded_transport(Receivers.of(settings.callback_allow), MAX_REQUESTS),
         follow_redirects=False,
         trust_env=False,  # no proxy, no .netrc: the config alone says where a callback goes
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
@@ -177,9 +186,13 @@ def _client() -> httpx.AsyncClient:
 
 
 async def _post(
-    client: httpx.AsyncClient, url: str, key: str, body: str, timeout_s: float
+    client: httpx.AsyncClient, settings: Settings, url: str, key: str, body: str
 ) -> Answer:
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+    if settings.callback_secret:
+        secret = settings.callback_secret.get_secret_value()
+        headers |= sign(secret, key, int(time.time()), body)
+    timeout_s = settings.callback_timeout_s
     answer = None
     try:
         # In all: a receiver that sends a byte now and then must not hold the request for ever.
@@ -206,6 +219,7 @@ _NEVER_SENT = (
     httpx.InvalidURL,
     httpx.UnsupportedProtocol,
     httpx.LocalProtocolError,
+    NotAllowed,
     ValueError,  # a host name that is none
 )
 
@@ -319,9 +333,8 @@ class PoCCallbackSender:
 
     def _send(self, message: Message | None) -> str | None:
         async def post(message: Message) -> Answer:
-            async with _client() as client:
-                timeout_s = self._settings.callback_timeout_s
-                return await _post(client, message.url, message.key, message.body, timeout_s)
+            async with _client(self._settings) as client:
+                return await _post(client, self._settings, message.url, message.key, message.body)
 
         if message is None:
             return None
@@ -332,7 +345,7 @@ class PoCCallbackSender:
 
         What was not delivered by then is taken over by another sender when its lease ends.
         """
-        # httpx logs every attempt, with the password that a URL may hold.
+        # httpx logs every attempt, with the whole URL.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         while not stop.is_set():
             # Not asyncio.run: it waits at the end for every thread, and so for a Redis or a name
@@ -348,7 +361,7 @@ class PoCCallbackSender:
                 loop.close()
 
     async def _serve(self, stop: threading.Event) -> None:
-        async with _client() as client:
+        async with _client(self._settings) as client:
             await _Run(self._store, self._name, self._settings, self._outage, client, stop).serve()
 
 
@@ -365,8 +378,7 @@ class _Run:
         stop: threading.Event,
     ) -> None:
         self._store, self._name, self._outage = store, name, outage
-        self._client, self._stop = client, stop
-        self._timeout_s = settings.callback_timeout_s
+        self._client, self._settings, self._stop = client, settings, stop
         self._renew_every_s = settings.lease_s / 3
         self._next_renewal = 0.0
         self._held: dict[str, _Held] = {}
@@ -512,7 +524,7 @@ class _Run:
         body = await self._insist(lambda: self._store.outbox.body(entry.id))
         if body is None:
             return None
-        answer = await _post(self._client, entry.url, entry.key, body, self._timeout_s)
+        answer = await _post(self._client, self._settings, entry.url, entry.key, body)
         receiver.heard(answer, time.monotonic())
         return answer
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,31 @@ def store(redis_url: str) -> Iterator[Store]:
 @pytest.fixture
 def api(redis_url: str, tmp_path: Path) -> Iterator[Api]:
     """The API on a port that the kernel chose."""
+    with serving(redis_url, tmp_path) as api:
+        yield api
+
+
+@contextmanager
+def serving(redis_url: str, tmp_path: Path, **variables: str) -> Iterator[Api]:
+    """The API with these variables on top."""
     log_path = tmp_path / "api.log"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("POC_")}
     process = spawn(
         [sys.executable, "-c", SERVE + "serve(load_settings())"],
-        env=environ | {"POC_REDIS_URL": redis_url, "POC_NAMESPACE": "test", "POC_API_PORT": "0"},
+        env=environ
+        | {
+            "POC_REDIS_URL": redis_url,
+            "POC_NAMESPACE": "test",
+            "POC_API_PORT": "0",
+            "POC_API_RATE": "10000",
+            **variables,
+        },
         cwd=ROOT,
         log_path=log_path,
     )
     try:
         found = wait_until(
-            lambda: re.search(r"listens on (http://127\.0\.0\.1:\d+)", log_path.read_text()),
+            lambda: re.search(r"listens on (http://[\d.]+:\d+)", log_path.read_text()),
             timeout=60,
             description="the API to listen on the loopback interface",
         )
@@ -160,3 +175,36 @@ def test_sigterm_ends_it(api: Api) -> None:
     log = api.log_path.read_text()
     assert "Application shutdown complete" in log
     assert "Traceback" not in log
+
+
+def test_with_tokens_it_listens_to_all_and_answers_some(redis_url: str, tmp_path: Path) -> None:
+    """Given tokens from a file, then 0.0.0.0 is allowed, and no log has a token."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first-token-0123456789,second-token-0123456789\n")
+    variables = {"POC_API_HOST": "0.0.0.0", "POC_API_TOKENS_FILE": str(tokens)}
+    with serving(redis_url, tmp_path, **variables, POC_LOG_LEVEL="DEBUG") as api:
+        assert api.status_code(STATUS) == 401
+        headers = {"Authorization": "Bearer second-token-0123456789"}
+        assert api.client.get(STATUS, headers=headers).status_code == 200
+        assert api.status_code("/livez") == 200
+        assert "-token-" not in api.log_path.read_text()
+
+
+def test_a_body_without_end_is_cut_off(api: Api) -> None:
+    """Given a client that says it sends a terabyte, it is answered and hung up on at once."""
+    url = api.client.base_url
+    with socket.create_connection((url.host, url.port or 0), timeout=20) as client:
+        client.sendall(
+            f"POST {STATUS} HTTP/1.1\r\nHost: x\r\nContent-Length: {10**12}\r\n\r\n".encode()
+        )
+        sent, answer = 0, b""
+        with suppress(ConnectionError):
+            while sent < 10**8:
+                sent += client.send(b"x" * 65_536)
+        with suppress(ConnectionError):
+            while chunk := client.recv(65_536):
+                answer += chunk
+    assert sent < 10**8
+    # What it was told may be lost with the connection that was reset under it.
+    assert answer == b"" or b" 413 " in answer
+    assert api.status_code(STATUS) == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -19,11 +20,13 @@ from typing import Any, Self
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute
 from shared.settings import Settings, load_settings
+from shared.signature import verify
 from shared.status import RoundStatus
 from shared.store import Store
 from support import wait_until
@@ -481,3 +484,58 @@ def test_a_batch_can_be_sent_at_once(store: Store, settings: Settings) -> None:
         silent = config.model_copy(update={"callback_url": None})
         assert direct.send_generated(batch, silent, "k") is None
     assert [path for path, _, _ in receiver.requests] == ["/poc/generated", "/poc/validated"]
+
+
+class TestSignature:
+    """How a receiver knows who told it."""
+
+    SECRET = base64.b64encode(bytes(range(32))).decode()
+
+    def test_each_attempt_is_signed(self, store: Store, settings: Settings) -> None:
+        """Given a secret, each attempt has its own time, and the same id and body."""
+        signing = settings.model_copy(update={"callback_secret": SecretStr(self.SECRET)})
+        with Receiver(500) as receiver, sending(store, signing):
+            open_round(store, receiver.url)
+            find(store)
+            until_counts(store, 0, 1, 0)
+        assert len(receiver.requests) == 2
+        for _, headers, body in receiver.requests:
+            assert verify(self.SECRET, headers, body.decode()) == headers["Idempotency-Key"]
+
+    def test_without_a_secret_there_is_none(self, store: Store, settings: Settings) -> None:
+        with Receiver() as receiver, sending(store, settings):
+            open_round(store, receiver.url)
+            find(store)
+            until_counts(store, 0, 1, 0)
+        ((_, headers, _),) = receiver.requests
+        assert not [name for name in headers if name.lower().startswith("webhook-")]
+
+
+@pytest.mark.parametrize(
+    ("url", "allow", "says"),
+    [
+        ("http://169.254.169.254/latest", None, "link-local"),
+        ("http://2852039166/", None, "link-local"),
+        ("http://[::ffff:169.254.169.254]/", None, "link-local"),
+        ("http://127.0.0.1:9/", "receiver.example,10.0.0.0/8", "not in POC_CALLBACK_ALLOW"),
+    ],
+)
+def test_what_may_not_be_reached_is_refused_for_good(
+    url: str, allow: str | None, says: str, store: Store, settings: Settings
+) -> None:
+    """Also if it is in the outbox already, past the check of the command; the status says why."""
+    with sending(store, settings.model_copy(update={"callback_allow": allow})):
+        open_round(store, url)
+        find(store)
+        until_counts(store, 0, 0, 1)
+    assert says in status(store).callback_error
+
+
+def test_a_redirect_leads_nowhere(store: Store, settings: Settings) -> None:
+    """Given a receiver that points at another, then that one hears nothing."""
+    with Receiver(307) as receiver, sending(store, settings):
+        open_round(store, receiver.url)
+        find(store)
+        until_counts(store, 0, 0, 1)
+    assert [path for path, _, _ in receiver.requests] == ["/poc/generated"]
+    assert "redirects are not followed" in status(store).callback_error

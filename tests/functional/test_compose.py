@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from shared.settings import load_settings
+from support import wait_until
+from worker.children import end, spawn
+from worker.embedded import _server_binary
 
 pytestmark = pytest.mark.functional
 
 ROOT = Path(__file__).parents[2]
+REDIS_USERS = ("admin", "worker", "controller", "api", "flower")
 #: What the file asks its user for.
-NEEDED = {"POC_MODEL": "/models/model", "POC_FLOWER_PASSWORD": "secret"}
+NEEDED = {
+    "POC_MODEL": "/models/model",
+    "POC_FLOWER_PASSWORD": "for-flower",
+    "POC_API_TOKENS": "a-token-of-some-length",
+    **{f"POC_REDIS_{user.upper()}_PASSWORD": f"for-{user}" for user in REDIS_USERS},
+}
 WORKERS = {"worker-gpu0": "0", "worker-gpu1": "1"}
 
 
@@ -59,7 +70,7 @@ def test_a_whole_node(services: dict[str, Any]) -> None:
 
 
 def test_ports_are_open_on_this_machine_only(services: dict[str, Any]) -> None:
-    """Redis has no password, and Flower's page can stop rounds."""
+    """What goes over them is not encrypted."""
     ports = {
         name: [(port["host_ip"], port["published"], port["target"]) for port in service["ports"]]
         for name, service in services.items()
@@ -94,12 +105,71 @@ def test_workers_don_t_share_a_name(services: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", [*WORKERS, "api"])
 def test_settings_are_ones_that_there_are(name: str, services: dict[str, Any]) -> None:
-    """An unknown one would end the process; all processes are of one namespace and one Redis."""
+    """An unknown one would end the process; all are of one namespace, each with its user."""
     settings = load_settings(services[name]["environment"])
-    assert (settings.redis_url, settings.namespace) == ("redis://redis:6379/0", "default")
+    user = "worker" if name in WORKERS else name
+    assert settings.redis_url == f"redis://{user}:for-{user}@redis:6379/0"
+    assert settings.namespace == "default"
     if name in WORKERS:
         assert settings.model == NEEDED["POC_MODEL"]
         assert services[name]["command"] == ["worker"]
+    else:
+        assert settings.api_tokens
+        assert not settings.api_public
+
+
+def test_nothing_may_be_written_and_nothing_gained(services: dict[str, Any]) -> None:
+    """A normal user without privileges, who writes to volumes and to memory only."""
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.get("privileged"), name
+        assert int(service["user"].split(":")[0]) > 0, name
+        assert "/var/run/docker.sock" not in json.dumps(service), name
+        written = {
+            each["target"] for each in service.get("volumes", []) if not each.get("read_only")
+        }
+        assert written <= {"/models", "/data"}, name
+        assert {each.split(":")[0] for each in service["tmpfs"]} <= {"/tmp", "/home/poc", "/run"}
+
+
+def test_no_secret_is_on_a_command_line(services: dict[str, Any]) -> None:
+    """Everybody on the machine can read those."""
+    secrets = set(NEEDED.values()) - {NEEDED["POC_MODEL"]}
+    for name, service in services.items():
+        words = [service.get("entrypoint"), service.get("command"), service.get("healthcheck")]
+        assert not [secret for secret in secrets if secret in json.dumps(words)], name
+
+
+def test_redis_starts_with_its_users(services: dict[str, Any], tmp_path: Path) -> None:
+    """What the container runs, run here: strangers are turned away, and each user may come in."""
+    redis_service = services["redis"]
+    (tmp_path / "valkey-server").symlink_to(_server_binary())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [*redis_service["entrypoint"], *redis_service["command"], "--port", str(port)]
+    # As Compose hands it on: it has doubled what is not its own.
+    words = [
+        word.replace("$$", "$")
+        .replace(" /users.acl.sh", f" {ROOT}/deploy/users.acl.sh")
+        .replace("/run/", f"{tmp_path}/")
+        for word in words
+    ]
+    env = {**redis_service["environment"], "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    log = tmp_path / "server.log"
+    process = spawn(words, env=env, cwd=tmp_path, log_path=log)
+    try:
+        wait_until(lambda: "Ready to accept" in log.read_text(), description="the server")
+        for user in REDIS_USERS:
+            with redis.Redis(port=port, username=user, password=f"for-{user}") as client:
+                assert client.ping()
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"PING\r\n")
+            assert stranger.recv(100).startswith(b"-NOAUTH")
+    finally:
+        end(process)
 
 
 def test_redis_loses_no_round(services: dict[str, Any]) -> None:
@@ -108,12 +178,15 @@ def test_redis_loses_no_round(services: dict[str, Any]) -> None:
     options = dict(zip(words[1::2], words[2::2], strict=True))
     assert options["--appendonly"] == "yes"
     assert options["--maxmemory-policy"] == "noeviction"
-    (volume,) = services["redis"]["volumes"]
-    assert (volume["type"], volume["target"]) == ("volume", "/data")
+    volumes = {(each["type"], each["target"]) for each in services["redis"]["volumes"]}
+    assert ("volume", "/data") in volumes
+    assert services["redis"]["working_dir"] == "/data"
 
 
-def test_flower_has_the_password(services: dict[str, Any]) -> None:
-    assert services["flower"]["command"] == ["--basic-auth=poc:secret"]
+def test_flower_asks_for_a_password(services: dict[str, Any]) -> None:
+    environment = services["flower"]["environment"]
+    assert environment["FLOWER_BASIC_AUTH"] == "poc:for-flower"
+    assert environment["CELERY_BROKER_URL"] == "redis://flower:for-flower@redis:6379/0"
 
 
 @pytest.mark.usefixtures("_has_compose")

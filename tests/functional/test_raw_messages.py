@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,3 +141,38 @@ def test_a_stray_item_in_a_queue_of_ours_holds_up_no_answer(
     wait_until(lambda: meta(direct, opened)["status"] == "SUCCESS", description="the ticket's end")
     assert direct.lrange("poc:test:dead_letters", 0, -1) == [stray]
     assert shared_worker.process.poll() is None
+
+
+class Bomb:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("content_type", ["application/x-python-serialize", "pickle", "binary"])
+@pytest.mark.parametrize("way", ["the queue", "remote control"])
+def test_a_pickle_is_never_loaded(
+    way: str,
+    content_type: str,
+    direct: redis.Redis,
+    shared_worker: Any,
+    tmp_path: Path,
+) -> None:
+    """Given one that would run code, then it does not, and the worker takes the next command."""
+    harm = tmp_path / "harm"
+    pickled = base64.b64encode(pickle.dumps([[], {"x": Bomb(harm)}, {}])).decode()
+    message = changed(**{"content-type": content_type, "body": pickled})
+    if way == "the queue":
+        direct.lpush("poc.test", message)
+    else:
+        assert direct.publish("/0.celery.pidbox", message) == 1
+    assert meta(direct, push(direct, "poc.stop", {}))["status"] == "SUCCESS"
+    assert shared_worker.process.poll() is None
+    assert not harm.exists()
+    # The bomb is a real one.
+    pickle.loads(base64.b64decode(pickled))
+    assert harm.exists()

@@ -19,6 +19,7 @@ import pytest
 import redis
 
 from fake_engine import fake_distance
+from raw import meta, push
 from shared.client import PoCClient
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch, ValidatedBatch
@@ -177,6 +178,31 @@ def test_a_validation_of_its_own_counts_beside_the_rounds(
     now = store.status()
     assert "404" in now.validation_callbacks.callback_error
     assert (now.callbacks_pending, now.callbacks_delivered, now.callbacks_refused) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "allow", "says"),
+    [
+        ("http://127.0.0.1:9", "receiver.example", "127.0.0.1 is not in POC_CALLBACK_ALLOW"),
+        ("http://169.254.169.254", "", "a link-local address"),
+        ("http://me:hunter2@127.0.0.1:9", "", "takes no user and password"),
+    ],
+)
+def test_a_receiver_that_is_not_allowed_is_refused_with_the_command(
+    url: str, allow: str, says: str, settings: Settings, start_worker: Any, store: Store
+) -> None:
+    """Whoever names it is told at once, and no round begins; not even the log has its password."""
+    worker = start_worker("w0", POC_CALLBACK_ALLOW=allow)
+    config = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.5, "url": url}
+    with redis.Redis.from_url(settings.redis_url) as direct:
+        for task in ("poc.init", "poc.generate", "poc.validate"):
+            answer = meta(direct, push(direct, task, {"config": config}))
+            assert answer["status"] == "FAILURE"
+            assert answer["result"]["exc_type"] == "InvalidRequest"
+            assert says in json.dumps(answer["result"]["exc_message"])
+            assert "hunter2" not in json.dumps(answer)
+    assert store.status().round_id == ""
+    assert "hunter2" not in worker.log
 
 
 @pytest.fixture

@@ -70,3 +70,21 @@ def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README)
     assert links
     assert [each for each in links if not (ROOT / each).exists()] == []
+
+
+def test_each_test_that_proves_a_promise_is_there() -> None:
+    """`file::test` in docs/security.md; `::test` is of the file that was named last."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/\S+?\.py)?((?:::\w+)+)`", text)
+    assert len(named) > 20
+    file = ""
+    missing = []
+    for path, names in named:
+        file = path or file
+        source = (ROOT / file).read_text(encoding="utf-8")
+        missing += [
+            f"{file}::{name}"
+            for name in names.strip(":").split("::")
+            if not re.search(rf"(def|class) {name}\b", source)
+        ]
+    assert missing == []

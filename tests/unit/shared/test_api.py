@@ -11,8 +11,9 @@ import fakeredis
 import pytest
 from fastapi.testclient import TestClient
 
-from shared.api import create_app
+from shared.api import create_app, serve
 from shared.config import MAX_NONCE, PoCConfig
+from shared.errors import ConfigError
 from shared.keys import Keys
 from shared.settings import load_settings
 from shared.status import Commit, Incident
@@ -321,3 +322,104 @@ class TestReadOnly:
         assert all(path["get"]["description"] for path in paths.values())
         assert "503" in paths[STATUS]["get"]["responses"]
         assert "404" in paths[NONCES]["get"]["responses"]
+
+
+TOKENS = ("first-token-0123456789", "second-token-0123456789")
+
+
+class TestTokens:
+    """With POC_API_TOKENS the rounds are for those who have one."""
+
+    @pytest.fixture
+    def api(self, store: Store) -> Iterator[TestClient]:
+        settings = load_settings({}, namespace="test", api_tokens=",".join(TOKENS))
+        with TestClient(create_app(settings, store)) as client:
+            yield client
+
+    @pytest.mark.parametrize("url", [STATUS, NONCES, "/api/v1/pow/rounds/r1"])
+    @pytest.mark.parametrize(
+        "header",
+        [
+            None,
+            "Bearer",
+            "Bearer ",
+            f"Bearer {TOKENS[0]}x",
+            f"Bearer {TOKENS[0][:-1]}",
+            f"Bearer {','.join(TOKENS)}",
+            f"Basic {TOKENS[0]}",
+            TOKENS[0],
+            "Bearer \u00fc".encode(),
+        ],
+    )
+    def test_without_a_token_nothing_is_told(
+        self, api: TestClient, url: str, header: str | bytes | None
+    ) -> None:
+        headers = {} if header is None else {"Authorization": header}
+        response = api.get(url, headers=headers)  # type: ignore[arg-type]
+        assert response.status_code == 401
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert set(response.json()) == {"detail"}
+        assert not any(token in response.text for token in TOKENS)
+
+    @pytest.mark.parametrize("token", TOKENS)
+    def test_each_token_counts(self, api: TestClient, token: str) -> None:
+        """So a new one can be given out before the old one is taken away."""
+        response = api.get(STATUS, headers={"Authorization": f"Bearer {token}"})
+        assert response.status_code == 200
+
+    @pytest.mark.parametrize("url", ["/livez", "/docs", "/openapi.json"])
+    def test_health_and_description_stay_open(self, api: TestClient, url: str) -> None:
+        """Supervisors have no token, and the description tells what this repository tells."""
+        assert api.get(url).status_code == 200
+
+    def test_readiness_stays_open(self, api: TestClient, store: Store) -> None:
+        assert api.get("/readyz").status_code == 503
+        live(store)
+        assert api.get("/readyz").status_code == 200
+
+
+class TestLimits:
+    """What is refused before anything is looked at."""
+
+    @pytest.fixture
+    def api(self, store: Store) -> Iterator[TestClient]:
+        """Ten requests a second."""
+        settings = load_settings({}, namespace="test", api_rate=10)
+        with TestClient(create_app(settings, store)) as client:
+            yield client
+
+    def test_who_asks_too_often_is_told_to_wait(
+        self, api: TestClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And is answered again in the next second; /livez is answered always."""
+        now = 1_700_000_000.0
+        monkeypatch.setattr("time.time", lambda: now)
+        answers = [api.get(STATUS) for _ in range(12)]
+        assert [answer.status_code for answer in answers] == [200] * 10 + [429] * 2
+        assert answers[-1].headers["Retry-After"] == "1"
+        assert api.get("/livez").status_code == 200
+        now += 1.1
+        assert api.get(STATUS).status_code == 200
+
+    def test_another_address_is_not_held_up(self, api: TestClient, store: Store) -> None:
+        assert {api.get(STATUS).status_code for _ in range(25)} == {200, 429}
+        with TestClient(api.app, client=("10.0.0.9", 1)) as other:
+            assert other.get(STATUS).status_code == 200
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+    def test_a_body_is_refused(self, api: TestClient, method: str) -> None:
+        """No route reads one, so none has to be received."""
+        response = api.request(method, STATUS, content=b"x" * 1000)
+        assert response.status_code == 413
+        assert response.headers["Connection"] == "close"
+
+    def test_a_body_of_unknown_length_is_refused(self, api: TestClient) -> None:
+        response = api.request("GET", STATUS, content=iter([b"x"]))
+        assert response.status_code == 413
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "node.example"])
+def test_it_does_not_listen_to_the_world_without_tokens(host: str) -> None:
+    """Said before a port is taken, with what to do."""
+    with pytest.raises(ConfigError, match=rf"POC_API_HOST={host}: .*set POC_API_TOKENS"):
+        serve(load_settings({}, api_host=host))

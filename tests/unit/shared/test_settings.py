@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -90,6 +92,12 @@ def test_an_unknown_override_is_refused_too() -> None:
         ("POC_GPU", "0,", "several with commas between them"),
         ("POC_VLLM_OPTIONS", "{", "Invalid JSON"),
         ("POC_RUN_CALLBACKS", "perhaps", "valid boolean"),
+        (
+            "POC_REDIS_URL",
+            "rediss://h/0?ssl_ca_certs=/none",
+            "=/none: there is no such",
+        ),
+        ("POC_CALLBACK_ALLOW", "http://node", "without scheme and port"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_right(name: str, value: str, says: str) -> None:
@@ -129,9 +137,60 @@ def test_passwords_are_hidden(url: str, shown: str) -> None:
     assert load_settings({"POC_REDIS_URL": url}).safe_redis_url == shown
 
 
-def test_an_error_hides_the_password_too() -> None:
-    """A URL with a wrong scheme is still a secret."""
-    assert "secret" not in message({"POC_REDIS_URL": "http://:secret@h"})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("POC_REDIS_URL", "http://:hunter2@h"),
+        ("POC_REDIS_URL", "me:hunter2@h"),
+        ("POC_REDIS_URL", "redis://me:hun:t@r/hunter2@h:port"),
+        ("POC_API_TOKENS", "hunter2"),
+        ("POC_API_TOKENS", "a-good-token-of-some-length,hunter2"),
+        ("POC_CALLBACK_SECRET", "hunter2"),
+    ],
+)
+def test_an_error_hides_a_secret_too(name: str, value: str) -> None:
+    """A wrong one is still a secret, or close to it."""
+    text = message({name: value})
+    assert text.startswith(f"{name}=")
+    assert "hunter2" not in text
+
+
+SECRETS = {
+    "POC_REDIS_URL": "redis://me:hunter2@h/0",
+    "POC_API_TOKENS": "hunter2-hunter2-hunter2",
+    "POC_CALLBACK_SECRET": "aHVudGVyMi1odW50ZXIyLWh1bnRlcjIt",
+}
+
+
+def test_settings_show_no_secret() -> None:
+    """Whoever logs or prints the object gives nothing away."""
+    settings = load_settings(SECRETS)
+    for shown in (repr(settings), str(settings), repr(vars(settings)["api_tokens"])):
+        assert "hunter2" not in shown
+        assert SECRETS["POC_CALLBACK_SECRET"] not in shown
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_be_in_a_file(name: str, tmp_path: Path) -> None:
+    """The end of a line, which an editor puts there, does not count; an option counts more."""
+    path = tmp_path / "secret"
+    path.write_text(SECRETS[name] + "\n")
+    assert load_settings({f"{name}_FILE": str(path)}) == load_settings({name: SECRETS[name]})
+    assert load_settings({name: "", f"{name}_FILE": ""}) == load_settings({})
+    both = {name: SECRETS[name], f"{name}_FILE": str(path)}
+    assert message(both) == f"{name} and {name}_FILE are both set: unset one"
+    assert "No such file" in message({f"{name}_FILE": str(tmp_path / "none")})
+
+
+def test_an_option_counts_more_than_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.write_text("redis://file/0")
+    settings = load_settings({"POC_REDIS_URL_FILE": str(path)}, redis_url="redis://option/0")
+    assert settings.redis_url == "redis://option/0"
+
+
+def test_only_secrets_have_files() -> None:
+    assert "unknown settings: POC_MODEL_FILE" in message({"POC_MODEL_FILE": "/etc/passwd"})
 
 
 def test_settings_are_frozen() -> None:

@@ -1,0 +1,59 @@
+#!/bin/sh
+# Writes the users of a node's Redis as an ACL file. Redis 7 or newer, or Valkey, reads it:
+#
+#   . ./.env; sh deploy/users.acl.sh > users.acl; valkey-server --aclfile users.acl
+#
+# Needs POC_REDIS_WORKER_PASSWORD, _CONTROLLER_, _API_, _FLOWER_ and _ADMIN_ (deploy/secrets.sh
+# makes them) and takes POC_NAMESPACE. The file holds only hashes of the passwords.
+# Keys and channels are those of database 0. docs/security.md says what each user can do, and
+# tests/functional/test_redis_users.py proves it.
+set -euf
+
+hash() {
+  test -n "$2" || { echo "users.acl.sh: $1 is empty or not set" >&2; exit 1; }
+  printf %s "$2" | sha256sum | cut -d ' ' -f 1
+}
+
+worker=$(hash POC_REDIS_WORKER_PASSWORD "${POC_REDIS_WORKER_PASSWORD-}")
+controller=$(hash POC_REDIS_CONTROLLER_PASSWORD "${POC_REDIS_CONTROLLER_PASSWORD-}")
+api=$(hash POC_REDIS_API_PASSWORD "${POC_REDIS_API_PASSWORD-}")
+flower=$(hash POC_REDIS_FLOWER_PASSWORD "${POC_REDIS_FLOWER_PASSWORD-}")
+admin=$(hash POC_REDIS_ADMIN_PASSWORD "${POC_REDIS_ADMIN_PASSWORD-}")
+
+namespace=${POC_NAMESPACE:-default}
+case $namespace in
+  *[!A-Za-z0-9_.-]*) echo "users.acl.sh: POC_NAMESPACE=$namespace can't be one" >&2; exit 1 ;;
+esac
+node="poc:$namespace"
+queue="poc.$namespace"
+# Celery's queues of other priorities than 0; we use none, but a worker looks into them.
+priorities="$(printf '\006\026')?"
+
+# What a status is made of; not the outbox, whose messages are for their receivers.
+status="%R~$node:status %R~$node:round:* %R~$node:nonces:* %R~$node:found:* %R~$node:tombstone:*
+  %R~$node:workers %R~$node:worker:* %R~$node:jobs %R~$node:job:* %R~$node:callbacks"
+look="+@read -@keyspace +exists +time +@connection -@dangerous"
+# Celery's own: bindings of its exchanges, mailboxes for remote control, and their answers.
+celery="~_kombu.binding* ~*.celery.pidbox ~*.celery.pidbox$priorities"
+
+# Unquoted: newlines and runs of blanks become single ones, as the file needs it.
+user() { echo user "$@"; }
+
+user default off
+user admin on "#$admin" "~*" "&*" +@all
+user worker on "#$worker" -@all \
+  +@read +@write +@transaction +@scripting +@pubsub +@connection +time -@dangerous \
+  "~$node:*" "~$queue" "~$queue$priorities" "~celery-task-meta-*" $celery \
+  "~unacked" "~unacked_index" "~unacked_mutex" \
+  "&$node:wake" "&celery-task-meta-*" "&/0.celery.pidbox" "&/0.celeryev/*"
+user controller on "#$controller" -@all $look +@transaction $status \
+  "(-@all" +lpush +llen "~$queue)" "(-@all" +llen "~$queue$priorities)" \
+  "(-@all" +sadd "~_kombu.binding.$queue" "~_kombu.binding_permanent.$queue)" \
+  "(-@all" +get +mget "%R~celery-task-meta-*)" \
+  "(-@all" +subscribe +unsubscribe "&celery-task-meta-*)" \
+  "(-@all" +publish "&/0.celeryev/task.sent)"
+user api on "#$api" -@all $look $status
+user flower on "#$flower" -@all \
+  +@read +@write +@transaction +@scripting +@pubsub +@connection +time -@dangerous \
+  $celery "~celeryev.*" "~unacked" "~unacked_index" "~unacked_mutex" \
+  "&/0.celery.pidbox" "&/0.celeryev/*" "(-@all" +llen "%R~$queue)" "(-@all" +llen "%R~$queue$priorities)"

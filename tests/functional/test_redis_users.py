@@ -1,0 +1,352 @@
+"""The users of deploy/users.acl.sh on a real server: each can do its job, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from celery import Celery
+
+from shared.settings import Settings, load_settings
+from support import wait_until
+from worker.children import end, spawn
+from worker.embedded import _server_binary
+
+pytestmark = pytest.mark.functional
+
+ROOT = Path(__file__).parents[2]
+USERS = ("admin", "worker", "controller", "api", "flower")
+#: Blanks and signs that a careless script would trip over.
+PASSWORD = {user: f"p w/{user}$&'|" for user in USERS}
+ROUND = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.9, "seq_len": 8}
+
+
+def variables() -> dict[str, str]:
+    """What deploy/users.acl.sh needs."""
+    passwords = {f"POC_REDIS_{user.upper()}_PASSWORD": PASSWORD[user] for user in USERS}
+    return {"PATH": os.environ["PATH"], "POC_NAMESPACE": "test", **passwords}
+
+
+def acl_file(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "deploy/users.acl.sh"]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A server that has the users, and nobody else."""
+    directory = tmp_path_factory.mktemp("server")
+    written = acl_file(variables())
+    assert written.returncode == 0, written.stderr
+    (directory / "users.acl").write_text(written.stdout)
+    found = free_port()
+    options = f"--bind 127.0.0.1 --port {found} --save '' --aclfile users.acl".split()
+    options[options.index("''")] = ""
+    log = directory / "server.log"
+    process = spawn([_server_binary(), *options], cwd=directory, log_path=log)
+    try:
+        wait_until(lambda: "Ready to accept" in log.read_text(), description="the server")
+        yield found
+    finally:
+        end(process)
+
+
+@pytest.fixture
+def settings_of(port: int) -> Callable[[str], Settings]:
+    """The settings of a process that has a user's password."""
+
+    def settings_of(user: str) -> Settings:
+        quoted = "".join(f"%{byte:02X}" for byte in PASSWORD[user].encode())
+        url = f"redis://{user}:{quoted}@127.0.0.1:{port}/0"
+        return load_settings(
+            {}, redis_url=url, namespace="test", lease_s="2", heartbeat_s="0.2", api_port=0
+        )
+
+    return settings_of
+
+
+@pytest.fixture
+def as_user(port: int) -> Iterator[Callable[[str], redis.Redis]]:
+    """A client that is a user."""
+    with contextlib.ExitStack() as stack:
+
+        def as_user(user: str) -> redis.Redis:
+            client = redis.Redis(port=port, username=user, password=PASSWORD[user])
+            return stack.enter_context(contextlib.closing(client))
+
+        yield as_user
+
+
+@pytest.fixture
+def settings(settings_of: Callable[[str], Settings]) -> Settings:
+    """`start_worker` starts workers with these."""
+    return settings_of("worker")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+        "POC_REDIS_URL": settings.redis_url,
+        "POC_NAMESPACE": "test",
+    }
+
+
+@contextlib.contextmanager
+def running(command: list[str], env: dict[str, str], log: Path, sign: str) -> Iterator[str]:
+    """A process that has logged `sign`, of which the first group is given."""
+    process = spawn([sys.executable, "-m", *command], env=env, cwd=ROOT, log_path=log)
+    try:
+        found = wait_until(lambda: re.search(sign, log.read_text()), 60, f"{command} to say {sign}")
+        yield found[0]
+        assert process.poll() is None, log.read_text()
+    finally:
+        end(process)
+
+
+def test_a_whole_round_with_each_process_as_its_user(
+    settings_of: Callable[[str], Settings],
+    as_user: Callable[[str], redis.Redis],
+    start_worker: Any,
+    tmp_path: Path,
+) -> None:
+    """Given worker, API, Flower and controller as their users, none is ever refused anything."""
+    admin = as_user("admin")
+    admin.acl_log_reset()
+    controller = environment(settings_of("controller"))
+
+    def poc(*words: str, stdin: str = "") -> str:
+        command = [sys.executable, "-m", "worker.cli", *words]
+        done = subprocess.run(
+            command,
+            env=controller,
+            cwd=ROOT,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    worker = start_worker("w0", seconds=0.02)
+    flower_port = free_port()
+    api_env = environment(settings_of("api")) | {"POC_API_PORT": "0"}
+    flower_env = environment(settings_of("flower"))
+    flower_env |= {"CELERY_BROKER_URL": flower_env["POC_REDIS_URL"], "FLOWER_BASIC_AUTH": "u:p"}
+    flower_command = ["celery", "flower", f"--port={flower_port}", "--address=127.0.0.1"]
+    with (
+        running(["worker.cli", "api"], api_env, tmp_path / "api.log", r"http://127\S+") as url,
+        running(flower_command, flower_env, tmp_path / "flower.log", "Connected to redis"),
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as api,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{flower_port}",
+            auth=("u", "p"),
+            timeout=30,
+            trust_env=False,
+        ) as flower,
+    ):
+        assert api.get("/readyz").status_code == 200
+        # A receiver that is not there: the worker also keeps an outbox.
+        config = ROUND | {"callback_url": f"http://127.0.0.1:{free_port()}"}
+        poc("generate", "--config", "-", stdin=json.dumps(config))
+        wait_until(
+            lambda: api.get("/api/v1/pow/status").json()["total_valid"], description="a valid nonce"
+        )
+        tasks = wait_until(
+            lambda: flower.get("/api/tasks").json(), description="Flower to hear of the round"
+        )
+        assert "poc.generate" in {task["name"] for task in tasks.values()}
+        workers = flower.get("/api/workers", params={"refresh": 1}).json()
+        assert "poc.stop" in workers[worker.name]["registered"]
+        assert flower.get("/api/queues/length").json()["active_queues"]
+        stopped = json.loads(poc("stop", "--json"))
+        assert json.loads(poc("status", "--json"))["round"]["state"] == "STOPPED"
+        assert api.get(f"/api/v1/pow/rounds/{stopped['round_id']}").json()["state"] == "STOPPED"
+        assert api.get("/api/v1/pow/nonces").json()["total_valid"] == stopped["total_valid"]
+        proofs = poc("proofs", "--count", "8")
+        verdict = json.loads(poc("validate", "--batch", "-", "--json", stdin=proofs))
+        assert verdict["fraud_detected"] is False
+    worker.process.terminate()
+    assert worker.process.wait(20) == 0
+    assert [(e["username"], e["object"]) for e in admin.acl_log()] == []
+    assert "NOPERM" not in worker.log + (tmp_path / "flower.log").read_text()
+
+
+#: What each user must not do. Keys are those of the namespace that the server is for.
+REFUSED = {
+    "controller": [
+        "RPOP poc.test",  # take a command away
+        "LRANGE poc.test 0 -1",  # read others' commands
+        "DEL poc.test",
+        "LPUSH poc.other x",  # another node's queue
+        "HGETALL poc:other:status",
+        "HSET poc:test:status state IDLE",
+        "HSET poc:test:nonces:r1 1 0.1",
+        "LPUSH poc:test:found:r1 1",
+        "SET celery-task-meta-x forged",
+        "XADD poc:test:outbox * url http://evil",
+        "XRANGE poc:test:outbox - +",
+        "PUBLISH /0.celery.pidbox shutdown",  # remote control, by which workers can be ended
+        "PUBLISH poc:test:wake work",
+        "SUBSCRIBE /0.celeryev/task.sent",
+        "EVAL return 0",
+        "SCAN 0",
+        "KEYS *",
+        "FLUSHALL",
+        "CONFIG GET *",
+    ],
+    "api": [
+        "LPUSH poc.test x",
+        "LRANGE poc.test 0 -1",
+        "GET celery-task-meta-x",
+        "HSET poc:test:status state IDLE",
+        "DEL poc:test:status",
+        "HGETALL poc:test:run:r1",
+        "XRANGE poc:test:outbox - +",
+        "LRANGE poc:test:dead_letters 0 -1",
+        "HGETALL poc:other:status",
+        "PUBLISH poc:test:wake work",
+        "SUBSCRIBE poc:test:wake",
+        "EVAL return 0",
+        "SCAN 0",
+        "KEYS *",
+        "CONFIG GET *",
+    ],
+    "flower": [
+        "LPUSH poc.test x",
+        "LRANGE poc.test 0 -1",
+        "HGETALL poc:test:status",
+        "HSET poc:test:status state IDLE",
+        "GET celery-task-meta-x",
+        "XRANGE poc:test:outbox - +",
+        "PUBLISH poc:test:wake work",
+        "KEYS *",
+        "CONFIG GET *",
+    ],
+    "worker": [
+        "LPUSH poc.other x",
+        "HGETALL poc:other:status",
+        "EVAL return\tredis.call('HGETALL','poc:other:status')",
+        "PUBLISH poc:other:wake work",
+        "KEYS *",
+        "FLUSHALL",
+        "CONFIG SET appendonly no",
+        "ACL LIST",
+        "MONITOR",
+        "SHUTDOWN",
+        "REPLICAOF no one",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("user", "command"), [(user, command) for user, all_ in REFUSED.items() for command in all_]
+)
+def test_a_user_can_t_do_what_is_others(
+    user: str, command: str, as_user: Callable[[str], redis.Redis]
+) -> None:
+    words = [word.replace("\t", " ") for word in command.split(" ")]
+    if words[0] == "EVAL":
+        words = ["EVAL", " ".join(words[1:]), "0"]
+    with pytest.raises((redis.exceptions.NoPermissionError, redis.ResponseError)) as caught:
+        as_user(user).execute_command(*words)
+    assert re.search("no permissions|No permissions|can't access|ACL failure", str(caught.value))
+
+
+@pytest.mark.parametrize(("user", "level"), [("admin", "ok"), ("worker", "warn")])
+def test_the_doctor_says_what_it_may_not_see(
+    user: str, level: str, settings_of: Callable[[str], Settings], start_worker: Any
+) -> None:
+    """A server that says no is not one that is away, and the rest is looked at all the same."""
+    worker = start_worker("w0")
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "doctor", "--json"],
+        env=environment(settings_of(user)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    findings = {each["name"]: each for each in json.loads(done.stdout)}
+    assert findings["redis"]["level"] == level
+    assert findings["workers"] == {
+        "name": "workers",
+        "level": "ok",
+        "text": worker.name,
+        "remedy": "",
+    }
+
+
+def test_a_controller_may_use_a_celery_client_of_its_own(
+    settings_of: Callable[[str], Settings], as_user: Callable[[str], redis.Redis], start_worker: Any
+) -> None:
+    """Given no more than the broker's URL and the queue's name, it enqueues and has its result."""
+    start_worker("w0")
+    as_user("admin").acl_log_reset()
+    url = settings_of("controller").redis_url
+    with Celery("theirs", broker=url, backend=url, set_as_current=False) as app:
+        asked = app.send_task(
+            "poc.init", kwargs={"config": ROUND, "replace": True}, queue="poc.test"
+        )
+        assert asked.get(timeout=20)["block_hash"] == "b"
+    assert [(e["username"], e["object"]) for e in as_user("admin").acl_log()] == []
+
+
+def test_nobody_comes_in_without_a_password(port: int) -> None:
+    """A stranger gets no answer to anything, and a password of another user opens nothing."""
+    with socket.create_connection(("127.0.0.1", port)) as stranger, stranger.makefile("rb") as said:
+
+        def ask(command: str) -> bytes:
+            stranger.sendall(command.encode() + b"\r\n")
+            return said.readline()
+
+        assert ask("PING").startswith(b"-NOAUTH")
+        assert ask("HGETALL poc:test:status").startswith(b"-NOAUTH")
+        for user in ("default", *USERS):
+            for password in ('""', "wrong", "default", f'"{PASSWORD["api"] * (user != "api")}"'):
+                assert ask(f"AUTH {user} {password}").startswith((b"-WRONGPASS", b"-ERR"))
+        assert ask("PING").startswith(b"-NOAUTH")
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_password_that_is_missing_is_named(user: str) -> None:
+    """There is no default."""
+    env = variables()
+    del env[f"POC_REDIS_{user.upper()}_PASSWORD"]
+    done = acl_file(env)
+    assert done.returncode == 1
+    assert f"POC_REDIS_{user.upper()}_PASSWORD is empty or not set" in done.stderr
+
+
+def test_the_file_holds_no_password() -> None:
+    written = acl_file(variables()).stdout
+    assert all(password not in written for password in PASSWORD.values())
+
+
+def test_secrets_are_made_anew_and_complete() -> None:
+    """Two runs have no value in common, and one is all that the users need."""
+
+    def made() -> dict[str, str]:
+        done = subprocess.run(["sh", "deploy/secrets.sh"], cwd=ROOT, capture_output=True, text=True)
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    one, two = made(), made()
+    assert not set(one.values()) & set(two.values())
+    assert acl_file({"PATH": os.environ["PATH"], **one}).returncode == 0
+    load_settings({name: one[name] for name in ("POC_API_TOKENS", "POC_CALLBACK_SECRET")})
