@@ -133,9 +133,12 @@ class Jobs:
         """A validation that waits for its verdict; it stays in the queue until `finish`."""
         with redis_errors():
             while job := self._redis.lindex(self._keys("verdicts"), 0):
-                fields = self._redis.hgetall(self._keys("job", job))
+                # At one moment: another clerk may end it in between, and take its distances away.
+                with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.hgetall(self._keys("job", job))
+                    pipe.hgetall(self._keys("job_dist", job))
+                    fields, parts = pipe.execute()
                 if "batch" in fields:
-                    parts = self._redis.hgetall(self._keys("job_dist", job))
                     return _computed(job, fields, parts)
                 self._redis.lrem(self._keys("verdicts"), 0, job)
         return None
