@@ -107,6 +107,7 @@ def _show(report: Report, out: Console) -> None:
         ("injected", report.faults),
         ("checked", report.checks),
         ("answers of the status API", report.api),
+        ("tracebacks in the logs", report.tracebacks),
     ):
         table = Table(title=title, title_justify="left")
         table.add_column("what")

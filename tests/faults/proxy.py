@@ -29,6 +29,8 @@ class Proxy:
         self.stalled = False
         #: New connections are reset.
         self.refusing = False
+        #: The same, whatever is healed: somebody works on what is behind it.
+        self.shut = False
         #: Bytes to clients until all connections are reset, in the middle of some answer.
         self.cut_after: int | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -75,7 +77,7 @@ class Proxy:
         self._writers.add(writer)
         try:
             await self._open()
-            if not self.refusing:
+            if not self.refusing and not self.shut:
                 await self._connect(reader, writer)
         except OSError:
             pass

@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -59,7 +59,7 @@ class Options:
     seed: int = 1
     seconds: float = 600.0
     workers: int = 3
-    kill_every_s: float = 2.5
+    kill_every_s: float = 2.0
     fault_every_s: float = 2.0
     #: Only these phases, in turns.
     phases: tuple[str, ...] = PHASES
@@ -90,6 +90,8 @@ class Report:
     #: MiB of each process in its first quarter (after it had warmed up) and its last.
     memory: dict[str, dict[str, float]] = field(default_factory=dict)
     slowest_sigterm_s: float = 0.0
+    #: How often each exception had a traceback in a log.
+    tracebacks: dict[str, int] = field(default_factory=dict)
 
 
 class Run:
@@ -156,6 +158,7 @@ class Run:
                 if time.monotonic() > end - ACT_S[0]:
                     break
             self._check_memory()
+            self._check_logs()
         except Broken as broken:
             report.broken = {"invariant": broken.invariant, "detail": broken.detail}
         finally:
@@ -449,6 +452,26 @@ class Run:
                     "memory stays flat",
                     f"{name} had {early / 2**20:.0f} MiB and has {late / 2**20:.0f} MiB",
                 )
+
+    def _check_logs(self) -> None:
+        """What was injected is expected trouble: no process shows a traceback for it."""
+        traces = [trace for name in self.node.members for trace in self._traces(name)]
+        self._report.tracebacks = dict(Counter(traces))
+        unexpected = [trace for trace in traces if not trace.startswith("MemoryError")]
+        self._demand(
+            not unexpected, "no fault shows as a traceback", f"{Counter(unexpected).most_common(5)}"
+        )
+
+    def _traces(self, name: str) -> Iterator[str]:
+        """The last line of each traceback in a log."""
+        inside = False
+        with self.node.log(name).open(errors="replace") as log:
+            for line in log:
+                if line.startswith("Traceback"):
+                    inside = True
+                elif inside and not line.startswith(" "):
+                    inside = False
+                    yield line.strip()[:200]
 
     def _flatness(self) -> dict[str, tuple[float, float, float]]:
         """Of the API and the oldest veteran: bytes early, bytes late, its age in seconds."""

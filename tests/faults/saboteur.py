@@ -89,7 +89,10 @@ class World:
         return self.server.direct()
 
     def lose(self, fault: str, how: Callable[[], None]) -> Callable[[], None]:
-        """Break the server by `how`; what is given back measures what was lost."""
+        """Break the server by `how`; what is given back measures what was lost.
+
+        Until then nobody gets through: what they wrote would hide the loss.
+        """
         keys = Keys(self.namespace)
 
         def seen() -> tuple[int, str, int]:
@@ -99,10 +102,13 @@ class World:
                 return clock, round_id or "", int(checked or 0)
 
         clock, round_id, checked = seen()
+        self.proxy.shut = True
         how()
+        self.proxy.cut()
 
         def measure() -> None:
             clock_now, round_now, checked_now = seen()
+            self.proxy.shut = False
             kept = checked_now if round_now == round_id else 0
             lost = max(0, checked - kept)
             if clock_now < clock:
@@ -240,12 +246,11 @@ def _set(world: World, name: str, value: str) -> None:
 
 def _fill_disk(world: World, _: Random) -> Undo:
     # With `always` the server ends itself: it can't keep its word.
-    measure = world.lose("disk full", world.server.fill_disk)
+    world.server.fill_disk()
 
     def free() -> None:
         world.server.free_disk()
         world.server.start()
-        measure()
 
     return free
 
