@@ -15,8 +15,12 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 # The auditor's packages are not the project's, so they have an environment of their own.
 AUDIT_VENV := .venv-audit
 
+# What `make faults` runs: the same seed makes the same schedule.
+SEED    ?= 1
+SECONDS ?= 600
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm test-gpu check lint audit format lock clean
+.PHONY: help install demo test test-vllm test-gpu faults check lint audit format lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -49,6 +53,9 @@ test-vllm: $(VLLM_STAMP) ## Run the tests of the vLLM engine, with a vLLM for th
 
 test-gpu: ## Run the tests that need a GPU, in the environment that `python` is in
 	@exec python -m pytest -m gpu tests/gpu
+
+faults: $(STAMP) ## Break everything for SECONDS, by a schedule of SEED; all must stay exact
+	@exec env PYTHONPATH=.:tests $(BIN)/python -m faults --seed $(SEED) --seconds $(SECONDS)
 
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)

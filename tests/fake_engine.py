@@ -2,7 +2,8 @@
 
 A worker process loads it with `POC_ENGINE=fake_engine:load` and `POC_MODEL=fake?seconds=0.05`
 (`tests` on the Python path). More knobs: `nan=7` gives no distance for every seventh nonce,
-`fail=3` fails every third job, `max_seq_len=64`, `weights=other` is another model.
+`fail=3` fails every third job, `hang=3` takes `hang_s` seconds for every third, `memory=3` raises
+MemoryError at the third, `max_seq_len=64`, `weights=other` is another model.
 
 None of these touches the functional check. `fault=/a/file` does: what that file says at the time
 breaks the device (see `FAULTS`), and it is well again when the file is gone.
@@ -62,11 +63,15 @@ class FakeEngine:
         seconds: float = 0.0,
         nan: int = 0,
         fail: int = 0,
+        hang: int = 0,
+        hang_s: float = 600.0,
+        memory: int = 0,
         max_seq_len: int = 1024,
         weights: str = "fake",
         fault: Path | None = None,
     ) -> None:
         self.seconds, self.nan, self.fail = seconds, nan, fail
+        self.hang, self.hang_s, self.memory = hang, hang_s, memory
         self._fault_file = fault
         #: Jobs that began, and beside them functional checks.
         self.jobs: list[Job] = []
@@ -122,13 +127,16 @@ class FakeEngine:
             return self._distances(job)
         self.jobs.append(job)
         began = time.perf_counter()
-        self._closing.wait(self.seconds)
+        hangs = self.hang and len(self.jobs) % self.hang == 0
+        self._closing.wait(self.hang_s if hangs else self.seconds)
         self.gate.wait()
         self.busy_seconds += time.perf_counter() - began
         if self._closing.is_set():
             raise EngineError("the engine was closed while it computed")
         if self.fail and len(self.jobs) % self.fail == 0:
             raise EngineError("the fake engine was asked to fail")
+        if self.memory and len(self.jobs) == self.memory:
+            raise MemoryError("the fake engine was asked to run out of memory")
         return self._without_some(job.nonces, self._distances(job))
 
     def _distances(self, job: Job) -> list[float]:
@@ -164,6 +172,9 @@ def load(settings: Settings) -> FakeEngine:
         seconds=float(knobs.get("seconds", 0)),
         nan=int(knobs.get("nan", 0)),
         fail=int(knobs.get("fail", 0)),
+        hang=int(knobs.get("hang", 0)),
+        hang_s=float(knobs.get("hang_s", 600)),
+        memory=int(knobs.get("memory", 0)),
         max_seq_len=int(knobs.get("max_seq_len", 1024)),
         weights=knobs.get("weights", "fake"),
         fault=Path(knobs["fault"]) if "fault" in knobs else None,

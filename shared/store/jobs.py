@@ -149,12 +149,11 @@ class Jobs:
         while (raw := self._dead_letters.head("verdicts")) is not None:
             job = raw.decode(errors="replace")
             with redis_errors():
-                fields = self._redis.hgetall(self._keys("job", job)) if job else {}
+                fields, parts = self._read(job)
                 if "batch" not in fields:  # another clerk has finished it, or it never was
                     if self._redis.lrem(self._keys("verdicts"), 0, raw):
                         log.error("verdicts: dropped %.80r: no open validation has this id", raw)
                     continue
-                parts = self._redis.hgetall(self._keys("job_dist", job))
             try:
                 return _computed(job, fields, parts)
             except _UNREADABLE as error:
@@ -183,6 +182,16 @@ class Jobs:
             job: {"done": int(done or 0), "total": int(total or 0)}
             for job, (done, total) in zip(jobs, counts, strict=True)
         }
+
+    def _read(self, job: str) -> tuple[dict[str, str], dict[str, str]]:
+        """A validation and its distances, at one moment: another clerk may end it in between."""
+        if not job:
+            return {}, {}
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(self._keys("job", job))
+            pipe.hgetall(self._keys("job_dist", job))
+            fields, parts = pipe.execute()
+        return fields, parts
 
     def _open(self, job: str) -> tuple[str, ProofBatch, PoCConfig] | None:
         """The batch and the config of a validation, which never change; None when it has ended."""

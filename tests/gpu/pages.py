@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from faults import FaultyExtension
+from faulty_extension import FaultyExtension
 
 
 class ComparingExtension(FaultyExtension):

@@ -55,7 +55,7 @@ def load() -> Iterator[Callable[..., VllmEngine]]:
 def shared_driver(checkpoint: Callable[[str], Path]) -> Iterator[Driver]:
     """One Qwen3 engine for all tests that leave it as it was."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_engine, "_EXTENSION", "faults.FaultyExtension")
+        patch.setattr(vllm_engine, "_EXTENSION", "faulty_extension.FaultyExtension")
         engine = VllmEngine(settings_of(checkpoint("qwen3")))
     yield Driver(engine)
     engine.close()

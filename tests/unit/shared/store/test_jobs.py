@@ -77,6 +77,29 @@ def test_the_last_chunk_makes_it_ready(store: Store, config: PoCConfig) -> None:
     assert job.batch.nonces == [7, 5, 3]
 
 
+def test_a_job_that_another_clerk_ends_meanwhile_is_whole_or_gone(
+    store: Store,
+    new_store: Callable[..., Store],
+    redis: Client,
+    config: PoCConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Never with its batch and without its distances, which would look as if none was computed."""
+    store.rounds.open_job("j", batch_of(config, 7, 5), config)
+    store.jobs.commit(take(store), [0.1, 0.2])
+    job, other, read = computed(store), new_store(), redis.hgetall
+
+    def read_then_end(key: str) -> Any:
+        found = read(key)
+        monkeypatch.undo()
+        other.jobs.finish(job, result="{}")
+        return found
+
+    monkeypatch.setattr(redis, "hgetall", read_then_end)
+    seen = store.jobs.next_computed()
+    assert seen is None or seen.dist == [0.1, 0.2]
+
+
 def test_a_chunk_counts_once(store: Store, config: PoCConfig) -> None:
     store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
     chunk = take(store)

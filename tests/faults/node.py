@@ -1,0 +1,211 @@
+"""The processes of a node: workers, the one that delivers callbacks, the status API.
+
+Whoever ends is started again, as a supervisor would; whoever ends without a reason is a defect.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from faults.invariants import NAN_EVERY, Broken
+from shared.settings import Settings
+from worker.children import end, spawn
+
+ROOT = Path(__file__).parents[2]
+
+#: Seconds that a batch takes.
+BATCH_S = 0.03
+#: Seconds after SIGTERM in which a process has to end, whatever else is broken.
+END_S = 60.0
+#: What an engine may suffer from: knobs of the fake one, and how many workers in a hundred have it.
+ENGINES = {
+    "engine raises": ("fail=29", 15),
+    "engine hangs past its deadline": ("hang=60&hang_s=6", 8),
+    "engine runs out of memory": ("memory=80", 8),
+}
+#: Those that may end their worker.
+FATAL = ("engine hangs past its deadline", "engine runs out of memory")
+
+
+@dataclass
+class Member:
+    """One process, and the processes that it was before."""
+
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    #: Why it may end, or has ended.
+    excuse: str = ""
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    #: When it was told to end; 0 when it was not.
+    told_at: float = 0.0
+    frozen: bool = False
+
+    @property
+    def lives(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+
+@dataclass
+class Node:
+    """`workers` of them beside one veteran, which suffers the same, but is not killed alone."""
+
+    settings: Settings
+    directory: Path
+    workers: int
+    random: Random
+    count: dict[str, int]
+    members: dict[str, Member] = field(default_factory=dict)
+    #: The longest time from SIGTERM to the end of a worker, seconds.
+    slowest_end_s: float = 0.0
+
+    def start(self) -> None:
+        """Start all, and wait for the API and the veteran."""
+        names = ["api", "callbacks", "veteran", *(f"w{n}" for n in range(self.workers))]
+        self.members = {name: Member(name) for name in names}
+        for member in self.members.values():
+            self._start(member)
+
+    @property
+    def mortals(self) -> list[Member]:
+        """The workers that may be killed alone and live."""
+        return [m for m in self.members.values() if m.name.startswith("w") and m.lives]
+
+    @property
+    def computing(self) -> list[Member]:
+        """All workers that live."""
+        return [m for m in self.members.values() if m.name not in ("api", "callbacks") and m.lives]
+
+    def log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
+
+    def kill(self, member: Member) -> None:
+        """Kill -9."""
+        member.excuse = "killed"
+        member.frozen = False
+        if member.lives:
+            member.process.kill()
+        self._await_restart(member)
+
+    def tell_to_end(self, member: Member) -> None:
+        """SIGTERM."""
+        if not member.told_at:
+            member.excuse, member.told_at = "told to end", time.monotonic()
+            member.process.terminate()
+
+    def freeze(self, member: Member) -> None:
+        """SIGSTOP."""
+        member.frozen = True
+        os.kill(member.process.pid, signal.SIGSTOP)
+
+    def thaw(self, member: Member) -> None:
+        """SIGCONT."""
+        if member.lives and member.frozen:
+            os.kill(member.process.pid, signal.SIGCONT)
+        member.frozen = False
+
+    def supervise(self) -> None:
+        """Start again what has ended. Raises `Broken` for what ended without a reason."""
+        now = time.monotonic()
+        for member in self.members.values():
+            if member.lives:
+                if member.told_at and not member.frozen and now > member.told_at + END_S:
+                    raise Broken("a process that is told to end ends", f"{member.name} did not")
+                continue
+            if member.process is not None:
+                self._bury(member, now)
+            if now >= member.restart_at:
+                self._start(member)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that each process has resident."""
+        found = {}
+        for member in self.members.values():
+            if member.lives:
+                try:
+                    found[member.name] = psutil.Process(member.process.pid).memory_info().rss
+                except psutil.Error:
+                    continue
+        return found
+
+    def end(self) -> None:
+        """End all."""
+        for member in self.members.values():
+            if member.lives:
+                self.thaw(member)
+                member.process.terminate()
+        for member in self.members.values():
+            if member.process is not None:
+                end(member.process)
+
+    def _bury(self, member: Member, now: float) -> None:
+        status = member.process.wait()
+        if not member.excuse:
+            raise Broken("no process ends by itself", f"{member.name} ended with status {status}")
+        if member.told_at:
+            took = now - member.told_at
+            self.slowest_end_s = max(self.slowest_end_s, took)
+            # Before it has handlers for signals it has nothing to give back either.
+            well = status == 0 or (status == -signal.SIGTERM and not self._was_ready(member))
+            if not well:
+                raise Broken("a process that is told to end ends well", f"{member.name}: {status}")
+        elif member.excuse in FATAL:
+            self.count[f"worker ended by: {member.excuse}"] += 1
+        self._await_restart(member)
+
+    def _was_ready(self, member: Member) -> bool:
+        said = self.log(member.name).read_text(errors="replace")
+        return f"ready: worker {member.name}-{member.starts}@" in said
+
+    def _await_restart(self, member: Member) -> None:
+        if member.process is not None:
+            member.process.wait()
+        member.process, member.told_at, member.frozen = None, 0.0, False
+        member.restart_at = time.monotonic() + self.random.uniform(0, 0.5)
+
+    def _start(self, member: Member) -> None:
+        member.starts += 1
+        member.excuse, knobs = "", ""
+        command = "worker"
+        if member.name in ("api", "callbacks"):
+            command = member.name
+        elif member.name != "veteran":
+            draw = self.random.uniform(0, 100)
+            for name, (knob, share) in ENGINES.items():
+                if 0 <= draw < share:
+                    self.count[name] += 1
+                    member.excuse = name if name in FATAL else ""
+                    knobs = f"&{knob}"
+                draw -= share
+        env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+            "POC_" + name.upper(): str(value)
+            for name, value in self.settings.model_dump(exclude_unset=True).items()
+        }
+        if command == "worker":
+            env |= {
+                "POC_WORKER_NAME": f"{member.name}-{member.starts}@{socket.gethostname()}",
+                "POC_ENGINE": "fake_engine:load",
+                "POC_MODEL": f"fake?seconds={BATCH_S}&nan={NAN_EVERY}{knobs}",
+                "POC_RUN_CALLBACKS": "true" if self.random.random() < 0.5 else "false",
+                "PYTHONPATH": str(ROOT / "tests"),
+                "OMP_NUM_THREADS": "1",
+            }
+        member.started_at = time.monotonic()
+        member.process = spawn(
+            [sys.executable, "-m", "worker.cli", command],
+            env=env,
+            cwd=ROOT,
+            log_path=self.log(member.name),
+            own_session=True,
+        )

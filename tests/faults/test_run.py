@@ -1,0 +1,48 @@
+"""A short run of the harness holds, and one with a defect in it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*options: str) -> tuple[int, dict[str, Any], str]:
+    """Exit status, report and all that was said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "faults", "--no-huge", *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=380,
+    )
+    said = done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+    return done.returncode, report, said
+
+
+def test_a_minute_of_faults_loses_nothing() -> None:
+    """Given every persistence, kills and other faults, then all invariants hold."""
+    status, report, said = run("--seconds", "60", "--seed", "1")
+    assert status == 0, said
+    assert report["faults"]["worker killed"] > 0
+    assert report["checks"]["a round is exact"] >= 4
+    assert report["nonces"] > 0
+
+
+def test_a_defect_ends_a_run() -> None:
+    """Given a batch that counts twice, the run fails and names invariant and seed."""
+    status, report, said = run("--seconds", "40", "--phase", "always", "--sabotage", "count-twice")
+    assert status == 1, said
+    assert report["broken"]["invariant"] == "total_checked and total_valid equal a recount"
+    assert "with seed 1" in said
