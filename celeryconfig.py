@@ -44,14 +44,15 @@ broker_channel_error_retry = True
 broker_transport_options = {
     # Only a message that was popped and never acknowledged waits for this; ours are at once.
     "visibility_timeout": 3600,
-    # A silent peer (a pulled cable) is noticed instead of waited for.
-    "socket_timeout": 10,
+    # A silent peer (a pulled cable) is noticed instead of waited for: as soon as by the store, and
+    # a worker that is told to end meanwhile has several of these to wait for.
+    "socket_timeout": 5,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "health_check_interval": 10,
 }
 # The same for the result backend, and a lost reply is asked for again: its writes may be repeated.
-redis_socket_timeout = 10
+redis_socket_timeout = 5
 redis_socket_connect_timeout = 5
 redis_socket_keepalive = True
 redis_backend_health_check_interval = 10

@@ -121,6 +121,7 @@ class Node:
         # For as long as the watchdog lets it.
         while self._worker and self._worker.is_alive() and not self._hangs.is_set():
             self._worker.join(0.1)
+        reached = True
         if self._engine and not self._hangs.is_set():
             try:
                 with self._watchdog.watching():
@@ -128,6 +129,7 @@ class Node:
             except Quarantined as error:
                 self._failed(error)
             except PoCError as error:
+                reached = False
                 log.warning("%s: what this worker holds is free when its lease ends", error)
         # First the heartbeat ends: it would register anew what has just left.
         self._landed.set()
@@ -135,7 +137,8 @@ class Node:
             thread.join(timeout=5)
         if self._engine:
             try:
-                self.store.workers.leave(self.manager.worker)
+                if reached:  # else it would be waited for once more, and whoever ends us waits, too
+                    self.store.workers.leave(self.manager.worker)
             except PoCError as error:
                 log.warning("%s: this worker is listed until it is missed", error)
             if not self._hangs.is_set():

@@ -190,6 +190,26 @@ class TestRedisRestarts:
         assert client.stop().total_checked
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_end_does_not_wait_for_a_redis_that_hangs(
+    redis_server: EmbeddedRedis, client: PoCClient, store: Store, start_worker: Any
+) -> None:
+    """Given a Redis that accepts connections and says nothing, then SIGTERM ends it all the same.
+
+    Sooner than the 30 s after which supervisors like to kill.
+    """
+    worker = start_worker("w0", seconds=0.02)
+    client.generate(ALL_VALID)
+    checked_more(store, 4)
+    assert redis_server.pid
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    try:
+        worker.process.terminate()
+        assert worker.process.wait(30) == 0
+    finally:
+        os.kill(redis_server.pid, signal.SIGCONT)
+
+
 def test_a_killed_redis_without_a_log_leaves_no_worker_hanging(
     redis_server: EmbeddedRedis, client: PoCClient, store: Store, start_worker: Any
 ) -> None:

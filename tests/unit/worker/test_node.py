@@ -376,6 +376,19 @@ class TestStop:
             running.engine.gate.set()
             running.node.stop()
         assert "what this worker holds is free when its lease ends" in caplog.text
+        # Asked once in vain is enough: a Redis that hangs costs some seconds each time.
+        assert "this worker is listed until it is missed" not in caplog.text
+        assert threads() == []
+
+    def test_an_idle_worker_whose_redis_is_away_says_so(
+        self, make: Callable[..., Running], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It holds nothing, and only its place in the list stays."""
+        with EmbeddedRedis() as server:
+            running = make(changes={"redis_url": server.url})
+            running.start()
+            server.kill()
+            running.node.stop()
         assert "this worker is listed until it is missed" in caplog.text
         assert threads() == []
 
