@@ -27,6 +27,7 @@ from shared.errors import (
     EngineDied,
     EngineError,
     InvalidRequest,
+    PoCError,
     Quarantined,
     RoundNotInitialized,
 )
@@ -234,6 +235,10 @@ class PoCManager:
                 raise
             except EngineError as error:
                 log.warning("a batch was given back: %s", error)
+            except PoCError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a defect, and the worker ends already
+                log.warning("a batch was given back: %r", error)
 
     def abandon(self, error: str | None = None) -> None:
         """Give everything back; `error` is held against what the device computes now."""
@@ -334,6 +339,12 @@ class PoCManager:
             self._flights = self._flights[1:]
             if not isinstance(error, EngineDied):
                 self._examine()  # is it the batch, or the device?
+            raise
+        except PoCError:
+            raise
+        except Exception as error:  # a defect of the engine, which ends the worker
+            self._give_back(work, repr(error))
+            self._flights = self._flights[1:]
             raise
         else:
             if isinstance(work, Claim):

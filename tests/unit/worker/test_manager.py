@@ -374,6 +374,19 @@ class TestRunBatch:
         assert (now.total_failed, now.total_checked) == (4, 0)
         assert now.error == "positions 0 to 3 failed 3 times: the fake engine was asked to fail"
 
+    def test_a_defect_of_the_engine_costs_no_batch_either(
+        self, new_engine: Callable[..., FakeEngine], store: Store, config: PoCConfig
+    ) -> None:
+        """It ends the loop; what is in flight is given back, so that the worker can leave."""
+        manager = PoCManager(new_engine(memory=1), store, "w")
+        manager.start_generate(config)
+        assert manager.step()
+        with pytest.raises(MemoryError):
+            manager.step()
+        manager.land()
+        assert manager.tokens == []
+        assert min(free(store, 2)) == 0
+
     def test_a_redis_that_goes_away_costs_no_batch(
         self, manager: PoCManager, store: Store, config: PoCConfig, away: Away
     ) -> None:
