@@ -71,12 +71,11 @@ lint: $(STAMP) ## Run the linters: ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# PyPI says which versions have known holes. Strict: a package that it does not know is not passed
-# over as clean, which is what a mirror without that service would look like.
-audit: ## Look for known vulnerabilities in the tested versions; asks pypi.org
+# OSV says which versions have known holes.
+audit: ## Look for known vulnerabilities in the tested versions; asks api.osv.dev
 	@test -x $(AUDIT_VENV)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT_VENV) \
 	  && $(AUDIT_VENV)/bin/python -m pip install --quiet pip-audit; }
-	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip \
+	$(AUDIT_VENV)/bin/pip-audit --vulnerability-service osv --strict --no-deps --disable-pip \
 	  -r constraints.txt -r constraints-vllm.txt
 
 check: lint test ## Run what CI runs: the linters, then the tests
