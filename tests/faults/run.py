@@ -40,8 +40,6 @@ NAMESPACE = "faults"
 ACT_S, PHASE_S = (6.0, 14.0), 150.0
 #: Seconds in which everything has to come to rest when all is healed.
 SETTLE_S = 90.0
-#: Seconds before a loss in which what was seen may be lost with it.
-LOSS_REACH_S = 3.0
 #: Seconds between two lines of progress, and between two looks at the memory.
 SAY_S, MEMORY_S = 10.0, 2.0
 #: A process may be so much larger at its end than after its first quarter, if it is that old.
@@ -295,14 +293,10 @@ class Run:
 
     def _check_rounds(self, direct: redis.Redis) -> None:
         """Every round that Redis has: exact, and if it was over before, the same."""
-        # What was seen shortly before a loss may be lost with it.
-        until, again = self.world.lost_at - LOSS_REACH_S, self.world.lost_at
-        if self.world.phase == "none":
-            until = 0.0
         self._over = {
             round_id: (picture, at)
             for round_id, (picture, at) in self._over.items()
-            if at < until or at > again
+            if not any(loss.may_hold(at) for loss in self.world.losses)
         }
         prefix = self.keys("round", "x").removesuffix("x")
         current = direct.hgetall(self.keys("status"))

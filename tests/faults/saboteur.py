@@ -26,6 +26,8 @@ from shared.keys import Keys
 PHASES = ("always", "everysec", "failover", "none")
 #: Phases in which nothing that was answered may ever be lost.
 STRICT = ("always",)
+#: Seconds that may be lost beyond those that the clock in Redis shows.
+LOSS_REACH_S = 3.0
 #: Seconds that a replica lags behind its primary.
 LAG_S = 0.2
 
@@ -40,6 +42,12 @@ class Loss:
     fault: str
     seconds: float
     nonces: int
+    #: When, by time.monotonic().
+    at: float
+
+    def may_hold(self, seen_at: float) -> bool:
+        """Whether what was seen then may be lost with it."""
+        return self.seconds > 0 and self.at - self.seconds - LOSS_REACH_S < seen_at < self.at
 
 
 @dataclass
@@ -57,8 +65,6 @@ class World:
     replica: Server | None = None
     link: Proxy | None = None
     losses: list[Loss] = field(default_factory=list)
-    #: When something was lost last, by time.monotonic(); what was seen shortly before may be gone.
-    lost_at: float = 0.0
     #: All workers may be killed, the veteran among them.
     spare_veteran: bool = False
     _servers: int = 0
@@ -110,13 +116,12 @@ class World:
             clock_now, round_now, checked_now = seen()
             self.proxy.shut = False
             kept = checked_now if round_now == round_id else 0
-            lost = max(0, checked - kept)
+            lost, seconds = max(0, checked - kept), 0.0
             if clock_now < clock:
                 seconds = (clock - clock_now) / 1000 if clock_now else float("inf")
-                self.losses.append(Loss(self.phase, fault, seconds, lost))
-                self.lost_at = time.monotonic()
-            else:
-                self.losses.append(Loss(self.phase, fault, 0.0, 0))
+            self.losses.append(
+                Loss(self.phase, fault, seconds, lost if seconds else 0, time.monotonic())
+            )
 
         return measure
 
