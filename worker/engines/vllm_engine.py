@@ -547,9 +547,13 @@ async def _server(llm: Any, name: str) -> Any:
 
     from worker.engines.vllm_internals import openai_app
 
-    level = logging.root.level
+    # What vLLM imports for it (model_hosting_container_standards) lets the whole process log errors
+    # alone.
+    loggers: list[logging.Logger | logging.Handler] = [logging.root, *logging.root.handlers]
+    levels = [each.level for each in loggers]
     app = await openai_app(llm, llm.model_config.model, name)
-    logging.root.setLevel(level)  # something that vLLM imports for it silences the whole process
+    for each, level in zip(loggers, levels, strict=True):
+        each.setLevel(level)
     return uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GOODBYE_S)
     )
