@@ -72,9 +72,10 @@ def test_links_lead_somewhere() -> None:
     assert [each for each in links if not (ROOT / each).exists()] == []
 
 
-def test_each_test_that_proves_a_promise_is_there() -> None:
-    """`file::test` in docs/security.md; `::test` is of the file that was named last."""
-    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["security.md", "reliability.md"])
+def test_each_test_that_proves_a_promise_is_there(page: str) -> None:
+    """`file::test`; `::test` is of the file that was named last."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     named = re.findall(r"`(tests/\S+?\.py)?((?:::\w+)+)`", text)
     assert len(named) > 20
     file = ""
