@@ -15,6 +15,8 @@ the description of the routes stay open.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import logging
@@ -41,6 +43,8 @@ from shared.store import Store
 
 #: Seconds after which a client that was told 503 may ask again.
 RETRY_AFTER_S = 1
+#: Bytes of a refused body that are read all the same, and seconds that it has to come.
+DRAINED, DRAIN_S = 65_536, 1.0
 #: Connections at a time; more are told to come back. Each poller has one.
 MAX_CONNECTIONS = 500
 #: What POC_MAX_VALID can be at most, so no page starts further on.
@@ -243,11 +247,24 @@ class _Limits:
             if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
                 text, close = "no route here takes a body", {"Connection": "close"}
                 answer = JSONResponse({"detail": text}, 413, headers=close)
+                await _drain(receive)
             # A supervisor must not take a busy process for a dead one.
             elif scope["path"] != "/livez" and not self._limiter.hit(self._rate, address):
                 text, later = "too many requests", {"Retry-After": str(RETRY_AFTER_S)}
                 answer = JSONResponse({"detail": text}, 429, headers=later)
         await (answer or self._app)(scope, receive, send)
+
+
+async def _drain(receive: Receive) -> None:
+    """Take in a small body: a connection that is closed on unread bytes loses the answer, too."""
+    left = DRAINED
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while left > 0:
+                message = await receive()
+                if not message.get("more_body"):
+                    return
+                left -= len(message["body"])
 
 
 def serve(settings: Settings) -> None:

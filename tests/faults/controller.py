@@ -24,7 +24,7 @@ from shared.errors import CouldNotCompute, NoAnswer, PoCError, StoreUnavailable
 #: Seconds that a ticket may be without an end, when it may have begun anew.
 ANEW_S = 5.0
 #: Errors that a loss of Redis may bring: the round is gone, or came back another.
-AFTER_LOSS = ("RoundNotInitialized", "RoundMismatch", "InvalidRequest")
+AFTER_LOSS = ("RoundInProgress", "RoundNotInitialized", "RoundMismatch", "InvalidRequest")
 
 #: A generation that somebody waits for.
 Waiting = Ticket[Any] | Command

@@ -30,7 +30,7 @@ END_S = 60.0
 #: What an engine may suffer from: knobs of the fake one, and how many workers in a hundred have it.
 ENGINES = {
     "engine raises": ("fail=29", 15),
-    "engine hangs past its deadline": ("hang=60&hang_s=6", 8),
+    "engine hangs past its deadline": ("hang=60&hang_s=18", 8),
     "engine runs out of memory": ("memory=80", 8),
 }
 #: Those that may end their worker.

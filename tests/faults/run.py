@@ -109,7 +109,7 @@ class Run:
             namespace=NAMESPACE,
             lease_s="1.5",
             heartbeat_s="0.3",
-            batch_deadline="3",
+            batch_deadline="12",
             keep_rounds_s="1800",
             command_memory_s="1800",
             result_expires_s="1800",
