@@ -126,6 +126,19 @@ class _QoS(stock.QoS):  # type: ignore[misc]
             log.warning("a message is run without a note of it in Redis: %s", _sentence(error))
             virtual.QoS.append(self, message, delivery_tag)
 
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put back what was not acknowledged.
+
+        A connection that broke while a message was being acknowledged has nothing left to do that
+        by, and kombu's attempt would end the worker. The note in Redis stays: the message comes
+        again when its time is up, and whoever sent it sends it again before that.
+        """
+        if self.channel.connection.client is None:
+            log.warning("%d messages stay unacknowledged for now", len(self._delivered))
+            self._delivered.clear()
+            return
+        super().restore_unacked(client)
+
 
 class _Survivor:
     """The mixin for kombu's Redis channels; it holds the item that was popped last."""

@@ -334,6 +334,19 @@ def test_direct_access_passes_over_poison(redis_server: Any) -> None:
         assert direct.lrange(DEAD, 0, -1) == [b"{}", b"\xff"]
 
 
+def test_a_connection_that_broke_before_an_acknowledgement_ends_quietly(redis_server: Any) -> None:
+    """Else the consumer that closes it ends its worker; the note in Redis stays."""
+    with contextlib.closing(redis.Redis.from_url(redis_server.url)) as direct:
+        direct.lpush("poc.nobody", json.dumps(envelope()))
+        noted = direct.hlen("unacked")
+        broker = kombu.Connection(redis_server.url, transport=TRANSPORT, transport_options=OPTIONS)
+        channel = broker.default_channel
+        assert channel.basic_get("poc.nobody")
+        channel.connection.client = None  # as kombu leaves it when a connection has broken
+        channel.close()
+        assert direct.hlen("unacked") == noted + 1
+
+
 def test_tls_urls_keep_their_meaning() -> None:
     """Naming the transport must not lose what the URL's scheme says."""
     tls = kombu.Connection("rediss://:pw@h:6380/1?ssl_cert_reqs=CERT_REQUIRED", transport=TRANSPORT)
