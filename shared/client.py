@@ -210,14 +210,20 @@ class Ticket(Generic[Answer]):
         # Not `send_task`, which subscribes to the result as well: nobody would read that.
         message = self._app.amqp.create_task_message(self.id, self._name, kwargs=kwargs)
         with self._app.producer_or_acquire() as producer:
-            self._app.amqp.send_task_message(
-                producer,
-                self._name,
-                message,
-                queue=self._settings.queue,
-                retry=True,
-                retry_policy=_ONCE,
-            )
+            try:
+                self._app.amqp.send_task_message(
+                    producer,
+                    self._name,
+                    message,
+                    queue=self._settings.queue,
+                    retry=True,
+                    retry_policy=_ONCE,
+                )
+            except AttributeError as error:
+                # kombu lost the connection and kept its channel, by which nothing can be sent any
+                # more. Without it the pooled connection opens another.
+                producer.connection._default_channel = None  # noqa: SLF001
+                raise OperationalError(f"a connection was lost ({error})") from error
         self._send_at = time.monotonic() + self._resend_s
         self._resend_s = min(self._resend_s * 2, RESEND_S[1])
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import kombu
 import pytest
 import redis
 
@@ -175,6 +176,23 @@ def test_without_redis_the_caller_is_told_in_time() -> None:
     nowhere = load_settings({}, redis_url="redis://:secret@127.0.0.1:1/0")
     with pytest.raises(StoreUnavailable, match=r"redis://:\*\*\*@127\.0\.0\.1:1/0"):
         PoCClient(nowhere, timeout=0.2).stop()
+
+
+def test_a_pooled_connection_that_kombu_let_go_of_is_replaced(
+    settings: Settings, hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given kombu's error for it after a network was cut, the command goes all the same."""
+    hire(lambda _: ("SUCCESS", status()))
+    publish, lost = kombu.Producer.publish, iter([True])
+
+    def publish_by_a_lost_one(*args: Any, **options: Any) -> Any:
+        if next(lost, False):
+            raise AttributeError("'NoneType' object has no attribute 'hostname'")
+        return publish(*args, **options)
+
+    monkeypatch.setattr(kombu.Producer, "publish", publish_by_a_lost_one)
+    with contextlib.closing(PoCClient(settings)) as client:
+        assert client.stop().state == "IDLE"
 
 
 def test_a_wait_outlives_a_restart_of_redis(
