@@ -61,7 +61,7 @@ def driver(model: Path) -> Iterator[Driver]:
         vllm_options=json.dumps({"enable_prefix_caching": False}),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_engine, "_EXTENSION", "faults.FaultyExtension")
+        patch.setattr(vllm_engine, "_EXTENSION", "faulty_extension.FaultyExtension")
         engine = VllmEngine(settings)
     yield Driver(engine)
     engine.close()
