@@ -189,7 +189,7 @@ def _freeze(world: World, random: Random) -> Undo:
 
 
 def _terminate(world: World, random: Random) -> None:
-    chosen = [member for member in world.node.mortals if not member.frozen]
+    chosen = [m for m in world.node.mortals if not m.frozen and not m.excuse]
     if chosen:
         world.node.tell_to_end(random.choice(chosen))
 
@@ -328,7 +328,7 @@ FAULTS = (
     Fault("clock set back", "server", _set_clock(-20), 1.0, (3.0, 5.0), possible=_clock),
     Fault("clock set forward", "server", _set_clock(20), 1.0, (3.0, 5.0), possible=_clock),
     Fault("network slow", "network", _knob("delay_s", 0.02, 0.1, 0.3), 1.5, (1.0, 4.0)),
-    Fault("network silent", "network", _knob("stalled", True), 1.0, (0.5, 6.0)),
+    Fault("network silent", "network", _knob("stalled", True), 1.0, (0.5, 4.0)),
     Fault("network refuses", "network", _refuse, 1.0, (0.5, 4.0)),
     Fault("connections reset", "network", _reset, 1.0),
     Fault("reset within an answer", "network", _knob("cut_after", 300, 3000, 30000), 1.5),
