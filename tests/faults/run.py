@@ -268,11 +268,13 @@ class Run:
                 return
             status = direct.hgetall(self.keys("status"))
             self._demand(
-                status["state"] == "STOPPED" or not strict,
+                status.get("state") == "STOPPED" or not strict,
                 "nothing changes in a round that is over",
-                f"after its stop the round is {status['state']}",
+                f"after its stop the round is {status.get('state')}",
             )
-            ends = [e["total_checked"] for e in play.ends if e["round_id"] == status["round_id"]]
+            ends = [
+                e["total_checked"] for e in play.ends if e["round_id"] == status.get("round_id")
+            ]
             if strict and ends:
                 self._demand(
                     max(ends) == int(status["total_checked"]),
@@ -283,9 +285,9 @@ class Run:
             self._check_rounds(direct)
             again = direct.hgetall(self.keys("status"))
             self._demand(
-                (again["state"], again["round_id"]) == (status["state"], status["round_id"]),
+                all(again.get(name) == status.get(name) for name in ("state", "round_id")),
                 "a command replayed later changes nothing",
-                f"{status['round_id']} was {status['state']}, now {again}",
+                f"{status}, now {again}",
             )
 
     def _check_at_rest(self) -> None:
@@ -325,7 +327,7 @@ class Run:
                     "what was seen is kept",
                     f"round {round_id} showed {seen}, has {total}",
                 )
-            if replaced or current["state"] == "STOPPED":
+            if replaced or current.get("state") == "STOPPED":
                 self._over[round_id] = (picture, time.monotonic())
                 self._recounts[round_id] = recount
                 self._report.rounds += 1
