@@ -88,7 +88,7 @@ class Report:
     api: dict[str, int] = field(default_factory=dict)
     losses: list[dict[str, Any]] = field(default_factory=list)
     #: MiB of each process in its first quarter (after it had warmed up) and its last.
-    memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     slowest_sigterm_s: float = 0.0
     #: How often each exception had a traceback in a log.
     tracebacks: dict[str, int] = field(default_factory=dict)
@@ -479,14 +479,19 @@ class Run:
 
     def _flatness(self) -> dict[str, tuple[float, float, float]]:
         """Of the API and the oldest veteran: bytes early, bytes late, its age in seconds."""
-        found: dict[str, tuple[float, float, float]] = {}
+        return {
+            name: (statistics.median(early), statistics.median(late), samples[-1][0])
+            for name, samples in self._oldest().items()
+            if (early := _sizes(samples, 0.1, 0.35)) and (late := _sizes(samples, 0.75, 1.0))
+        }
+
+    def _oldest(self) -> dict[str, list[tuple[float, int]]]:
+        """Age and size over time, of the API and of the veteran that lived longest."""
+        found: dict[str, list[tuple[float, int]]] = {}
         for (name, _), samples in self._memory.items():
-            age = samples[-1][0]
-            if name in ("api", "veteran") and (name not in found or found[name][2] < age):
-                early = [size for at, size in samples if age * 0.1 <= at <= age * 0.35]
-                late = [size for at, size in samples if at >= age * 0.75]
-                if early and late:
-                    found[name] = (statistics.median(early), statistics.median(late), age)
+            longer = name not in found or found[name][-1][0] < samples[-1][0]
+            if name in ("api", "veteran") and longer:
+                found[name] = samples
         return found
 
     def _demand(self, holds: object, invariant: str, detail: str) -> None:
@@ -535,7 +540,15 @@ class Run:
         report.api = {str(code): n for code, n in sorted(self.watcher.codes.items())}
         report.slowest_sigterm_s = round(self.node.slowest_end_s, 1)
         report.memory = {
-            name: {"early": early / 2**20, "late": late / 2**20, "age_s": age}
+            name: {
+                "early": early / 2**20,
+                "late": late / 2**20,
+                "age_s": age,
+                "by_tenths": [
+                    round(max(_sizes(self._oldest()[name], n / 10, (n + 1) / 10) or [0]) / 2**20)
+                    for n in range(10)
+                ],
+            }
             for name, (early, late, age) in self._flatness().items()
         }
         kinds = sorted({(loss.phase, loss.fault) for loss in self.world.losses})
@@ -593,6 +606,12 @@ class Watcher:
                     status = answer.json()
                     round_id, checked = status["round_id"], status["total_checked"]
                     self.seen[round_id] = max(checked, self.seen.get(round_id, 0))
+
+
+def _sizes(samples: list[tuple[float, int]], since: float, until: float) -> list[int]:
+    """Sizes in a part of a life, from 0 to 1."""
+    age = samples[-1][0]
+    return [size for at, size in samples if since * age <= at <= until * age]
 
 
 def _used(direct: redis.Redis) -> int:
