@@ -58,6 +58,9 @@ class FakeEngine:
     While `gate` is cleared, a job that has begun does not end.
     """
 
+    #: Whether `jobs` and `checks` are kept: a worker that runs for long has nobody to look at them.
+    remembers = True
+
     def __init__(
         self,
         seconds: float = 0.0,
@@ -75,6 +78,7 @@ class FakeEngine:
         self._fault_file = fault
         #: Jobs that began, and beside them functional checks.
         self.jobs: list[Job] = []
+        self._begun = 0
         self.checks: list[Job] = []
         self.busy_seconds = 0.0
         self.info = EngineInfo(
@@ -123,19 +127,22 @@ class FakeEngine:
 
     def _run(self, job: Job) -> list[float]:
         if job.block_hash == BLOCK_HASH:
-            self.checks.append(job)
+            if self.remembers:
+                self.checks.append(job)
             return self._distances(job)
-        self.jobs.append(job)
+        self._begun += 1
+        if self.remembers:
+            self.jobs.append(job)
         began = time.perf_counter()
-        hangs = self.hang and len(self.jobs) % self.hang == 0
+        hangs = self.hang and self._begun % self.hang == 0
         self._closing.wait(self.hang_s if hangs else self.seconds)
         self.gate.wait()
         self.busy_seconds += time.perf_counter() - began
         if self._closing.is_set():
             raise EngineError("the engine was closed while it computed")
-        if self.fail and len(self.jobs) % self.fail == 0:
+        if self.fail and self._begun % self.fail == 0:
             raise EngineError("the fake engine was asked to fail")
-        if self.memory and len(self.jobs) == self.memory:
+        if self.memory and self._begun == self.memory:
             raise MemoryError("the fake engine was asked to run out of memory")
         return self._without_some(job.nonces, self._distances(job))
 
@@ -168,7 +175,7 @@ def load(settings: Settings) -> FakeEngine:
     knobs = dict(parse_qsl(urlsplit(settings.model or "fake").query))
     if "broken" in knobs:
         raise EngineError("the fake engine was asked not to load")
-    return FakeEngine(
+    engine = FakeEngine(
         seconds=float(knobs.get("seconds", 0)),
         nan=int(knobs.get("nan", 0)),
         fail=int(knobs.get("fail", 0)),
@@ -179,3 +186,5 @@ def load(settings: Settings) -> FakeEngine:
         weights=knobs.get("weights", "fake"),
         fault=Path(knobs["fault"]) if "fault" in knobs else None,
     )
+    engine.remembers = False
+    return engine

@@ -193,6 +193,13 @@ class Courier:
                 raise errors.StoreUnavailable("Redis is away")
             time.sleep(RETRY_S)
 
+    def deliver_late(self) -> None:
+        """Deliver now what was to come late: after a loss it may be news, and mean anything."""
+        with self._lock:
+            late, self._late = self._late, []
+        for _, _, command in late:
+            self.push(command)
+
     def _deliver_late(self) -> None:
         while not self._ended.wait(0.1):
             with self._lock:

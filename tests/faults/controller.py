@@ -141,6 +141,7 @@ class Play:
         while not self._finish.wait(self._random.uniform(0.2, 0.8)):
             self._random.choices([m for m, _ in moves], [w for _, w in moves])[0]()
         if self.act.stops:
+            self._boss.courier.deliver_late()
             gives_up_at = time.monotonic() + PATIENCE_S
             while True:
                 self._stop()

@@ -25,16 +25,19 @@ ROOT = Path(__file__).parents[2]
 
 #: Seconds that a batch takes.
 BATCH_S = 0.03
+#: POC_BATCH_DEADLINE: more than a step may wait for a Redis that is silent, twice in a row.
+DEADLINE_S = 12.0
 #: Seconds after SIGTERM in which a process has to end, whatever else is broken.
 END_S = 60.0
+HANGS = "engine hangs past its deadline"
 #: What an engine may suffer from: knobs of the fake one, and how many workers in a hundred have it.
 ENGINES = {
     "engine raises": ("fail=29", 15),
-    "engine hangs past its deadline": ("hang=60&hang_s=18", 8),
+    HANGS: ("hang=60&hang_s=600", 8),
     "engine runs out of memory": ("memory=80", 8),
 }
 #: Those that may end their worker.
-FATAL = ("engine hangs past its deadline", "engine runs out of memory")
+FATAL = (HANGS, "engine runs out of memory")
 
 
 @dataclass
@@ -79,8 +82,12 @@ class Node:
 
     @property
     def mortals(self) -> list[Member]:
-        """The workers that may be killed alone and live."""
-        return [m for m in self.members.values() if m.name.startswith("w") and m.lives]
+        """The workers that live and may be killed alone; one that hangs has to end itself."""
+        return [
+            m
+            for m in self.members.values()
+            if m.name.startswith("w") and m.lives and m.excuse != HANGS
+        ]
 
     @property
     def computing(self) -> list[Member]:

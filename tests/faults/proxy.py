@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 CHUNK = 1 << 16
+#: Pieces that may be under way in one direction of a connection.
+UNDER_WAY = 512
 
 
 class Proxy:
@@ -106,9 +108,29 @@ class Proxy:
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, to_client: bool
     ) -> None:
-        while data := await source.read(CHUNK):
-            if self.delay_s:
-                await asyncio.sleep(self.delay_s)
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(UNDER_WAY)
+        arriving = asyncio.ensure_future(self._arrive(under_way, sink, to_client=to_client))
+        try:
+            while data := await source.read(CHUNK):
+                # Each piece takes so long; how much can be under way is another matter.
+                await under_way.put((self._loop.time() + self.delay_s, data))
+            await under_way.put((0.0, b""))
+            await arriving
+        finally:
+            arriving.cancel()
+
+    async def _arrive(
+        self,
+        under_way: asyncio.Queue[tuple[float, bytes]],
+        sink: asyncio.StreamWriter,
+        *,
+        to_client: bool,
+    ) -> None:
+        while True:
+            due, data = await under_way.get()
+            if not data:
+                return
+            await asyncio.sleep(max(0.0, due - self._loop.time()))
             await self._open()
             if to_client and self.cut_after is not None:
                 self.cut_after -= len(data)
@@ -117,8 +139,11 @@ class Proxy:
                     await asyncio.sleep(0)
                     self._cut()
                     return
-            sink.write(data)
-            await sink.drain()
+            try:
+                sink.write(data)
+                await sink.drain()
+            except OSError:
+                return
 
     async def _open(self) -> None:
         while self.stalled:  # noqa: ASYNC110 - the knob is turned from another thread

@@ -19,7 +19,7 @@ import redis
 from faults.node import Node
 from faults.proxy import Proxy
 from faults.receiver import TROUBLES, Receiver
-from faults.server import Server, clock_library
+from faults.server import CLOCK_S, Server, clock_library
 from shared.keys import Keys
 
 #: What a server is run with. `failover` is everysec with a replica that lags behind.
@@ -189,7 +189,7 @@ def _freeze(world: World, random: Random) -> Undo:
 
 
 def _terminate(world: World, random: Random) -> None:
-    chosen = [member for member in world.node.mortals if not member.frozen]
+    chosen = [m for m in world.node.mortals if not m.frozen and not m.excuse]
     if chosen:
         world.node.tell_to_end(random.choice(chosen))
 
@@ -298,8 +298,13 @@ def _clock(_: World) -> bool:
     return clock_library() is not None
 
 
+def _steady(world: World) -> bool:
+    """By a clock that was set just now, or a server as young, no loss can be measured."""
+    return time.monotonic() > world.server.clock_set_at + 2 * CLOCK_S
+
+
 def _has_replica(world: World) -> bool:
-    return world.replica is not None and world.replica.in_step()
+    return _steady(world) and world.replica is not None and world.replica.in_step()
 
 
 _KEEPING = ("always", "everysec")
@@ -310,9 +315,11 @@ FAULTS = (
     Fault("worker frozen past its lease", "frozen", _freeze, 2.0, (2.5, 5.0)),
     Fault("worker frozen past its round", "sleeper", _freeze, 1.0, (12.0, 20.0), outlives=True),
     Fault("callbacks process killed", "callbacks", _kill_callbacks, 1.5),
-    Fault("Redis killed", "server", _kill_server, 2.0, (0.1, 2.0), (*_KEEPING, "none")),
-    Fault("Redis' machine crashes", "server", _crash_machine, 3.0, (0.1, 2.0), ("everysec",)),
-    Fault("fail-over", "server", _fail_over, 3.0, phases=("failover",), possible=_has_replica),
+    Fault("Redis killed", "server", _kill_server, 3.0, (0.1, 2.0), (*_KEEPING, "none"), _steady),
+    Fault(
+        "Redis' machine crashes", "server", _crash_machine, 6.0, (0.1, 2.0), ("everysec",), _steady
+    ),
+    Fault("fail-over", "server", _fail_over, 6.0, phases=("failover",), possible=_has_replica),
     Fault("Redis frozen", "server", _freeze_server, 1.0, (0.5, 4.0)),
     Fault("CLIENT PAUSE", "server", _pause_clients, 1.0),
     Fault("CLIENT KILL", "server", _kill_clients, 1.0),
@@ -321,7 +328,7 @@ FAULTS = (
     Fault("clock set back", "server", _set_clock(-20), 1.0, (3.0, 5.0), possible=_clock),
     Fault("clock set forward", "server", _set_clock(20), 1.0, (3.0, 5.0), possible=_clock),
     Fault("network slow", "network", _knob("delay_s", 0.02, 0.1, 0.3), 1.5, (1.0, 4.0)),
-    Fault("network silent", "network", _knob("stalled", True), 1.0, (0.5, 6.0)),
+    Fault("network silent", "network", _knob("stalled", True), 1.0, (0.5, 4.0)),
     Fault("network refuses", "network", _refuse, 1.0, (0.5, 4.0)),
     Fault("connections reset", "network", _reset, 1.0),
     Fault("reset within an answer", "network", _knob("cut_after", 300, 3000, 30000), 1.5),

@@ -73,7 +73,7 @@ class Server(EmbeddedRedis):
 
     def set_clock(self, offset: float) -> None:
         """Let the server's clock be `offset` seconds ahead; it sees that after a second."""
-        self.clock_offset = offset
+        self.clock_offset, self.clock_set_at = offset, time.monotonic()
         self._clock.write_text(f"{offset:+.3f}\n")
 
     def promote(self) -> None:
