@@ -16,7 +16,6 @@ the description of the routes stay open.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import ipaddress
 import logging
@@ -258,7 +257,7 @@ class _Limits:
 async def _drain(receive: Receive) -> None:
     """Take in a small body: a connection that is closed on unread bytes loses the answer, too."""
     left = DRAINED
-    with contextlib.suppress(TimeoutError):
+    with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_S):
             while left > 0:
                 message = await receive()

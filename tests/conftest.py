@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -32,3 +33,9 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     with contextlib.closing(redis.Redis.from_url(redis_server.url)) as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture
+def fault(tmp_path: Path) -> Path:
+    """What is written into it breaks a fake device that knows it, until the file is gone."""
+    return tmp_path / "fault"

@@ -7,9 +7,11 @@ what the hash of valid nonces holds.
 from __future__ import annotations
 
 from fake_engine import fake_distance
+from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.status import RoundStatus
 from shared.store import Store
+from support import wait_until
 
 #: Every nonce is valid.
 ALL_VALID = PoCConfig(block_hash="b", block_height=1, public_key="k", r_target=2, batch_size=4)
@@ -32,3 +34,10 @@ def without_gap(nonces: list[int], config: PoCConfig = ALL_VALID, open_batches: 
     assert set(nonces) == {n for p in positions for n in config.nonces(p, 1)}
     missing = set(range(max(positions) + 1)) - positions
     assert len(missing) <= open_batches * config.batch_size, sorted(missing)
+
+
+def generating(client: PoCClient, store: Store, nonces: int = 8) -> None:
+    """Begin, or go on, and wait until so many more are counted."""
+    client.generate(ALL_VALID)
+    goal = store.status().total_checked + nonces
+    wait_until(lambda: store.status().total_checked >= goal, description="the first batches")

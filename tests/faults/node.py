@@ -19,6 +19,7 @@ import psutil
 
 from faults.invariants import NAN_EVERY, Broken
 from shared.settings import Settings
+from support import clean_environment
 from worker.children import end, spawn
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +196,7 @@ class Node:
                     member.excuse = name if name in FATAL else ""
                     knobs = f"&{knob}"
                 draw -= share
-        env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+        env = clean_environment() | {
             "POC_" + name.upper(): str(value)
             for name, value in self.settings.model_dump(exclude_unset=True).items()
         }

@@ -172,7 +172,6 @@ class Run:
         if self.world.phase != phase:
             self.world.begin(phase)
             self._wait_for_workers()
-        self._phase_name = phase
         self.controller.strict = phase in STRICT
         self.controller.courier.forget()
         self.receiver.forget()

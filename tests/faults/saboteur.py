@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import time
@@ -397,14 +396,3 @@ class Saboteur:
 
     def _gap(self, mean: float) -> float:
         return self.random.uniform(0.5, 1.5) * mean
-
-
-def shares() -> dict[str, float]:
-    """How often each fault is drawn."""
-    total = sum(fault.weight for fault in FAULTS)
-    return {fault.name: fault.weight / total for fault in FAULTS}
-
-
-def cycle() -> itertools.cycle[str]:
-    """The phases of a run."""
-    return itertools.cycle(PHASES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import redis
 from shared.client import PoCClient
 from shared.settings import Settings, load_settings
 from shared.store import Store
-from support import wait_until
+from support import clean_environment, wait_until
 from worker.children import end, spawn
 from worker.embedded import EmbeddedRedis
 
@@ -106,7 +105,7 @@ def _starting(settings: Settings, directory: Path) -> Iterator[StartWorker]:
 
     def start(name: str = "w0", *, wait: bool = True, **options: object) -> WorkerProcess:
         knobs = {k: v for k, v in options.items() if not k.startswith("POC_")}
-        env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+        env = clean_environment() | {
             "POC_REDIS_URL": settings.redis_url,
             "POC_NAMESPACE": settings.namespace,
             "POC_LEASE_S": str(settings.lease_s),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -18,19 +16,17 @@ from typing import Any
 import httpx
 import pytest
 
+from serving_api import serving_api
 from shared.config import MAX_NONCE, PoCConfig
 from shared.settings import load_settings
 from shared.store import Store
 from support import wait_until
-from worker.children import end, spawn
 from worker.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 STATUS = "/api/v1/pow/status"
 NONCES = "/api/v1/pow/nonces"
-SERVE = "from shared.api import serve; from shared.settings import load_settings; "
 CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_target=1.4, batch_size=4)
 
 
@@ -72,30 +68,11 @@ def api(redis_url: str, tmp_path: Path) -> Iterator[Api]:
 def serving(redis_url: str, tmp_path: Path, **variables: str) -> Iterator[Api]:
     """The API with these variables on top."""
     log_path = tmp_path / "api.log"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("POC_")}
-    process = spawn(
-        [sys.executable, "-c", SERVE + "serve(load_settings())"],
-        env=environ
-        | {
-            "POC_REDIS_URL": redis_url,
-            "POC_NAMESPACE": "test",
-            "POC_API_PORT": "0",
-            "POC_API_RATE": "10000",
-            **variables,
-        },
-        cwd=ROOT,
-        log_path=log_path,
-    )
-    try:
-        found = wait_until(
-            lambda: re.search(r"listens on (http://[\d.]+:\d+)", log_path.read_text()),
-            timeout=60,
-            description="the API to listen on the loopback interface",
-        )
-        with httpx.Client(base_url=found[1], timeout=30, trust_env=False) as client:
-            yield Api(process, client, log_path)
-    finally:
-        end(process)
+    with (
+        serving_api(redis_url, log_path, **variables) as (process, url),
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+    ):
+        yield Api(process, client, log_path)
 
 
 def generate(store: Store, round_id: str) -> None:

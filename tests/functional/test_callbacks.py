@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -29,7 +28,7 @@ from shared.settings import Settings, load_settings
 from shared.signature import verify
 from shared.status import RoundStatus
 from shared.store import Store
-from support import wait_until
+from support import free_port, wait_until
 from worker import sender
 from worker.children import end, spawn
 from worker.embedded import EmbeddedRedis
@@ -191,12 +190,6 @@ def counts(store: Store) -> tuple[int, int, int]:
 
 def until_counts(store: Store, *expected: int, timeout: float = 15.0) -> None:
     wait_until(lambda: counts(store) == expected, timeout, f"the counts to be {expected}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_batch_arrives_with_its_key(store: Store, settings: Settings) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 from fake_engine import fake_distance
 from shared.settings import Settings
 from shared.store import Store
-from support import wait_until
+from support import clean_environment, wait_until
 
 pytestmark = pytest.mark.functional
 
@@ -34,7 +33,7 @@ def settings(shared_settings: Settings, shared_worker: Any) -> Settings:
 @pytest.fixture
 def poc(settings: Settings) -> Poc:
     """Run `poc` with these arguments."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+    env = clean_environment() | {
         "POC_REDIS_URL": settings.redis_url,
         "POC_NAMESPACE": settings.namespace,
     }

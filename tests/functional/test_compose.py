@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from shared.settings import load_settings
-from support import wait_until
+from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
 from worker.embedded import _server_binary
 
@@ -33,7 +33,7 @@ WORKERS = {"worker-gpu0": "0", "worker-gpu1": "1"}
 
 def compose(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `docker compose` on the file with these POC_ variables and no others."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | variables
+    env = clean_environment() | variables
     command = ["docker", "compose", "--env-file", os.devnull, "-f", "docker-compose.yml", *words]
     return subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
@@ -146,9 +146,7 @@ def test_redis_starts_with_its_users(services: dict[str, Any], tmp_path: Path) -
     """What the container runs, run here: strangers are turned away, and each user may come in."""
     redis_service = services["redis"]
     (tmp_path / "valkey-server").symlink_to(_server_binary())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = [*redis_service["entrypoint"], *redis_service["command"], "--port", str(port)]
     # As Compose hands it on: it has doubled what is not its own.
     words = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from shared.client import PoCClient
 from shared.settings import Settings
 from shared.store import Store
-from support import wait_until
+from support import free_port, wait_until
 from worker.children import end, spawn
 
 pytestmark = pytest.mark.functional
@@ -25,9 +24,7 @@ CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1
 @pytest.fixture
 def flower(settings: Settings, tmp_path: Path) -> Iterator[httpx.Client]:
     """A client of a real Flower that knows the broker and nothing else."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path / "flower.log"
     options = [f"--port={port}", "--address=127.0.0.1", "--basic-auth=u:p"]
     command = [sys.executable, "-m", "celery", f"--broker={settings.redis_url}", "flower"]

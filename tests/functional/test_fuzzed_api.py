@@ -8,10 +8,8 @@ document promises. A run is the same each time; for more, and other ones each ti
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +25,15 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode as Mode
 from schemathesis.checks import negative_data_rejection
 
+from serving_api import serving_api
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.settings import load_settings
 from shared.store import Store
-from support import wait_until
-from worker.children import end, spawn
 from worker.embedded import EmbeddedRedis
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(3600)]
 
-ROOT = Path(__file__).parents[2]
-SERVE = "from shared.api import serve; from shared.settings import load_settings; "
 CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_target=1.4, batch_size=4)
 #: What the API wants to be shown.
 TOKEN = "a-token-of-the-fuzzer-0123456789"
@@ -83,29 +78,11 @@ def api(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -
     ) as store:
         fill(store)
     log_path = tmp_path_factory.mktemp("api") / "api.log"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("POC_")}
-    process = spawn(
-        [sys.executable, "-c", SERVE + "serve(load_settings())"],
-        env=environ
-        | {
-            "POC_REDIS_URL": redis_server.url,
-            "POC_NAMESPACE": "api",
-            "POC_API_PORT": "0",
-            "POC_API_TOKENS": TOKEN,
-            "POC_API_RATE": "10000",
-        },
-        cwd=ROOT,
-        log_path=log_path,
-    )
-    try:
-        found = wait_until(
-            lambda: re.search(r"listens on (http://127\.0\.0\.1:\d+)", log_path.read_text()),
-            timeout=60,
-            description="the API to listen",
-        )
-        yield Api(found[1], process.pid, log_path)
-    finally:
-        end(process)
+    with serving_api(redis_server.url, log_path, POC_NAMESPACE="api", POC_API_TOKENS=TOKEN) as (
+        process,
+        url,
+    ):
+        yield Api(url, process.pid, log_path)
 
 
 @pytest.fixture(scope="module")

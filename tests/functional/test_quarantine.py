@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from exactness import ALL_VALID, counted, without_gap
+from exactness import ALL_VALID, counted, generating, without_gap
 from fake_engine import fake_distance
 from shared.client import PoCClient
 from shared.data import ProofBatch
@@ -27,12 +27,6 @@ DISTANCES = [fake_distance(BLOCK_HASH, BLOCK_HASH, nonce) for nonce in NONCES]
 
 
 @pytest.fixture
-def fault(tmp_path: Path) -> Path:
-    """What is written into it breaks the device, until the file is gone."""
-    return tmp_path / "fault"
-
-
-@pytest.fixture
 def start(start_worker: Any, fault: Path) -> Any:
     """Start a worker with a device that `fault` breaks; a lease outlasts any test."""
 
@@ -41,12 +35,6 @@ def start(start_worker: Any, fault: Path) -> Any:
         return start_worker(name, **defaults | options)
 
     return start
-
-
-def generating(client: PoCClient, store: Store, nonces: int = 8) -> None:
-    client.generate(ALL_VALID)
-    goal = store.status().total_checked + nonces
-    wait_until(lambda: store.status().total_checked >= goal, description="the first batches")
 
 
 def quarantined(worker: Any) -> str:

@@ -7,9 +7,7 @@ own. Whoever runs the tests must be allowed to make one: root, as in CI.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ import pytest
 from shared.client import PoCClient
 from shared.settings import Settings
 from shared.store import Store
-from support import wait_until
+from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
 from worker.make_model import make_model
 
@@ -72,7 +70,7 @@ def confined(
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """`python -m command` in a world that is read-only, and its log."""
     log = tmp_path / f"{name}.log"
-    everything = {k: v for k, v in os.environ.items() if not k.startswith("POC_")}
+    everything = clean_environment()
     everything |= env | {k: str(v) for k, v in place.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
     words = ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh", sys.executable, "-m", *command]
     process = spawn(words, env=everything, cwd=ROOT, log_path=log)
@@ -95,9 +93,7 @@ def test_a_round_where_nothing_can_be_written(
 ) -> None:
     """Given real workers, callbacks, API and Flower, they run, and leave no file behind."""
     model = make_model(tmp_path / "model")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        flower_port = probe.getsockname()[1]
+    flower_port = free_port()
     env = {
         "POC_REDIS_URL": settings.redis_url,
         "POC_NAMESPACE": "test",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from fake_engine import fake_distance
 from shared.config import PoCState
 from shared.settings import Settings
 from shared.store import Store
-from support import wait_until
+from support import clean_environment, wait_until
 
 pytestmark = pytest.mark.functional
 
@@ -44,7 +43,7 @@ def block(language: str, word: str) -> str:
 
 def run(command: list[str], settings: Settings) -> str:
     """What `command` prints; it must succeed."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+    env = clean_environment() | {
         "POC_REDIS_URL": settings.redis_url,
         "POC_NAMESPACE": settings.namespace,
         "PYTHON": sys.executable,

@@ -19,7 +19,7 @@ import redis
 from celery import Celery
 
 from shared.settings import Settings, load_settings
-from support import wait_until
+from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
 from worker.embedded import _server_binary
 
@@ -41,12 +41,6 @@ def variables() -> dict[str, str]:
 def acl_file(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = ["sh", "deploy/users.acl.sh"]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +95,7 @@ def settings(settings_of: Callable[[str], Settings]) -> Settings:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+    return clean_environment() | {
         "POC_REDIS_URL": settings.redis_url,
         "POC_NAMESPACE": "test",
     }

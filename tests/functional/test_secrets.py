@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +20,7 @@ import redis
 
 from shared.broker import celery_app
 from shared.settings import load_settings
-from support import wait_until
+from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
 from worker.embedded import EmbeddedRedis
 
@@ -103,12 +101,6 @@ def everything_in(client: redis.Redis) -> Iterator[tuple[str, object]]:
         yield key, read[client.type(key)](key)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_node_gives_no_secret_away(tmp_path: Path, receiver_url: str) -> None:
     """Given every process at DEBUG and a round with trouble, no log, key or page has a secret."""
     places = Places()
@@ -130,7 +122,7 @@ def test_a_node_gives_no_secret_away(tmp_path: Path, receiver_url: str) -> None:
 
         protect()
         url = server.url.replace("//", f"//node:{SECRETS['the Redis password']}@")
-        env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+        env = clean_environment() | {
             "POC_REDIS_URL": url,
             "POC_NAMESPACE": "test",
             "POC_LOG_LEVEL": "DEBUG",

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from shared.client import PoCClient
 from shared.errors import StoreUnavailable
 from shared.settings import Settings, load_settings
 from shared.store import Store
-from support import wait_until
+from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
 
 pytestmark = pytest.mark.functional
@@ -79,9 +78,7 @@ def redis_with_tls(certificates: Certificates, directory: Path) -> Iterator[int]
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("no redis-server is installed, whose own TLS could be tested")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     options = {
         "bind": "127.0.0.1",
         "port": "0",
@@ -181,7 +178,7 @@ def test_a_client_without_a_certificate_is_refused(
 
 def test_a_command_says_what_is_wrong(broken: Settings) -> None:
     """In one line, without a traceback."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")}
+    env = clean_environment()
     done = subprocess.run(
         [sys.executable, "-m", "worker.cli", "status"],
         cwd=ROOT,

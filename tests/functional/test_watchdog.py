@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from exactness import ALL_VALID, counted, without_gap
+from exactness import counted, generating, without_gap
 from shared.client import PoCClient
 from shared.keys import Keys
 from shared.store import Store
@@ -22,12 +22,6 @@ pytestmark = pytest.mark.functional
 
 #: Seconds without progress that a worker of these tests may have.
 DEADLINE = 1.5
-
-
-@pytest.fixture
-def fault(tmp_path: Path) -> Path:
-    """What is written into it breaks the device, until the file is gone."""
-    return tmp_path / "fault"
 
 
 @pytest.fixture
@@ -47,11 +41,6 @@ def start(start_worker: Any, fault: Path) -> Any:
         )
 
     return start
-
-
-def generating(client: PoCClient, store: Store, nonces: int = 8) -> None:
-    client.generate(ALL_VALID)
-    wait_until(lambda: store.status().total_checked >= nonces, description="the first batches")
 
 
 def free(store: Store) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 import threading
 import time
@@ -28,7 +26,7 @@ from shared.keys import Keys
 from shared.settings import Settings
 from shared.status import RoundStatus
 from shared.store import Store
-from support import wait_until
+from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
 
 pytestmark = pytest.mark.functional
@@ -81,9 +79,7 @@ def receiving(port: int) -> Iterator[Receiver]:
 @pytest.fixture
 def port() -> int:
     """A port where nobody listens yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture
@@ -209,7 +205,7 @@ def test_a_receiver_that_is_not_allowed_is_refused_with_the_command(
 def start_callbacks(settings: Settings, tmp_path: Path) -> Iterator[StartCallbacks]:
     """Start `poc callbacks`, which logs to the file `callbacks.log`; it is ended after the test."""
     started: list[Popen[bytes]] = []
-    env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+    env = clean_environment() | {
         "POC_REDIS_URL": settings.redis_url,
         "POC_NAMESPACE": settings.namespace,
         "POC_LEASE_S": str(settings.lease_s),

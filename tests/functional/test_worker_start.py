@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from shared.client import PoCClient
 from shared.settings import Settings
 from shared.store import Store
-from support import wait_until
+from support import clean_environment, wait_until
 from worker.children import end, spawn
 
 pytestmark = pytest.mark.functional
@@ -92,7 +91,7 @@ def test_celerys_own_command_line(settings: Settings, client: PoCClient, tmp_pat
     options = ["-P", "threads", "-n", "w0@test", "--without-gossip", "--without-mingle"]
     process = spawn(
         [sys.executable, "-m", "celery", "-A", "worker.entry", "worker", "-l", "INFO", *options],
-        env={k: v for k, v in os.environ.items() if not k.startswith("POC_")}
+        env=clean_environment()
         | {
             "POC_REDIS_URL": settings.redis_url,
             "POC_NAMESPACE": settings.namespace,

@@ -16,10 +16,10 @@ import pytest
 import torch
 import transformers
 from driver import assert_gone
+from sizes import SEQ_LEN, VOCAB_SIZE, job
 
 from shared.settings import load_settings
 from worker import gpu_random
-from worker.engines import Job
 from worker.engines.vllm_engine import VllmEngine
 
 pytestmark = [
@@ -29,11 +29,11 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-SEQ_LEN, NONCES = 256, 512
+NONCES = 512
 #: A quarter of the sequence.
 SLIDING_WINDOW = 64
 SIZES: dict[str, Any] = {
-    "vocab_size": 32_000,
+    "vocab_size": VOCAB_SIZE,
     "hidden_size": 1024,
     "intermediate_size": 3072,
     "num_hidden_layers": 6,
@@ -57,10 +57,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **SIZES, num_experts=32, num_experts_per_tok=4, moe_intermediate_size=768
     ),
 }
-
-
-def job(*nonces: int) -> Job:
-    return Job("b", "k", nonces, SEQ_LEN)
 
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))

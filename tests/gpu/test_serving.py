@@ -11,6 +11,7 @@ import httpx
 import pytest
 from driver import assert_gone
 from real_worker import Worker, add_tokenizer
+from sizes import VOCAB_SIZE
 
 from shared.client import PoCClient
 from shared.config import PoCConfig
@@ -19,7 +20,6 @@ from shared.settings import Settings, load_settings
 from shared.store import Store
 from support import wait_until
 from worker.children import end
-from worker.make_model import make_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.timeout(400),
 ]
 
-VOCAB_SIZE = 32_000
 CONFIG = PoCConfig(block_hash="b", block_height=1, public_key="k", r_target=2, batch_size=32)
 ENVIRONMENT = {
     "POC_SERVE_PORT": "0",
@@ -40,21 +39,10 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small, but of sizes that a GPU's kernels are made for; with a tokenizer."""
-    directory = make_model(
-        tmp_path_factory.mktemp("served") / "model",
-        hidden_size=1024,
-        layers=8,
-        heads=16,
-        kv_heads=8,
-        head_dim=128,
-        intermediate_size=3072,
-        vocab_size=VOCAB_SIZE,
-        dtype="bfloat16",
-    )
-    add_tokenizer(directory, VOCAB_SIZE)
-    return directory
+def model(model: Path) -> Path:
+    """With a tokenizer."""
+    add_tokenizer(model, VOCAB_SIZE)
+    return model
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import psutil
 import pytest
 import torch
 from driver import Driver, assert_gone
+from sizes import job
 
 from shared.errors import EngineDied
 from shared.settings import load_settings
-from worker.engines import Job, vllm_engine
+from worker.engines import vllm_engine
 from worker.engines.transformers_engine import TransformersEngine
 from worker.engines.vllm_engine import VllmEngine
-from worker.make_model import make_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,26 +26,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
 ]
-
-
-def job(*nonces: int) -> Job:
-    return Job("b", "k", nonces, 256)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small, but of sizes that a GPU's kernels are made for."""
-    return make_model(
-        tmp_path_factory.mktemp("parallel") / "model",
-        hidden_size=1024,
-        layers=8,
-        heads=16,
-        kv_heads=8,
-        head_dim=128,
-        intermediate_size=3072,
-        vocab_size=32_000,
-        dtype="bfloat16",
-    )
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 import pytest
 from driver import Driver, assert_gone
+from sizes import VOCAB_SIZE, job
 
 from shared.errors import EngineDied, EngineError
 from shared.settings import load_settings
 from worker.engines import Job, vllm_engine
 from worker.engines.transformers_engine import TransformersEngine
 from worker.engines.vllm_engine import VllmEngine
-from worker.make_model import make_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,27 +33,6 @@ pytestmark = [
 
 #: A few blocks only, so that whatever writes into live ones hits a request's.
 OPTIONS = {"num_gpu_blocks_override": 64, "enable_prefix_caching": False}
-VOCAB_SIZE = 32_000
-
-
-def job(*nonces: int) -> Job:
-    return Job("b", "k", nonces, 256)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small, but of sizes that a GPU's kernels are made for."""
-    return make_model(
-        tmp_path_factory.mktemp("gpu") / "model",
-        hidden_size=1024,
-        layers=8,
-        heads=16,
-        kv_heads=8,
-        head_dim=128,
-        intermediate_size=3072,
-        vocab_size=VOCAB_SIZE,
-        dtype="bfloat16",
-    )
 
 
 @pytest.fixture(scope="module")

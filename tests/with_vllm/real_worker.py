@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from shared.settings import Settings
-from support import wait_until
+from support import clean_environment, wait_until
 from worker.children import spawn
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +21,7 @@ class Worker:
 
     def __init__(self, settings: Settings, model: Path, directory: Path, **more: str) -> None:
         self.log_path = directory / "worker.log"
-        env = {k: v for k, v in os.environ.items() if not k.startswith("POC_")} | {
+        env = clean_environment() | {
             "POC_REDIS_URL": settings.redis_url,
             "POC_NAMESPACE": settings.namespace,
             "POC_LEASE_S": str(settings.lease_s),

@@ -14,6 +14,7 @@ from shared.errors import EngineDied, EngineError, Quarantined
 from shared.settings import load_settings
 from shared.status import Commit
 from shared.store import Reference
+from support import Clock
 from worker import functional_check
 from worker.engines import Job
 from worker.functional_check import BLOCK_HASH, KEPT, NONCES, FunctionalCheck
@@ -21,30 +22,11 @@ from worker.functional_check import BLOCK_HASH, KEPT, NONCES, FunctionalCheck
 DISTANCES = tuple(fake_distance(BLOCK_HASH, BLOCK_HASH, nonce) for nonce in NONCES)
 
 
-class Clock:
-    """Stands still until the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now + 1_000_000
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(functional_check, "time", clock)
     return clock
-
-
-@pytest.fixture
-def fault(tmp_path: Path) -> Path:
-    """What is written into it breaks the device, until the file is gone."""
-    return tmp_path / "fault"
 
 
 @pytest.fixture

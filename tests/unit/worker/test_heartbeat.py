@@ -20,24 +20,11 @@ from shared.settings import load_settings
 from shared.status import WorkerStatus
 from shared.store import Reference, Store
 from shared.store.scripts import Client
-from support import wait_until
+from support import Clock, wait_until
 from worker import heartbeat
 from worker.functional_check import FunctionalCheck
 from worker.heartbeat import Heartbeat
 from worker.manager import PoCManager
-
-
-class Clock:
-    """Stands still until the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now + 1_000_000
 
 
 @pytest.fixture

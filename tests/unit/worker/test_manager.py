@@ -830,11 +830,6 @@ class TestFunctionalCheck:
     """A device whose numbers are wrong commits nothing more, and keeps nothing."""
 
     @pytest.fixture
-    def fault(self, tmp_path: Path) -> Path:
-        """What is written into it breaks the device, until the file is gone."""
-        return tmp_path / "fault"
-
-    @pytest.fixture
     def engine(self, new_engine: Callable[..., FakeEngine], fault: Path) -> FakeEngine:
         return new_engine(fault=fault)
 
