@@ -12,7 +12,6 @@ breaks the device (see `FAULTS`), and it is well again when the file is gone.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import math
 import threading
@@ -32,7 +31,6 @@ from worker.functional_check import BLOCK_HASH
 FAULTS = (
     "hang",  # a job that has begun never ends
     "hang in submit",
-    "keep the lock",  # the same, and Python stands still
     "wrong",  # other distances
     "slightly wrong",  # in the last bit
     "nan",  # no distances
@@ -152,8 +150,6 @@ class FakeEngine:
         match self.fault:
             case "hang":
                 threading.Event().wait()
-            case "keep the lock":
-                ctypes.PyDLL(None).pause()  # a call that does not give it away
             case "wrong":
                 return [2 - d for d in dist]
             case "slightly wrong":
