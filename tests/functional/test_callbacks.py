@@ -89,7 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: Receiver
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # its sender was killed meanwhile: nothing was received
+            self.close_connection = True
+            return
         with self.server.lock:
             self.server.requests.append((self.path, dict(self.headers), body))
             answer = self.server.answers.popleft() if self.server.answers else self.server.always
