@@ -101,8 +101,9 @@ CONTRACTS = [
         {"model", "served_model_name", "dtype", "quantization", "tensor_parallel_size"}
         | {"max_model_len", "max_num_batched_tokens", "gpu_memory_utilization"}
         | {"kv_cache_memory_bytes", "skip_tokenizer_init", "trust_remote_code"}
-        | {"enable_prompt_embeds", "worker_extension_cls"},
+        | {"enable_prompt_embeds", "worker_extension_cls", "disable_log_stats"},
     ),
+    ("__init__.py", "", {"AsyncEngineArgs", "AsyncLLMEngine"}),
     ("envs.py", "", {"VLLM_WORKER_MULTIPROC_METHOD"}),
 ]
 

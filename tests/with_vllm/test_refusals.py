@@ -84,6 +84,7 @@ def test_more_positions_than_the_model_has(model_dir: Path) -> None:
     [
         ({"dtype": "float32"}, "dtype is a setting; use POC_DTYPE"),
         ({"trust_remote_code": True}, "trust_remote_code can't be set"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype can't be set"),
         ({"no_such_option": 1}, "POC_VLLM_OPTIONS: vLLM refuses them (.*no_such_option"),
     ],
 )

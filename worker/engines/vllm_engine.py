@@ -81,11 +81,14 @@ _SETTINGS = {
 #: or break what the forward relies on, each untested here.
 _FORBIDDEN = frozenset(
     {
-        "config_format", "data_parallel_size", "decode_context_parallel_size", "enable_lora",
-        "enable_prompt_embeds", "hf_config_path", "hf_overrides", "kv_transfer_config",
-        "load_format", "model_impl", "pipeline_parallel_size", "prefill_context_parallel_size",
-        "revision", "runner", "served_model_name", "skip_tokenizer_init", "speculative_config",
-        "trust_remote_code", "worker_cls", "worker_extension_cls",
+        "calculate_kv_scales", "config_format", "data_parallel_size",
+        "decode_context_parallel_size", "enable_lora", "enable_prompt_embeds", "hf_config_path",
+        "hf_overrides", "kv_cache_dtype", "kv_cache_dtype_skip_layers", "kv_sharing_fast_prefill",
+        "kv_transfer_config", "load_format", "model_class_overrides", "model_impl",
+        "model_weights", "override_attention_dtype", "pipeline_parallel_size",
+        "prefill_context_parallel_size", "quantization_config", "revision", "runner",
+        "served_model_name", "skip_tokenizer_init", "spec_method", "spec_model", "spec_tokens",
+        "speculative_config", "trust_remote_code", "worker_cls", "worker_extension_cls",
     }
 )  # fmt: skip
 
@@ -154,44 +157,43 @@ class VllmEngine:
         directory = checkpoint.find(settings.model, tokenizer=settings.serve_port is not None)
         config = checkpoint.read_config(directory, "vllm")
         checkpoint.weight_files(directory)  # its messages say more than vLLM's
-        listener = _listen(settings, directory)
-        fingerprint = checkpoint.fingerprint(directory)
-        if settings.quantization:
-            fingerprint += f"+{settings.quantization}"  # other weights, made from the same
-        try:
+        with contextlib.ExitStack() as undo:
+            if listener := _listen(settings, directory):
+                undo.callback(listener.close)
+            fingerprint = checkpoint.fingerprint(directory)
+            if settings.quantization:
+                fingerprint += f"+{settings.quantization}"  # other weights, made from the same
             kind, total = _device(settings)
             tile = settings.tile or DEFAULT_TILE[kind]
             arguments = _arguments(settings, options, directory, config, kind, total, tile)
             self._owner = _Owner(arguments, tile, listener, str(settings.model))
             facts = self._owner.start()
-        except BaseException:
-            if listener:
-                listener.close()
-            raise
-        self._info = EngineInfo(
-            model=str(settings.model),
-            device=f"{kind} (vLLM {version}, {facts['tensor_parallel']} ranks)",
-            fingerprint=fingerprint,
-            vocab_size=facts["vocab_size"],
-            hidden_size=facts["hidden_size"],
-            max_seq_len=min(facts["max_model_len"], facts["max_tokens"]),
-            profile={
-                "engine": f"vllm {version}",
-                "runner": facts["runner"],
-                "forward": "compiled" if facts["compiled"] else "eager",
-                "dtype": facts["dtype"],
-                "device": kind,
-                "attention": facts["attention"],
-                # Sequences in one forward: fewer where they would have more tokens together.
-                "tile": str(facts["tile"]),
-                "max_tokens": str(facts["max_tokens"]),
-                "tensor_parallel": str(facts["tensor_parallel"]),
-                "quantisation": facts["quantisation"],
-                "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),
-                "options": json.dumps(options, sort_keys=True),
-            },
-            exact=True,
-        )
+            undo.callback(self._owner.close)
+            self._info = EngineInfo(
+                model=str(settings.model),
+                device=f"{kind} (vLLM {version}, {facts['tensor_parallel']} ranks)",
+                fingerprint=fingerprint,
+                vocab_size=facts["vocab_size"],
+                hidden_size=facts["hidden_size"],
+                max_seq_len=min(facts["max_model_len"], facts["max_tokens"]),
+                profile={
+                    "engine": f"vllm {version}",
+                    "runner": facts["runner"],
+                    "forward": "compiled" if facts["compiled"] else "eager",
+                    "dtype": facts["dtype"],
+                    "device": kind,
+                    "attention": facts["attention"],
+                    # Sequences in one forward: fewer where they would have more tokens together.
+                    "tile": str(facts["tile"]),
+                    "max_tokens": str(facts["max_tokens"]),
+                    "tensor_parallel": str(facts["tensor_parallel"]),
+                    "quantisation": facts["quantisation"],
+                    "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),
+                    "options": json.dumps(options, sort_keys=True),
+                },
+                exact=True,
+            )
+            undo.pop_all()
 
     @property
     def info(self) -> EngineInfo:
@@ -296,27 +298,32 @@ class _Owner:
                     self._loop.call_soon_threadsafe(self._ending.set)
 
     def _run(self) -> None:
-        asyncio.run(self._main())
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            # Also what a library ends its thread with, as sys.exit does.
+            if not self._ready.done():
+                self._ready.set_exception(_cant_start(self._arguments.model, error))
 
     async def _main(self) -> None:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         feed: asyncio.Task[None] | None = None
         server, serving = None, None
         try:
-            try:
-                self._llm = _start_vllm(self._arguments)
-                facts = (await self._call("poc_prepare", self._tile))[0]
-                if self._listener:
-                    server = await _server(self._llm, self._served_name)
-                    serving = asyncio.create_task(server.serve(sockets=[self._listener]))
-                    address = self._listener.getsockname()[:2]
-                    logger.info("serving %s on http://%s:%d/v1", self._served_name, *address)
-            except Exception as error:  # noqa: BLE001 - raised again by whoever waits
-                self._ready.set_exception(_cant_start(self._arguments.model, error))
-                return
-            feed = asyncio.create_task(self._feed())
+            self._llm = _start_vllm(self._arguments)
+            facts = (await self._call("poc_prepare", self._tile))[0]
+            if self._listener:
+                server = await _server(self._llm, self._served_name)
+                serving = asyncio.create_task(server.serve(sockets=[self._listener]), name="server")
+                while not server.started:
+                    if serving.done():
+                        raise serving.exception() or EngineError("vLLM's server did not start")
+                    await asyncio.sleep(0.01)
+                address = self._listener.getsockname()[:2]
+                logger.info("serving %s on http://%s:%d/v1", self._served_name, *address)
+            feed = asyncio.create_task(self._feed(), name="feed")
             self._ready.set_result(facts)
-            await self._watch()
+            await self._watch(feed, serving)
         finally:
             if feed:
                 feed.cancel()
@@ -331,11 +338,14 @@ class _Owner:
             if self._listener:
                 self._listener.close()
 
-    async def _watch(self) -> None:
-        """Wait for the end, ours or that of vLLM."""
+    async def _watch(self, *tasks: asyncio.Task[None] | None) -> None:
+        """Wait for the end: ours, or that of vLLM, or that of a task, which is a defect."""
         while not self._ending.is_set() and self._over is None:
             if self._llm.errored:
                 self._end(_dead())
+            for task in tasks:
+                if task and task.done():
+                    self._end(EngineDied(f"the engine's {task.get_name()} has ended: {task!r}"))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEALTH_S):
                     await self._ending.wait()
@@ -418,7 +428,7 @@ class _Owner:
     def _clear(self) -> None:
         """End all jobs: those that run fail, those that wait are cancelled, or fail if it died."""
         with self._lock:
-            over = self._over = self._over or EngineError("the engine's thread has ended")
+            over = self._over = self._over or EngineDied("the engine's thread has ended")
         for future in self._outstanding:
             if isinstance(over, EngineDied):
                 future.set_exception(over)
@@ -581,7 +591,7 @@ def _listen(settings: Settings, directory: Path) -> socket.socket | None:
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
-def _cant_start(model: str, error: Exception) -> EngineError:
+def _cant_start(model: str, error: BaseException) -> EngineError:
     if isinstance(error, EngineError):
         return error
     # What a process of vLLM fails with is in its own log only.
@@ -590,7 +600,7 @@ def _cant_start(model: str, error: Exception) -> EngineError:
     )
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """What went wrong, in one line, without the frame that vLLM puts around it."""
     if isinstance(error, ValidationError):  # its first line only counts what is wrong
         return "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())

@@ -7,6 +7,7 @@ returns at once, and collecting keeps all other calls out until the job is done.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -133,6 +134,80 @@ def test_a_vllm_that_dies_idle_is_noticed(owner: _Owner, fake: FakeVllm) -> None
         owner.submit(job())
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
+def test_a_defect_of_the_owner_leaves_nobody_waiting(
+    kind: type[BaseException], owner: _Owner, fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given that what feeds the device ends, then vLLM is ended and no job is taken any more."""
+
+    async def fail(*_: Any) -> Any:
+        raise kind("a defect")
+
+    monkeypatch.setattr(owner, "_launch", fail)
+    with pytest.raises(EngineDied):
+        owner.submit(job()).result(timeout=10)
+    wait_until(lambda: "shutdown" in fake.calls, description="vLLM to be told")
+    with pytest.raises(EngineDied):
+        owner.submit(job())
+    with pytest.raises(EngineDied):
+        owner.ensure_alive()
+
+
+class FakeServer:
+    """Serves until it is told not to; or ends at once, as one whose application does not start."""
+
+    def __init__(self, ends: threading.Event) -> None:
+        self._ends, self.started, self.should_exit = ends, False, False
+
+    async def serve(self, sockets: list[socket.socket]) -> None:
+        if self._ends.is_set():
+            return
+        self.started = True
+        while not (self.should_exit or self._ends.is_set()):
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def server_ends(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the server of requests is to end by itself."""
+    ends = threading.Event()
+
+    async def server(*_: Any) -> FakeServer:
+        return FakeServer(ends)
+
+    monkeypatch.setattr(vllm_engine, "_server", server)
+    return ends
+
+
+@pytest.fixture
+def serving(fake: FakeVllm, server_ends: threading.Event) -> Iterator[_Owner]:
+    """An owner that serves requests, not started yet."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        owner = _Owner(SimpleNamespace(model="m"), tile=4, listener=listener, served_name="m")
+        yield owner
+        owner.close()
+        assert listener.fileno() == -1, "it was left open"
+
+
+def test_a_server_that_ends_ends_the_engine(
+    serving: _Owner, fake: FakeVllm, server_ends: threading.Event
+) -> None:
+    """A worker that is to serve and does not is started anew."""
+    serving.start()
+    assert serving.submit(job()).result(timeout=10) == [0.0]
+    server_ends.set()
+    wait_until(lambda: "shutdown" in fake.calls, description="the owner to notice")
+    with pytest.raises(EngineDied, match="server has ended"):
+        serving.ensure_alive()
+
+
+def test_a_server_that_does_not_start(serving: _Owner, server_ends: threading.Event) -> None:
+    """Neither does the engine."""
+    server_ends.set()
+    with pytest.raises(EngineError, match="server did not start"):
+        serving.start()
+
+
 def test_close_leaves_nobody_waiting(owner: _Owner, fake: FakeVllm) -> None:
     """What runs fails, what waits is cancelled, and vLLM is told to end."""
     fake.hangs.set()
@@ -147,13 +222,14 @@ def test_close_leaves_nobody_waiting(owner: _Owner, fake: FakeVllm) -> None:
     assert fake.calls[-1] == "shutdown"
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 def test_what_fails_at_the_start_is_told_and_leaves_no_thread(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names the model and says where to read on."""
 
     def fail(_: Any) -> Any:
-        raise RuntimeError("Engine core initialization failed")
+        raise kind("Engine core initialization failed")
 
     monkeypatch.setattr(vllm_engine, "_start_vllm", fail)
     owner = _Owner(SimpleNamespace(model="m"), tile=4, listener=None, served_name="m")
