@@ -163,8 +163,8 @@ class FakeServer:
         if self._ends.is_set():
             return
         self.started = True
-        while not (self.should_exit or self._ends.is_set()):
-            await asyncio.sleep(0.01)
+        while not (self.should_exit or await asyncio.to_thread(self._ends.wait, 0.01)):
+            pass
 
 
 @pytest.fixture
