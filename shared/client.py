@@ -220,6 +220,8 @@ class Ticket(Generic[Answer]):
                     retry_policy=_ONCE,
                 )
             except AttributeError as error:
+                if producer.channel.connection.client is not None:
+                    raise
                 # kombu lost the connection and kept its channel, by which nothing can be sent any
                 # more. Without it the pooled connection opens another.
                 producer.connection._default_channel = None  # noqa: SLF001

@@ -190,7 +190,8 @@ class Settings(BaseSettings):
         gt=0,
         le=86400,
         description="seconds without progress until a worker counts as hung: its claims are free "
-        "for others and it ends; more than two batches take, since one waits behind another",
+        "for others and it ends; more than two batches take, since one waits behind another, and "
+        "more than a Redis that hangs holds up a step, which is 15 s",
     )
     max_attempts: int = Field(
         3, ge=1, le=100, description="attempts before a batch is marked failed"

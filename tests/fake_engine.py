@@ -34,6 +34,7 @@ FAULTS = (
     "wrong",  # other distances
     "slightly wrong",  # in the last bit
     "nan",  # no distances
+    "one short",  # a distance too few, by a defect
     "fail",  # no job can be computed
     "die",  # the engine is gone for good
 )
@@ -156,6 +157,8 @@ class FakeEngine:
                 return [math.nextafter(d, 2) for d in dist]
             case "nan":
                 return [math.nan for _ in dist]
+            case "one short":
+                return dist[1:]
             case "fail":
                 raise EngineError("the fake device is broken")
         return dist
@@ -169,6 +172,8 @@ class FakeEngine:
 def load(settings: Settings) -> FakeEngine:
     """The engine that `settings.model` describes."""
     knobs = dict(parse_qsl(urlsplit(settings.model or "fake").query))
+    if knobs.get("broken") == "memory":
+        raise MemoryError("the fake engine was asked to find no memory")
     if "broken" in knobs:
         raise EngineError("the fake engine was asked not to load")
     engine = FakeEngine(

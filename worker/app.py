@@ -38,10 +38,12 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         node: Node = parent.app.node
         try:
             node.start(parent.hostname, CeleryTickets(parent.app, parent.hostname))
-        except PoCError as error:
+        except Exception as error:
             told_to_end = node.closing.is_set()
             if not told_to_end:
-                log.critical("the worker can't start: %s", error)
+                # What we raise on purpose explains itself; anything else is a defect.
+                trace = None if isinstance(error, PoCError) else error
+                log.critical("the worker can't start: %s", error, exc_info=trace)
             node.stop()  # Celery does not stop what failed to start
             status = QUARANTINED if isinstance(error, Quarantined) else START_FAILED
             raise SystemExit(0 if told_to_end else status) from None

@@ -228,9 +228,9 @@ class PoCManager:
         if self.check and self.check.failed:
             self.abandon()
         self.drop_waiting()
-        while self._flights:
+        for flight in self._flights:
             try:
-                self._land(self._flights[0])
+                self._land(flight)
             except Quarantined:
                 raise
             except EngineError as error:
@@ -265,7 +265,7 @@ class PoCManager:
             return ProofBatch.empty()
         claim = self._claimed[0]
         try:
-            dist = self._submit(claim).result()
+            dist = _collect(claim, self._submit(claim))
         except EngineError as error:
             self._give_back(claim, str(error))
             self._claimed = self._claimed[1:]
@@ -324,39 +324,46 @@ class PoCManager:
             return _Failed(error)
 
     def _land(self, flight: Flight) -> None:
-        """Collect and commit the oldest flight, or give it back; without Redis it stays."""
+        """Collect and commit a flight, or give it back; without Redis it stays."""
         work = flight.work
         try:
-            dist = flight.pending.result()
+            dist = _collect(work, flight.pending)
             if not all(map(isfinite, dist)):
                 self._examine()  # before any of it counts
+            self._commit(work, dist)
         except JobCancelled:
             self._give_back(work)
+            self._forget(flight)
         except Quarantined:
             raise
         except EngineError as error:
             self._give_back(work, str(error))
-            self._flights = self._flights[1:]
+            self._forget(flight)
             if not isinstance(error, EngineDied):
                 self._examine()  # is it the batch, or the device?
             raise
         except PoCError:
             raise
-        except Exception as error:  # a defect of the engine, which ends the worker
+        except Exception as error:  # a defect, which ends the worker
             self._give_back(work, repr(error))
-            self._flights = self._flights[1:]
+            self._forget(flight)
             raise
         else:
-            if isinstance(work, Claim):
-                refused = self._commit_claim(work, dist)
-            else:
-                refused = self.store.jobs.commit(work, dist, work.error or None, self._profile)
-            self.computed += len(dist)
-            if refused:
-                log.info("%d nonces were computed in vain: %s", len(dist), refused)
-            elif dist and self.check:
-                self.check.committed(_commit(work))
-        self._flights = self._flights[1:]
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        self._flights = tuple(each for each in self._flights if each is not flight)
+
+    def _commit(self, work: Claim | Chunk, dist: list[float]) -> None:
+        if isinstance(work, Claim):
+            refused = self._commit_claim(work, dist)
+        else:
+            refused = self.store.jobs.commit(work, dist, work.error or None, self._profile)
+        self.computed += len(dist)
+        if refused:
+            log.info("%d nonces were computed in vain: %s", len(dist), refused)
+        elif dist and self.check:
+            self.check.committed(_range_of(work))
 
     def _examine(self) -> None:
         """Let the device prove itself.
@@ -440,7 +447,19 @@ def _job(config: PoCConfig, public_key: str, nonces: Sequence[int]) -> Job:
     return Job(config.block_hash, public_key, tuple(nonces), config.seq_len, config.strong_rng)
 
 
-def _commit(work: Claim | Chunk) -> Commit:
+def _collect(work: Claim | Chunk, pending: Pending) -> list[float]:
+    """Wait for the distances of `work`. Raises what the engine does.
+
+    Raises `ValueError` if the engine, by a defect, gives too few or too many.
+    """
+    dist = pending.result()
+    expected = 0 if isinstance(work, Chunk) and work.given_up else len(work.nonces)
+    if len(dist) != expected:
+        raise ValueError(f"the engine gave {len(dist)} distances for {expected} nonces")
+    return dist
+
+
+def _range_of(work: Claim | Chunk) -> Commit:
     return Commit(
         round_id=work.round_id if isinstance(work, Claim) else "",
         validation=work.job if isinstance(work, Chunk) else "",

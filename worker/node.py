@@ -64,6 +64,7 @@ class Node:
         self._engine: Engine | None = None
         self._loop: GpuLoop | None = None
         self._worker: threading.Thread | None = None
+        self._heartbeat: threading.Thread | None = None
         self._helpers: list[threading.Thread] = []
 
     def start(self, name: str, sink: TicketSink) -> None:
@@ -96,8 +97,11 @@ class Node:
         self._loop = loop = GpuLoop(self.manager, bell, self.closing, self._watchdog)
         clerk = Clerk(self.store, sink, self.store.bell("verdicts", "endings"))
         self._worker = Repeating("loop", loop.turn, self.closing, self.outage, self._failed)
+        self._heartbeat = Repeating(
+            "heartbeat", heartbeat.turn, self._landed, self.outage, self._failed
+        )
         self._helpers = [
-            Repeating("heartbeat", heartbeat.turn, self._landed, self.outage, self._failed),
+            self._heartbeat,
             Repeating("ear", loop.listen, self.closing, self.outage),
             Repeating("clerk", clerk.turn, self._landed, self.outage),
         ]
@@ -153,7 +157,10 @@ class Node:
             self.outage.insist(lambda: self._report(error), self.closing, LAST_WORDS_S)
         except PoCError as trouble:
             log.warning("%s: only this log says why the worker ends", trouble)
-        self._on_failure(error)
+        except Exception:
+            log.exception("a defect: only this log says why the worker ends")
+        finally:
+            self._on_failure(error)
 
     def _hung(self, error: Hung) -> None:
         """The watchdog's thread calls it: give back what is held, leave, and end the process."""
@@ -163,13 +170,16 @@ class Node:
         try:
             self.manager.abandon(f"worker {worker}: {error}")
             self._report(error)
-            for thread in self._helpers[:1]:  # the heartbeat, which would register it anew
-                thread.join(timeout=5)
+            if self._heartbeat:  # it would register anew what has just left
+                self._heartbeat.join(timeout=5)
             self.store.workers.leave(worker)
         except PoCError as trouble:
             log.warning("%s: what this worker holds is free when its lease ends", trouble)
-        self._hangs.set()
-        self._on_failure(error)
+        except Exception:
+            log.exception("a defect: what this worker holds is free when its lease ends")
+        finally:
+            self._hangs.set()
+            self._on_failure(error)
 
     def _report(self, error: Exception) -> None:
         info, check = self.manager.engine.info, self.manager.check

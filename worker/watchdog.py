@@ -49,26 +49,24 @@ class Watchdog(threading.Thread):
         self._over.set()
         if self.is_alive() and self is not threading.current_thread():
             self.join()
+        faulthandler.cancel_dump_traceback_later()
 
     def run(self) -> None:
         """The thread's body."""
         look_s = min(LOOK_S, self._deadline_s / 4)
         # Looks are counted, not seconds: a process that was frozen as a whole did not hang.
         silent_s, seen = 0.0, None
-        try:
-            while not self._over.wait(look_s):
-                self._fuse()
-                step = self._step
-                silent_s = silent_s + look_s if step is not None and step is seen else 0.0
-                seen = step
-                if step is not None and silent_s >= self._deadline_s:
-                    self._bark(step[0])
-                    return
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        while not self._over.wait(look_s):
+            self._fuse()
+            step = self._step
+            silent_s = silent_s + look_s if step is not None and step is seen else 0.0
+            seen = step
+            if step is not None and silent_s >= self._deadline_s:
+                self._bark(step[0])
+                return
 
     def _fuse(self) -> None:
-        """End the process unless this is called again in time; needs no lock of Python's."""
+        """End the process unless this, or `stop`, is called in time; needs no lock of Python's."""
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(
                 self._deadline_s + GRACE_S, exit=True, file=sys.__stderr__

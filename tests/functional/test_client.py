@@ -181,18 +181,36 @@ def test_without_redis_the_caller_is_told_in_time() -> None:
 def test_a_pooled_connection_that_kombu_let_go_of_is_replaced(
     settings: Settings, hire: Hire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given kombu's error for it after a network was cut, the command goes all the same."""
+    """Given a channel as kombu leaves it when a network is cut, the command goes all the same."""
     hire(lambda _: ("SUCCESS", status()))
     publish, lost = kombu.Producer.publish, iter([True])
 
-    def publish_by_a_lost_one(*args: Any, **options: Any) -> Any:
+    def publish_by_a_lost_one(self: kombu.Producer, *args: Any, **options: Any) -> Any:
         if next(lost, False):
-            raise AttributeError("'NoneType' object has no attribute 'hostname'")
-        return publish(*args, **options)
+            self.channel.connection.client = None
+            self.channel._disconnect_pools()
+        return publish(self, *args, **options)
 
     monkeypatch.setattr(kombu.Producer, "publish", publish_by_a_lost_one)
     with contextlib.closing(PoCClient(settings)) as client:
         assert client.stop().state == "IDLE"
+    assert next(lost, None) is None
+
+
+def test_a_defect_in_sending_is_not_taken_for_a_lost_connection(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised at once, instead of being tried until the timeout."""
+
+    def publish(*_: Any, **__: Any) -> None:
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(kombu.Producer, "publish", publish)
+    with (
+        contextlib.closing(PoCClient(settings)) as client,
+        pytest.raises(AttributeError, match="a defect"),
+    ):
+        client.stop()
 
 
 def test_a_wait_outlives_a_restart_of_redis(

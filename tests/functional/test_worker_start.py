@@ -35,6 +35,14 @@ def test_an_engine_that_does_not_load(start_worker: Any, store: Store) -> None:
     assert store.workers.listing() == []
 
 
+def test_a_defect_while_it_starts(start_worker: Any, store: Store) -> None:
+    """Given an error that nobody expects, it ends with status 2 as well, and shows where it is."""
+    worker = start_worker(wait=False, broken="memory")
+    assert worker.process.wait(60) == 2, worker.log
+    assert "can't start: the fake engine was asked to find no memory\nTraceback" in worker.log
+    assert store.workers.listing() == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

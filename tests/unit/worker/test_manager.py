@@ -653,6 +653,28 @@ class TestStep:
         manager.land()
         assert free(store, 2) == [0, 4]
 
+    @pytest.mark.parametrize("job", ["batch", "chunk"])
+    def test_an_engine_that_gives_too_few_distances(
+        self, job: str, store: Store, config: PoCConfig, fault: Path
+    ) -> None:
+        """It is a defect: nothing of the batch counts, and the batch is free for others."""
+        manager = PoCManager(FakeEngine(fault=fault), store)
+        fault.write_text("one short")
+        if job == "batch":
+            manager.start_generate(config)
+        else:
+            manager.start_validation(theirs(config, *range(4)), config)
+        manager.step()
+        with pytest.raises(ValueError, match="the engine gave 3 distances for 4 nonces"):
+            manager.step()
+        manager.land()
+        assert (manager.tokens, manager.computed) == ([], 0)
+        if job == "batch":
+            assert status(store).total_checked == 0
+            assert free(store, 1) == [0]
+        else:
+            assert store.jobs.claim("other", "t")
+
     def test_a_redis_that_goes_away_costs_no_batch(
         self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig, away: Away
     ) -> None:
@@ -824,6 +846,31 @@ class TestDropping:
         manager.land()
         assert (manager.tokens, len(engine.jobs)) == ([], 1)
         assert status(store).total_checked == 4
+
+    def test_a_defect_does_not_keep_it_from_landing(
+        self,
+        manager: PoCManager,
+        store: Store,
+        config: PoCConfig,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Neither one of the commit, nor one of giving back: it ends, whatever is left."""
+        manager.start_generate(config)
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise TypeError("a defect")
+
+        manager.step()
+        monkeypatch.setattr(store.rounds, "commit", fail)
+        manager.land()
+        assert "a batch was given back: TypeError('a defect')" in caplog.text
+        assert manager.tokens == []
+        assert free(store, 1) == [0]
+
+        manager.step()
+        monkeypatch.setattr(store.rounds, "give_back", fail)
+        manager.land()
 
 
 class TestFunctionalCheck:

@@ -134,6 +134,10 @@ class Dying(FakeEngine):
         raise EngineDied("the device fell off the bus")
 
 
+def _defect(*_: Any) -> None:
+    raise TypeError("a defect")
+
+
 class TestStart:
     """Everything is there when it returns, or nothing is."""
 
@@ -438,6 +442,30 @@ class TestFailure:
         claims = [store.rounds.claim("other", f"t{i}") for i in range(2)]
         assert sorted((c.start, c.attempts) for c in claims if c) == [(0, 1), (4, 0)]
         running.engine.gate.set()
+
+    def test_a_device_that_hangs_and_a_goodbye_that_fails(
+        self, make: Callable[..., Running], store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A defect in giving back does not keep the process from its end."""
+        running = make(changes={"batch_deadline": 1.0})
+        running.engine.gate.clear()
+        running.start()
+        monkeypatch.setattr(running.node.manager, "abandon", _defect)
+        store.rounds.generate("g", ALL_VALID)
+        wait_until(lambda: running.failures, description="the failure")
+        assert [type(each) for each in running.failures] == [Hung]
+        running.engine.gate.set()
+
+    def test_a_device_that_died_and_a_report_that_fails(
+        self, make: Callable[..., Running], store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither does one in saying why."""
+        running = make(kind=Dying)
+        running.start()
+        monkeypatch.setattr(running.node.store.workers, "report", _defect)
+        store.rounds.generate("g", ALL_VALID)
+        wait_until(lambda: running.failures, description="the failure")
+        assert [type(each) for each in running.failures] == [EngineDied]
 
     def test_a_device_with_wrong_numbers(
         self, make: Callable[..., Running], store: Store, config: PoCConfig, tmp_path: Path

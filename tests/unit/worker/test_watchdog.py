@@ -115,8 +115,9 @@ with dog.watching():
     [
         ("raise SystemExit('never comes to it')", "ctypes.PyDLL(None).pause()"),
         ("threading.Event().wait()", "threading.Event().wait()"),
+        ("raise ZeroDivisionError", "threading.Event().wait()"),
     ],
-    ids=["Python stands still", "the goodbye hangs as well"],
+    ids=["Python stands still", "the goodbye hangs as well", "the goodbye fails"],
 )
 def test_the_process_ends_when_the_watchdog_cannot(bark: str, step: str) -> None:
     """Status 1, and all threads say on standard error where they stand."""
