@@ -34,6 +34,8 @@ BATCH_S = 0.03
 DEADLINE_S = 12.0
 #: Seconds after SIGTERM in which a process has to end, whatever else is broken.
 END_S = 60.0
+#: Processes that may live as long as the run: their memory has to stay flat.
+OLD = ("api", "callbacks", "veteran")
 HANGS = "engine hangs past its deadline"
 NO_MEMORY = "engine runs out of memory"
 WRONG = "engine gives wrong numbers from its start"

@@ -23,7 +23,7 @@ from faults import invariants
 from faults.commands import Courier
 from faults.controller import Act, Controller, Play
 from faults.invariants import Broken, Recount, demand
-from faults.node import DEADLINE_S, Node
+from faults.node import DEADLINE_S, OLD, Node
 from faults.proxy import HOST, Proxy
 from faults.receiver import Receiver
 from faults.sabotage import SABOTAGE
@@ -192,9 +192,9 @@ class Run:
         self._end_phase()
 
     def _act(self, act: Act) -> None:
-        # The veteran shall grow old in the second half, so that its memory can be compared.
+        # They shall grow old from now on, so that their memory can be compared.
         elapsed = time.monotonic() - self._began
-        self.world.spare_veteran = elapsed > self.options.seconds / 3
+        self.world.spare_old = elapsed > self.options.seconds / 3
         self._starts_before = self._starts
         self._starts = sum(member.starts for member in self.node.members.values())
         play = self.controller.play(act)
@@ -461,7 +461,7 @@ class Run:
         self._demand(not unexpected, "no fault shows as a traceback", f"{unexpected}")
 
     def _flatness(self) -> dict[str, tuple[float, float, float]]:
-        """Of the API and the oldest veteran: bytes early, bytes late, its age in seconds."""
+        """Of each in OLD that lived longest: bytes early, bytes late, its age in seconds."""
         return {
             name: (statistics.median(early), statistics.median(late), samples[-1][0])
             for name, samples in self._oldest().items()
@@ -469,11 +469,11 @@ class Run:
         }
 
     def _oldest(self) -> dict[str, list[tuple[float, int]]]:
-        """Age and size over time, of the API and of the veteran that lived longest."""
+        """Age and size over time, of each in OLD that lived longest."""
         found: dict[str, list[tuple[float, int]]] = {}
         for (name, _), samples in self._memory.items():
             longer = name not in found or found[name][-1][0] < samples[-1][0]
-            if name in ("api", "veteran") and longer:
+            if name in OLD and longer:
                 found[name] = samples
         return found
 
