@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from faults.traces import ROOT, Trace, traces
@@ -15,10 +17,15 @@ TRANSPORT = f"{ROOT}/worker/transport.py"
 REFUSED = "redis.exceptions.ConnectionError: Error 111 connecting to 127.0.0.1:6379."
 
 
+def text(error: str, *files: str) -> str:
+    """A traceback through `files`, as Python prints it."""
+    frames = "".join(f'  File "{file}", line 7, in f\n    g()\n    ^^^\n' for file in files)
+    return f"Traceback (most recent call last):\n{frames}{error}\n"
+
+
 def trace(*files: str, error: str = REFUSED) -> Trace:
     """What a log with one traceback through `files` holds."""
-    frames = "".join(f'  File "{file}", line 7, in f\n    g()\n    ^^^\n' for file in files)
-    log = f"a line\nTraceback (most recent call last):\n{frames}{error}\nanother line\n"
+    log = f"a line\n{text(error, *files)}another line\n"
     (found,) = traces(log.splitlines(keepends=True))
     return found
 
@@ -57,16 +64,26 @@ def test_an_engine_without_memory_is_expected() -> None:
     assert not trace(TASKS, error="MemoryError").is_expected
 
 
-def test_each_traceback_of_a_chain_is_read() -> None:
-    """Given an error within the handling of another, both are there, each with its own frames."""
-    head = "Traceback (most recent call last):\n"
-    log = (
-        f'{head}  File "{REDIS}", line 1, in f\nOSError: gone\n\n'
-        "During handling of the above exception, another exception occurred:\n\n"
-        f'{head}  File "{TASKS}", line 1, in f\n{REFUSED}\n'
-    )
-    found = list(traces(log.splitlines(keepends=True)))
-    assert [(each.error, each.is_ours) for each in found] == [
-        ("OSError: gone", False),
-        (REFUSED, True),
-    ]
+def chain(*links: Trace) -> list[Trace]:
+    """What a log holds of errors that were each raised while the one before was handled."""
+    between = "\nDuring handling of the above exception, another exception occurred:\n\n"
+    log = between.join(text(link.error, *map(str, link.files)) for link in links)
+    return list(traces((log + "a line\n" + text("OSError: another")).splitlines(keepends=True)))
+
+
+def test_a_chain_is_one_traceback_with_the_last_error() -> None:
+    """Given a reset connection that redis shows as an error of its own, then that is expected."""
+    whole, _ = chain(trace(REDIS, error="ConnectionResetError: gone"), trace(CELERY, REDIS))
+    assert whole == Trace((Path(CELERY), Path(REDIS), Path(REDIS)), REFUSED)
+    assert whole.is_expected
+
+
+def test_no_link_of_a_chain_hides_our_code() -> None:
+    """Given a defect of ours that Celery could not report because Redis was away."""
+    whole, _ = chain(trace(CELERY, TASKS, error="AttributeError: 'x'"), trace(CELERY, REDIS))
+    assert not whole.is_expected
+
+
+def test_tracebacks_that_follow_each_other_are_no_chain() -> None:
+    """Given another one later in the log."""
+    assert [each.error for each in chain(trace(CELERY, REDIS))] == [REFUSED, "OSError: another"]

@@ -17,12 +17,18 @@ THEIR_ERRORS = ("redis.exceptions.", "billiard.exceptions.RestartFreqExceeded")
 #: The defect of an engine that is there on purpose.
 ENGINES_ERROR = "MemoryError: the fake engine"
 
+#: Between an error and one that was raised while it was handled.
+CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
+
 _FRAME = re.compile(r'\s+File "(.+?)", line ')
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One traceback: the files of its frames, from the one that caught it, and its error."""
+    """One traceback: the files of its frames, from the one that caught it, and its error.
+
+    Errors that were being handled when it was raised are part of it: their frames come last.
+    """
 
     files: tuple[Path, ...]
     error: str
@@ -46,13 +52,21 @@ class Trace:
 
 def traces(log: Iterable[str]) -> Iterator[Trace]:
     """All tracebacks among the lines of a log."""
+    found: Trace | None = None
+    context: tuple[Path, ...] = ()
     files: list[Path] | None = None
     for line in log:
         if line.startswith("Traceback"):
-            files = []
+            if found:
+                yield found
+            found, files = None, []
         elif files is not None and line.startswith(" "):
             if frame := _FRAME.match(line):
                 files.append(Path(frame[1]))
         elif files is not None:
-            yield Trace(tuple(files), line.strip()[:200])
-            files = None
+            found = Trace((*files, *context), line.strip()[:200])
+            context, files = (), None
+        elif found and line.startswith(CHAINED):
+            context, found = found.files, None
+    if found:
+        yield found
