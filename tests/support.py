@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import socket
+import subprocess
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from worker.children import end, spawn
 
 T = TypeVar("T")
 
@@ -21,6 +27,28 @@ def wait_until(
             raise AssertionError(f"waited {timeout:g} s in vain for {description}")
         time.sleep(0.01)
     return value
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str | Path], sign: str, log: Path, *, timeout: float = 60.0, **options: Any
+) -> Iterator[tuple[subprocess.Popen[bytes], re.Match[str]]]:
+    """A process that has logged `sign`, a regular expression, and its match; ended in the end.
+
+    `options` are those of `spawn`.
+    """
+    process = spawn(command, log_path=log, **options)
+
+    def said() -> re.Match[str] | None:
+        ended = process.poll()  # before its log is read, so that its last words are there
+        found = re.search(sign, log.read_text())
+        assert found or ended is None, f"{command} ended with {ended}: {log.read_text()}"
+        return found
+
+    try:
+        yield process, wait_until(said, timeout, f"{command} to say {sign}")
+    finally:
+        end(process)
 
 
 def clean_environment(**variables: str) -> dict[str, str]:

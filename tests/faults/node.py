@@ -5,6 +5,7 @@ Whoever ends is started again, as a supervisor would; whoever ends without a rea
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -17,10 +18,13 @@ from random import Random
 
 import psutil
 
+from fake_engine import fake_distance
 from faults.invariants import NAN_EVERY, Broken
 from shared.settings import Settings
 from support import clean_environment
+from worker.app import FAILED, QUARANTINED
 from worker.children import end, spawn
+from worker.functional_check import BLOCK_HASH, NONCES, PUBLIC_KEY
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,15 +34,23 @@ BATCH_S = 0.03
 DEADLINE_S = 12.0
 #: Seconds after SIGTERM in which a process has to end, whatever else is broken.
 END_S = 60.0
+#: Processes that may live as long as the run: their memory has to stay flat.
+OLD = ("api", "callbacks", "veteran")
 HANGS = "engine hangs past its deadline"
+NO_MEMORY = "engine runs out of memory"
+WRONG = "engine gives wrong numbers from its start"
 #: What an engine may suffer from: knobs of the fake one, and how many workers in a hundred have it.
 ENGINES = {
     "engine raises": ("fail=29", 15),
     HANGS: ("hang=60&hang_s=600", 8),
-    "engine runs out of memory": ("memory=80", 8),
+    NO_MEMORY: ("memory=80", 8),
+    WRONG: ("fault={wrong}", 8),
 }
-#: Those that may end their worker.
-FATAL = (HANGS, "engine runs out of memory")
+#: Those that end their worker, and its exit status then; 1 is a watchdog whose goodbye hangs, too.
+FATAL = {HANGS: (FAILED, 1), NO_MEMORY: (FAILED,), WRONG: (QUARANTINED,)}
+#: What the engine of a model that is well gives in the functional check. Given to a worker with
+#: wrong numbers alone: where Redis is empty it would be the first, whom all others believe.
+DISTANCES = [fake_distance(BLOCK_HASH, PUBLIC_KEY, nonce) for nonce in NONCES]
 
 
 @dataclass
@@ -75,7 +87,8 @@ class Node:
     slowest_end_s: float = 0.0
 
     def start(self) -> None:
-        """Start all, and wait for the API and the veteran."""
+        """Start all."""
+        self._wrong.write_text("wrong")
         names = ["api", "callbacks", "veteran", *(f"w{n}" for n in range(self.workers))]
         self.members = {name: Member(name) for name in names}
         for member in self.members.values():
@@ -83,17 +96,22 @@ class Node:
 
     @property
     def mortals(self) -> list[Member]:
-        """The workers that live and may be killed alone; one that hangs has to end itself."""
+        """The workers that live and may be killed alone; some have to end themselves."""
         return [
             m
             for m in self.members.values()
-            if m.name.startswith("w") and m.lives and m.excuse != HANGS
+            if m.name.startswith("w") and m.lives and m.excuse not in (HANGS, WRONG)
         ]
 
     @property
     def computing(self) -> list[Member]:
         """All workers that live."""
         return [m for m in self.members.values() if m.name not in ("api", "callbacks") and m.lives]
+
+    @property
+    def _wrong(self) -> Path:
+        """What breaks the device of a fake engine that is told of it."""
+        return self.directory / "wrong"
 
     def log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
@@ -169,6 +187,9 @@ class Node:
             if not well:
                 raise Broken("a process that is told to end ends well", f"{member.name}: {status}")
         elif member.excuse in FATAL:
+            if status not in FATAL[member.excuse]:
+                what = f"{member.name} ({member.excuse}): {status}"
+                raise Broken("a process says how it ended", what)
             self.count[f"worker ended by: {member.excuse}"] += 1
         self._await_restart(member)
 
@@ -194,7 +215,7 @@ class Node:
                 if 0 <= draw < share:
                     self.count[name] += 1
                     member.excuse = name if name in FATAL else ""
-                    knobs = f"&{knob}"
+                    knobs = "&" + knob.format(wrong=self._wrong)
                 draw -= share
         env = clean_environment() | {
             "POC_" + name.upper(): str(value)
@@ -209,6 +230,8 @@ class Node:
                 "PYTHONPATH": str(ROOT / "tests"),
                 "OMP_NUM_THREADS": "1",
             }
+            if member.excuse == WRONG:
+                env["POC_MODEL_DISTANCES"] = json.dumps(DISTANCES)
         member.started_at = time.monotonic()
         member.process = spawn(
             [sys.executable, "-m", "worker.cli", command],

@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,11 +23,12 @@ from faults import invariants
 from faults.commands import Courier
 from faults.controller import Act, Controller, Play
 from faults.invariants import Broken, Recount, demand
-from faults.node import DEADLINE_S, Node
+from faults.node import DEADLINE_S, OLD, Node
 from faults.proxy import HOST, Proxy
 from faults.receiver import Receiver
 from faults.sabotage import SABOTAGE
 from faults.saboteur import PHASES, STRICT, Saboteur, World
+from faults.traces import Trace, traces
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.keys import Keys
@@ -40,8 +41,6 @@ NAMESPACE = "faults"
 ACT_S, PHASE_S = (6.0, 14.0), 150.0
 #: Seconds in which everything has to come to rest when all is healed.
 SETTLE_S = 90.0
-#: How Celery and kombu show, with a traceback of theirs, that Redis refuses them; they try again.
-THEIR_TRACES = ("redis.exceptions.", "billiard.exceptions.RestartFreqExceeded")
 #: Seconds between two lines of progress, and between two looks at the memory.
 SAY_S, MEMORY_S = 10.0, 2.0
 #: A process may be so much larger at its end than after its first quarter, if it is that old.
@@ -193,9 +192,9 @@ class Run:
         self._end_phase()
 
     def _act(self, act: Act) -> None:
-        # The veteran shall grow old in the second half, so that its memory can be compared.
+        # They shall grow old from now on, so that their memory can be compared.
         elapsed = time.monotonic() - self._began
-        self.world.spare_veteran = elapsed > self.options.seconds / 3
+        self.world.spare_old = elapsed > self.options.seconds / 3
         self._starts_before = self._starts
         self._starts = sum(member.starts for member in self.node.members.values())
         play = self.controller.play(act)
@@ -453,31 +452,16 @@ class Run:
 
     def _check_logs(self) -> None:
         """What was injected is expected trouble: no code of ours shows a traceback for it."""
-        traces = [trace for name in self.node.members for trace in self._traces(name)]
-        self._report.tracebacks = dict(Counter(error for _, error in traces))
-        unexpected = Counter(
-            error
-            for caught_by, error in traces
-            if not error.startswith("MemoryError")  # an engine's defect
-            and not ("site-packages" in caught_by and error.startswith(THEIR_TRACES))
-        )
+        found: list[Trace] = []
+        for name in self.node.members:
+            with self.node.log(name).open(errors="replace") as log:
+                found += traces(log)
+        self._report.tracebacks = dict(Counter(trace.error for trace in found))
+        unexpected = Counter(trace.error for trace in found if not trace.is_expected)
         self._demand(not unexpected, "no fault shows as a traceback", f"{unexpected}")
 
-    def _traces(self, name: str) -> Iterator[tuple[str, str]]:
-        """The first frame of each traceback in a log, which is whose it is, and its error."""
-        inside, caught_by = False, ""
-        with self.node.log(name).open(errors="replace") as log:
-            for line in log:
-                if line.startswith("Traceback"):
-                    inside, caught_by = True, ""
-                elif inside and line.startswith(" "):
-                    caught_by = caught_by or line.strip()
-                elif inside:
-                    inside = False
-                    yield caught_by, line.strip()[:200]
-
     def _flatness(self) -> dict[str, tuple[float, float, float]]:
-        """Of the API and the oldest veteran: bytes early, bytes late, its age in seconds."""
+        """Of each in OLD that lived longest: bytes early, bytes late, its age in seconds."""
         return {
             name: (statistics.median(early), statistics.median(late), samples[-1][0])
             for name, samples in self._oldest().items()
@@ -485,11 +469,11 @@ class Run:
         }
 
     def _oldest(self) -> dict[str, list[tuple[float, int]]]:
-        """Age and size over time, of the API and of the veteran that lived longest."""
+        """Age and size over time, of each in OLD that lived longest."""
         found: dict[str, list[tuple[float, int]]] = {}
         for (name, _), samples in self._memory.items():
             longer = name not in found or found[name][-1][0] < samples[-1][0]
-            if name in ("api", "veteran") and longer:
+            if name in OLD and longer:
                 found[name] = samples
         return found
 

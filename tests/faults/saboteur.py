@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from faults.node import Node
+from faults.node import OLD, Node
 from faults.proxy import Proxy
 from faults.receiver import TROUBLES, Receiver
 from faults.server import CLOCK_S, Server, clock_library
@@ -64,8 +64,9 @@ class World:
     replica: Server | None = None
     link: Proxy | None = None
     losses: list[Loss] = field(default_factory=list)
-    #: All workers may be killed, the veteran among them.
-    spare_veteran: bool = False
+    #: Those whose memory is compared are killed no more. Other workers, half of which deliver
+    #: callbacks as well, are.
+    spare_old: bool = False
     _servers: int = 0
 
     def begin(self, phase: str) -> None:
@@ -169,7 +170,7 @@ class Fault:
 
 def _kill_all(world: World, _: Random) -> None:
     for member in world.node.computing:
-        if member.name != "veteran" or not world.spare_veteran:
+        if member.name not in OLD or not world.spare_old:
             world.node.kill(member)
             world.count["worker killed"] += 1
 
@@ -293,6 +294,10 @@ def _trouble(name: str) -> Callable[[World, Random], Undo]:
     return begin
 
 
+def _may_kill_old(world: World) -> bool:
+    return not world.spare_old
+
+
 def _clock(_: World) -> bool:
     return clock_library() is not None
 
@@ -313,7 +318,7 @@ FAULTS = (
     Fault("worker told to end while it computes", "workers", _terminate, 2.0),
     Fault("worker frozen past its lease", "frozen", _freeze, 2.0, (2.5, 5.0)),
     Fault("worker frozen past its round", "sleeper", _freeze, 1.0, (12.0, 20.0), outlives=True),
-    Fault("callbacks process killed", "callbacks", _kill_callbacks, 1.5),
+    Fault("callbacks process killed", "callbacks", _kill_callbacks, 1.5, possible=_may_kill_old),
     Fault("Redis killed", "server", _kill_server, 3.0, (0.1, 2.0), (*_KEEPING, "none"), _steady),
     Fault(
         "Redis' machine crashes", "server", _crash_machine, 6.0, (0.1, 2.0), ("everysec",), _steady

@@ -81,6 +81,17 @@ def start_worker(settings: Settings, tmp_path: Path) -> Iterator[StartWorker]:
         yield start
 
 
+@pytest.fixture
+def start_breakable(start_worker: StartWorker, fault: Path) -> StartWorker:
+    """`start_worker` with a device that `fault` breaks, and a lease that outlasts any test."""
+
+    def start(name: str = "w0", **options: object) -> WorkerProcess:
+        usual: dict[str, object] = {"seconds": 0.05, "fault": fault, "POC_LEASE_S": 600}
+        return start_worker(name, **usual | options)
+
+    return start
+
+
 @pytest.fixture(scope="module")
 def shared_settings(redis_server: EmbeddedRedis) -> Settings:
     """Settings of a namespace that all tests of a module share."""

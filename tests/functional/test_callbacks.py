@@ -10,17 +10,16 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import nan
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
 
+from receiver import Receiver
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute
@@ -37,87 +36,6 @@ from worker.sender import PoCCallbackSender, generated_message, validated_messag
 pytestmark = pytest.mark.functional
 
 ROOT = Path(__file__).parents[2]
-
-
-class Receiver(ThreadingHTTPServer):
-    """A controller. It answers 200, or what `answers` holds, one a request.
-
-    An answer is a status, "hang" (none until the receiver closes), "drip" (headers without an
-    end), or "hold" (200 once it is let go).
-    """
-
-    daemon_threads = True
-
-    def __init__(self, *answers: int | str, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.answers = deque(answers)
-        self.always: int | str = 200
-        #: A body that holds this gets 500, always.
-        self.poison = b"no body holds this"
-        self.closing, self.let_go = threading.Event(), threading.Event()
-        #: (path, headers, body) of each request, in order.
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        self.lock = threading.Lock()
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/poc"
-
-    @property
-    def nonces(self) -> list[int]:
-        """What it was told, once each however often."""
-        bodies = [json.loads(body) for _, _, body in list(self.requests)]
-        return sorted({nonce for body in bodies for nonce in body["nonces"]})
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A sender that hung up is no news."""
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Receiver
-
-    def do_POST(self) -> None:
-        length = int(self.headers["Content-Length"])
-        body = self.rfile.read(length)
-        if len(body) < length:  # its sender was killed meanwhile: nothing was received
-            self.close_connection = True
-            return
-        with self.server.lock:
-            self.server.requests.append((self.path, dict(self.headers), body))
-            answer = self.server.answers.popleft() if self.server.answers else self.server.always
-        if self.server.poison in body:
-            answer = 500
-        if answer == "hang":
-            self.server.closing.wait(60)
-            self.close_connection = True
-        elif answer == "drip":
-            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-            while not self.server.closing.wait(0.02):
-                self.wfile.write(b"X-More: 1\r\n")
-        else:
-            if answer == "hold":
-                self.server.let_go.wait(60)
-                answer = 200
-            self.send_response(int(answer))
-            self.send_header("Location", "/elsewhere")
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nobody reads it."""
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ import pytest
 import redis
 
 from shared.settings import load_settings
-from support import clean_environment, free_port, wait_until
-from worker.children import end, spawn
+from support import clean_environment, free_port, running
 from worker.embedded import _server_binary
 
 pytestmark = pytest.mark.functional
@@ -156,18 +155,13 @@ def test_redis_starts_with_its_users(services: dict[str, Any], tmp_path: Path) -
         for word in words
     ]
     env = {**redis_service["environment"], "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    log = tmp_path / "server.log"
-    process = spawn(words, env=env, cwd=tmp_path, log_path=log)
-    try:
-        wait_until(lambda: "Ready to accept" in log.read_text(), description="the server")
+    with running(words, "Ready to accept", tmp_path / "server.log", env=env, cwd=tmp_path):
         for user in REDIS_USERS:
             with redis.Redis(port=port, username=user, password=f"for-{user}") as client:
                 assert client.ping()
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"PING\r\n")
             assert stranger.recv(100).startswith(b"-NOAUTH")
-    finally:
-        end(process)
 
 
 def test_redis_loses_no_round(services: dict[str, Any]) -> None:

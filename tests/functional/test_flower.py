@@ -13,8 +13,7 @@ import pytest
 from shared.client import PoCClient
 from shared.settings import Settings
 from shared.store import Store
-from support import free_port, wait_until
-from worker.children import end, spawn
+from support import free_port, running, wait_until
 
 pytestmark = pytest.mark.functional
 
@@ -25,19 +24,16 @@ CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1
 def flower(settings: Settings, tmp_path: Path) -> Iterator[httpx.Client]:
     """A client of a real Flower that knows the broker and nothing else."""
     port = free_port()
-    log = tmp_path / "flower.log"
     options = [f"--port={port}", "--address=127.0.0.1", "--basic-auth=u:p"]
-    command = [sys.executable, "-m", "celery", f"--broker={settings.redis_url}", "flower"]
-    process = spawn([*command, *options], cwd=tmp_path, log_path=log)
-    try:
-        # It looks for workers before it has read its first event.
-        wait_until(lambda: "Connected to redis" in log.read_text(), 30, "Flower to be connected")
-        with httpx.Client(
+    command = [sys.executable, "-m", "celery", f"--broker={settings.redis_url}", "flower", *options]
+    # It looks for workers before it has read its first event.
+    with (
+        running(command, "Connected to redis", tmp_path / "flower.log", cwd=tmp_path),
+        httpx.Client(
             base_url=f"http://127.0.0.1:{port}", auth=("u", "p"), timeout=30, trust_env=False
-        ) as client:
-            yield client
-    finally:
-        end(process)
+        ) as client,
+    ):
+        yield client
 
 
 def test_workers_and_tickets_are_seen(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,9 @@ DISTANCES = [fake_distance(BLOCK_HASH, BLOCK_HASH, nonce) for nonce in NONCES]
 
 
 @pytest.fixture
-def start(start_worker: Any, fault: Path) -> Any:
-    """Start a worker with a device that `fault` breaks; a lease outlasts any test."""
-
-    def start(name: str = "w0", **options: Any) -> Any:
-        defaults = {"seconds": 0.05, "fault": fault, "POC_LEASE_S": 600, "POC_CHECK_EVERY_S": 0.5}
-        return start_worker(name, **defaults | options)
-
-    return start
+def start(start_breakable: Any) -> Any:
+    """Start a worker that checks its device twice a second."""
+    return partial(start_breakable, POC_CHECK_EVERY_S=0.5)
 
 
 def quarantined(worker: Any) -> str:

@@ -19,8 +19,7 @@ import redis
 from celery import Celery
 
 from shared.settings import Settings, load_settings
-from support import clean_environment, free_port, wait_until
-from worker.children import end, spawn
+from support import clean_environment, free_port, running, wait_until
 from worker.embedded import _server_binary
 
 pytestmark = pytest.mark.functional
@@ -53,13 +52,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     found = free_port()
     options = f"--bind 127.0.0.1 --port {found} --save '' --aclfile users.acl".split()
     options[options.index("''")] = ""
-    log = directory / "server.log"
-    process = spawn([_server_binary(), *options], cwd=directory, log_path=log)
-    try:
-        wait_until(lambda: "Ready to accept" in log.read_text(), description="the server")
+    command = [_server_binary(), *options]
+    with running(command, "Ready to accept", directory / "server.log", cwd=directory):
         yield found
-    finally:
-        end(process)
 
 
 @pytest.fixture
@@ -101,18 +96,6 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def running(command: list[str], env: dict[str, str], log: Path, sign: str) -> Iterator[str]:
-    """A process that has logged `sign`, of which the first group is given."""
-    process = spawn([sys.executable, "-m", *command], env=env, cwd=ROOT, log_path=log)
-    try:
-        found = wait_until(lambda: re.search(sign, log.read_text()), 60, f"{command} to say {sign}")
-        yield found[0]
-        assert process.poll() is None, log.read_text()
-    finally:
-        end(process)
-
-
 def test_a_whole_round_with_each_process_as_its_user(
     settings_of: Callable[[str], Settings],
     as_user: Callable[[str], redis.Redis],
@@ -143,11 +126,17 @@ def test_a_whole_round_with_each_process_as_its_user(
     api_env = environment(settings_of("api")) | {"POC_API_PORT": "0"}
     flower_env = environment(settings_of("flower"))
     flower_env |= {"CELERY_BROKER_URL": flower_env["POC_REDIS_URL"], "FLOWER_BASIC_AUTH": "u:p"}
-    flower_command = ["celery", "flower", f"--port={flower_port}", "--address=127.0.0.1"]
+    api_log, flower_log = tmp_path / "api.log", tmp_path / "flower.log"
+    python = [sys.executable, "-m"]
+    api_command = [*python, "worker.cli", "api"]
+    flower_command = [*python, "celery", "flower", f"--port={flower_port}", "--address=127.0.0.1"]
     with (
-        running(["worker.cli", "api"], api_env, tmp_path / "api.log", r"http://127\S+") as url,
-        running(flower_command, flower_env, tmp_path / "flower.log", "Connected to redis"),
-        httpx.Client(base_url=url, timeout=30, trust_env=False) as api,
+        running(api_command, r"http://127\S+", api_log, env=api_env, cwd=ROOT) as (of_api, url),
+        running(flower_command, "Connected to redis", flower_log, env=flower_env, cwd=ROOT) as (
+            of_flower,
+            _,
+        ),
+        httpx.Client(base_url=url[0], timeout=30, trust_env=False) as api,
         httpx.Client(
             base_url=f"http://127.0.0.1:{flower_port}",
             auth=("u", "p"),
@@ -176,10 +165,12 @@ def test_a_whole_round_with_each_process_as_its_user(
         proofs = poc("proofs", "--count", "8")
         verdict = json.loads(poc("validate", "--batch", "-", "--json", stdin=proofs))
         assert verdict["fraud_detected"] is False
+        assert of_api.poll() is None, api_log.read_text()
+        assert of_flower.poll() is None, flower_log.read_text()
     worker.process.terminate()
     assert worker.process.wait(20) == 0
     assert [(e["username"], e["object"]) for e in admin.acl_log()] == []
-    assert "NOPERM" not in worker.log + (tmp_path / "flower.log").read_text()
+    assert "NOPERM" not in worker.log + flower_log.read_text()
 
 
 #: What each user must not do. Keys are those of the namespace that the server is for.

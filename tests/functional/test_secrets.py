@@ -8,9 +8,7 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import httpx
 import pytest
 import redis
 
+from receiver import Receiver
 from shared.broker import celery_app
 from shared.settings import load_settings
 from support import clean_environment, free_port, wait_until
@@ -38,34 +37,11 @@ SECRETS = {
 }
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers 500, then 200, so that there are attempts that fail."""
-
-    server: _Receiver
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked += 1
-        self.send_response(500 if self.server.asked < 4 else 200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nobody reads it."""
-
-
-class _Receiver(ThreadingHTTPServer):
-    asked = 0
-
-
 @pytest.fixture
 def receiver_url() -> Iterator[str]:
-    with _Receiver(("127.0.0.1", 0), _Handler) as receiver:
-        thread = threading.Thread(target=receiver.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{receiver.server_address[1]}/poc"
-        receiver.shutdown()
-        thread.join()
+    """Of one that answers 500 at first, so that there are attempts that fail."""
+    with Receiver(500, 500, 500) as receiver:
+        yield receiver.url
 
 
 class Places:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +22,7 @@ from shared.client import PoCClient
 from shared.errors import StoreUnavailable
 from shared.settings import Settings, load_settings
 from shared.store import Store
-from support import clean_environment, free_port, wait_until
-from worker.children import end, spawn
+from support import clean_environment, free_port, running, wait_until
 
 pytestmark = pytest.mark.functional
 
@@ -62,14 +60,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def terminating(certificates: Certificates, behind: str, directory: Path) -> Iterator[int]:
     """A port that takes TLS, with a client's certificate, and passes on what is in it."""
     files = (certificates.server, certificates.server_key, certificates.ca)
-    log = directory / "proxy.log"
     command = [sys.executable, ROOT / "tests" / "tls_proxy.py", *files, behind]
-    process = spawn(command, log_path=log)
-    try:
-        found = wait_until(lambda: re.match(r"port (\d+)\n", log.read_text()), 20, "the proxy")
+    with running(command, r"^port (\d+)\n", directory / "proxy.log") as (_, found):
         yield int(found[1])
-    finally:
-        end(process)
 
 
 @contextlib.contextmanager
@@ -89,13 +82,8 @@ def redis_with_tls(certificates: Certificates, directory: Path) -> Iterator[int]
         "save": "",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    log = directory / "redis.log"
-    process = spawn([binary, *words], cwd=directory, log_path=log)
-    try:
-        wait_until(lambda: "Ready to accept" in log.read_text(), 20, "redis-server")
+    with running([binary, *words], "Ready to accept", directory / "redis.log", cwd=directory):
         yield port
-    finally:
-        end(process)
 
 
 @pytest.fixture(params=["a proxy", "redis-server"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,9 @@ DEADLINE = 1.5
 
 
 @pytest.fixture
-def start(start_worker: Any, fault: Path) -> Any:
-    """Start a worker with a device that `fault` breaks; a lease outlasts any test."""
-
-    def start(name: str = "w0", **options: Any) -> Any:
-        return start_worker(
-            name,
-            **{
-                "seconds": 0.05,
-                "fault": fault,
-                "POC_BATCH_DEADLINE": DEADLINE,
-                "POC_LEASE_S": 600,
-                **options,
-            },
-        )
-
-    return start
+def start(start_breakable: Any) -> Any:
+    """Start a worker that may be without progress for DEADLINE seconds."""
+    return partial(start_breakable, POC_BATCH_DEADLINE=DEADLINE)
 
 
 def free(store: Store) -> int:

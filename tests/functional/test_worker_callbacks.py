@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -18,6 +15,7 @@ import redis
 
 from fake_engine import fake_distance
 from raw import meta, push
+from receiver import Receiver
 from shared.client import PoCClient
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch, ValidatedBatch
@@ -34,46 +32,6 @@ pytestmark = pytest.mark.functional
 ROOT = Path(__file__).parents[2]
 
 StartCallbacks = Callable[[], Popen[bytes]]
-
-
-class Receiver(ThreadingHTTPServer):
-    """A controller that keeps what it was told and answers with `status`."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.status = 200
-        self.got: list[tuple[str, dict[str, Any]]] = []
-
-    def bodies(self, path: str) -> list[dict[str, Any]]:
-        """What was posted to `path`."""
-        return [body for at, body in list(self.got) if at == path]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.got.append((self.path, body))
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nobody reads it."""
-
-
-@contextmanager
-def receiving(port: int) -> Iterator[Receiver]:
-    """A receiver on `port` while the block runs."""
-    with Receiver(port) as receiver:
-        thread = threading.Thread(target=receiver.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield receiver
-        finally:
-            receiver.shutdown()
-            thread.join()
 
 
 @pytest.fixture
@@ -106,7 +64,7 @@ def test_what_was_found_while_the_receiver_was_down_arrives(
     assert stopped.callbacks_pending > 0
     assert stopped.callbacks_delivered == 0
 
-    with receiving(port) as receiver:
+    with Receiver(port=port) as receiver:
         done = wait_until(
             lambda: (now := store.status()).callbacks_pending == 0 and now,
             timeout=20,
@@ -132,7 +90,7 @@ def test_a_verdict_arrives(
     start_worker("w0")
     client.init(config)
     batch = ProofBatch.of(config, [0, 1], [fake_distance("b", "k", n) for n in (0, 1)])
-    with receiving(port) as receiver:
+    with Receiver(port=port) as receiver:
         verdict = client.validate_batch(batch).wait(10)
         (body,) = wait_until(lambda: receiver.bodies("/poc/validated"), description="the message")
         wait_until(lambda: store.status().callbacks_delivered == 1, description="the count")
@@ -145,7 +103,7 @@ def test_a_validation_without_a_verdict_is_told_as_well(
     """Who waits for /validated hears that it could not be computed."""
     start_worker("w0", nan=7)
     batch = ProofBatch.of(config, [7], [0.1])
-    with receiving(port) as receiver:
+    with Receiver(port=port) as receiver:
         with pytest.raises(CouldNotCompute):
             client.validate_batch(batch, config).wait(10)
         (body,) = wait_until(lambda: receiver.bodies("/poc/validated"), description="the message")
@@ -166,9 +124,9 @@ def test_a_validation_of_its_own_counts_beside_the_rounds(
 
     client.validate_batch(batch, config).wait(10)
     assert counts() == (1, 0, 0)
-    with receiving(port) as receiver:
+    with Receiver(port=port) as receiver:
         wait_until(lambda: counts() == (0, 1, 0), description="the delivery")
-        receiver.status = 404
+        receiver.always = 404
         client.validate_batch(batch, config).wait(10)
         wait_until(lambda: counts() == (0, 1, 1), description="the refusal")
     now = store.status()
@@ -244,10 +202,10 @@ class TestItsOwnProcess:
         tmp_path: Path,
     ) -> None:
         """Given a receiver that listens, then it is told everything, and only by this process."""
-        with receiving(port) as receiver:
+        with Receiver(port=port) as receiver:
             # Ten times as long as the workers' own sender would take.
             time.sleep(1)
-            assert receiver.got == []
+            assert receiver.requests == []
             assert store.status().callbacks_pending == stopped.callbacks_pending > 0
             sender = start_callbacks()
             wait_until(
@@ -255,8 +213,8 @@ class TestItsOwnProcess:
                 timeout=30,
                 description="the deliveries",
             )
-        told = {nonce for body in receiver.bodies("/poc/generated") for nonce in body["nonces"]}
-        assert told == set(store.rounds.found(stopped.round_id, 0, stopped.total_valid)[0])
+        found, _ = store.rounds.found(stopped.round_id, 0, stopped.total_valid)
+        assert receiver.nonces == sorted(found)
         assert store.status().callbacks_pending == 0
         assert end(sender, timeout=20) == 0
         assert "Traceback" not in (tmp_path / "callbacks.log").read_text()
@@ -276,14 +234,14 @@ class TestItsOwnProcess:
         doomed.kill()
         doomed.wait()
         start_callbacks()
-        with receiving(port) as receiver:
+        with Receiver(port=port) as receiver:
             wait_until(
                 lambda: store.status().callbacks_delivered == stopped.callbacks_pending,
                 timeout=60,
                 description="the deliveries",
             )
-        told = {nonce for body in receiver.bodies("/poc/generated") for nonce in body["nonces"]}
-        assert told == set(store.rounds.found(stopped.round_id, 0, stopped.total_valid)[0])
+        found, _ = store.rounds.found(stopped.round_id, 0, stopped.total_valid)
+        assert receiver.nonces == sorted(found)
 
 
 def _held(store: Store) -> int:
