@@ -223,7 +223,7 @@ def _report(
 class _Silence:
     """No ticket is waited for."""
 
-    def progress(self, task: str, state: dict[str, Any]) -> None:
+    def progress(self, task: str, state: dict[str, Any], among: str) -> None:
         """Say nothing."""
 
     def succeeded(self, task: str, result: dict[str, Any]) -> None:

@@ -32,8 +32,11 @@ NEWEST = 1000
 class TicketSink(Protocol):
     """Where tickets are reported to: the one way from here to Celery."""
 
-    def progress(self, task: str, state: dict[str, Any]) -> None:
-        """Show how far `task` is, unless it has ended."""
+    def progress(self, task: str, state: dict[str, Any], among: str) -> None:
+        """Show how far `task` is, if it is `among` what is open, and has not ended.
+
+        `among` is where the store keeps the open tickets of its kind.
+        """
         ...
 
     def succeeded(self, task: str, result: dict[str, Any]) -> None:
@@ -50,7 +53,7 @@ class Clerk:
 
     def __init__(self, store: Store, sink: TicketSink, bell: Bell) -> None:
         self._store, self._sink, self._bell = store, sink, bell
-        self._told: dict[str, dict[str, Any]] = {}
+        self._told: dict[str, tuple[dict[str, Any], str]] = {}
 
     def turn(self) -> None:
         """Do what there is to do, then wait for news."""
@@ -141,9 +144,12 @@ class Clerk:
             "recent_rate_per_second": status.recent_rate_per_second,
             "elapsed_seconds": status.elapsed_seconds,
         }
-        now: dict[str, dict[str, Any]] = dict.fromkeys(tasks, state)
-        now |= self._store.jobs.progress()
+        now: dict[str, tuple[dict[str, Any], str]] = {
+            task: (state, self._store.rounds.tickets(status.round_id)) for task in tasks
+        }
+        for job, done in self._store.jobs.progress().items():
+            now[job] = (done, self._store.jobs.tickets)
         for task, told in now.items():
             if self._told.get(task) != told:
-                self._sink.progress(task, told)
+                self._sink.progress(task, *told)
         self._told = now

@@ -54,8 +54,8 @@ def register(app: Celery, node: Node) -> None:
             log.warning("left unanswered: %s", error)
             raise Ignore from None
 
-    def ticket(command: str, progress: dict[str, Any]) -> NoReturn:
-        insist(lambda: node.sink.progress(command, progress))
+    def ticket(command: str, progress: dict[str, Any], among: str) -> NoReturn:
+        insist(lambda: node.sink.progress(command, progress, among))
         raise Ignore
 
     @task("poc.init")
@@ -85,7 +85,8 @@ def register(app: Celery, node: Node) -> None:
                 replace=asked.replace,
             )
         )
-        ticket(self.request.id, {"round_id": status.round_id})
+        among = node.store.rounds.tickets(status.round_id)
+        ticket(self.request.id, {"round_id": status.round_id}, among)
 
     @task("poc.validate")
     def validate(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def register(app: Celery, node: Node) -> None:
             insist(
                 lambda: node.manager.start_validation(batch, asked.config, command=self.request.id)
             )
-            ticket(self.request.id, {"done": 0, "total": len(batch)})
+            ticket(self.request.id, {"done": 0, "total": len(batch)}, node.store.jobs.tickets)
         return _reply(
             insist(
                 lambda: node.manager.start_validate(

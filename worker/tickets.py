@@ -22,7 +22,14 @@ PROGRESS = "PROGRESS"
 
 # Celery's own store_result reads and then writes, so a late report could undo an end. KEYS[1] is
 # the task's key, on whose channel a waiting caller listens; ARGV its new state and its life.
+# Given KEYS[2], the work must be among its members, as ARGV[3]: a Redis that lost the work
+# must not show progress of it, or its caller would wait for ever instead of sending it again.
 _STORE_UNLESS_ENDED = """
+if KEYS[2] then
+  local sorted = redis.call('TYPE', KEYS[2]).ok == 'zset'
+  local found = redis.call(sorted and 'ZSCORE' or 'SISMEMBER', KEYS[2], ARGV[3])
+  if not found or found == 0 then return 0 end
+end
 local now = redis.call('GET', KEYS[1])
 if now then
   local status = cjson.decode(now).status
@@ -41,9 +48,9 @@ class CeleryTickets:
         self._app, self._worker = app, worker
         self._store_unless_ended = app.backend.client.register_script(_STORE_UNLESS_ENDED)
 
-    def progress(self, task: str, state: dict[str, Any]) -> None:
-        """Show how far `task` is, unless it has ended."""
-        if self._store(task, PROGRESS, state):
+    def progress(self, task: str, state: dict[str, Any], among: str) -> None:
+        """Show how far `task` is, if it is `among` what is open, and has not ended."""
+        if self._store(task, PROGRESS, state, among):
             self._send("task-progress", task, result=state)
 
     def succeeded(self, task: str, result: dict[str, Any]) -> None:
@@ -57,7 +64,7 @@ class CeleryTickets:
         self._store(task, states.FAILURE, self._app.backend.prepare_exception(error))
         self._send("task-failed", task, exception=repr(error), traceback="")
 
-    def _store(self, task: str, state: str, result: Any) -> bool:
+    def _store(self, task: str, state: str, result: Any, among: str | None = None) -> bool:
         backend = self._app.backend
         meta = {
             "status": state,
@@ -71,8 +78,8 @@ class CeleryTickets:
         with redis_errors():
             return bool(
                 self._store_unless_ended(
-                    keys=[backend.get_key_for_task(task)],
-                    args=[backend.encode(meta), int(self._app.conf.result_expires)],
+                    keys=[backend.get_key_for_task(task), *([among] if among else [])],
+                    args=[backend.encode(meta), int(self._app.conf.result_expires), task],
                 )
             )
 

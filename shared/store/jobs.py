@@ -170,10 +170,15 @@ class Jobs:
         """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once."""
         self._finish(job.id, job.round_id, result, error, message)
 
+    @property
+    def tickets(self) -> str:
+        """The key that has the open validations, which are their own tickets."""
+        return self._keys("jobs")
+
     def progress(self) -> dict[str, dict[str, int]]:
         """Nonces done and total of each open validation."""
         with redis_errors():
-            jobs = self._redis.zrange(self._keys("jobs"), 0, -1)
+            jobs = self._redis.zrange(self.tickets, 0, -1)
             with self._redis.pipeline(transaction=False) as pipe:
                 for job in jobs:
                     pipe.hmget(self._keys("job", job), ["done", "total"])

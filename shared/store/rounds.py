@@ -297,13 +297,17 @@ class Rounds:
             return [], []
         return [int(n) for n in nonces], [float(d) for d in dist]
 
+    def tickets(self, round_id: str) -> str:
+        """The key that has the tasks which wait for the end of a round, as long as they do."""
+        return self._keys("tickets", round_id)
+
     def open_tickets(self) -> tuple[RoundStatus, list[str]]:
         """The current round and the tasks that wait for its end."""
         status = self.status() or RoundStatus()
         if not status.round_id:
             return status, []
         with redis_errors():
-            tasks = self._redis.smembers(self._keys("tickets", status.round_id))
+            tasks = self._redis.smembers(self.tickets(status.round_id))
         return status, sorted(tasks)
 
     # Calls.

@@ -452,8 +452,8 @@ class TestProgress:
         class Once(KeptTickets):
             """Fails with the second report."""
 
-            def progress(self, task: str, state: dict[str, Any]) -> None:
-                super().progress(task, state)
+            def progress(self, task: str, state: dict[str, Any], among: str) -> None:
+                super().progress(task, state, among)
                 if len(self.reports) == 2:
                     raise StoreUnavailable("away")
 

@@ -13,9 +13,12 @@ import pytest
 import redis
 from celery import Celery
 
+from exactness import ALL_VALID
 from shared.broker import celery_app
+from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundFailed, StoreUnavailable
 from shared.settings import Settings, load_settings
+from shared.store import Store
 from support import wait_until
 from worker.tickets import CeleryTickets
 
@@ -24,6 +27,8 @@ pytestmark = pytest.mark.functional
 END = Callable[[CeleryTickets], None]
 Heard = Callable[[], list[dict[str, Any]]]
 
+#: Where the store keeps what is open.
+OPEN = "poc:test:open"
 #: Everything that ends a task.
 ENDS: dict[str, END] = {
     "SUCCESS": lambda sink: sink.succeeded("t", {"by": "another"}),
@@ -58,7 +63,9 @@ def new_app(settings: Settings) -> Iterator[Callable[..., Celery]]:
 
 
 @pytest.fixture
-def sink(new_app: Callable[..., Celery]) -> CeleryTickets:
+def sink(new_app: Callable[..., Celery], direct: Any) -> CeleryTickets:
+    """For the tasks that these tests name, all of them open."""
+    direct.sadd(OPEN, "t", "u", *(f"t{i}" for i in range(200)))
     return CeleryTickets(new_app(), "w@test")
 
 
@@ -73,8 +80,8 @@ class TestState:
 
     def test_progress_is_no_end(self, sink: CeleryTickets, direct: Any) -> None:
         """It has a state of its own and no date; the last report counts."""
-        sink.progress("t", {"done": 1})
-        sink.progress("t", {"done": 2})
+        sink.progress("t", {"done": 1}, OPEN)
+        sink.progress("t", {"done": 2}, OPEN)
         now = meta(direct)
         assert (now["status"], now["result"], now["date_done"]) == ("PROGRESS", {"done": 2}, None)
         assert (now["task_id"], now["worker"]) == ("t", "w@test")
@@ -83,7 +90,7 @@ class TestState:
         self, sink: CeleryTickets, direct: Any, new_app: Callable[..., Celery]
     ) -> None:
         """Celery's own callers read it as any other result."""
-        sink.progress("t", {"done": 1})
+        sink.progress("t", {"done": 1}, OPEN)
         sink.succeeded("t", {"state": "STOPPED"})
         result = new_app().AsyncResult("t")
         assert (result.state, result.result) == ("SUCCESS", {"state": "STOPPED"})
@@ -98,6 +105,36 @@ class TestState:
         assert isinstance(result.result, RoundFailed)
         assert str(result.result) == "the round holds too much"
 
+    @pytest.mark.parametrize("kind", ["set", "zset"])
+    def test_only_open_work_has_progress(self, kind: str, sink: CeleryTickets, direct: Any) -> None:
+        """What Redis has lost is unknown, so that its caller sends it again."""
+        direct.delete(OPEN)
+        sink.progress("t", {"done": 1}, OPEN)
+        if kind == "set":
+            direct.sadd(OPEN, "u")
+        else:
+            direct.zadd(OPEN, {"u": 0})
+        sink.progress("t", {"done": 1}, OPEN)
+        assert direct.get("celery-task-meta-t") is None
+        sink.progress("u", {"done": 1}, OPEN)
+        assert meta(direct, "u")["status"] == "PROGRESS"
+
+    def test_work_that_redis_lost_is_not_open(
+        self, sink: CeleryTickets, settings: Settings, direct: Any
+    ) -> None:
+        """Given a round and a validation that were taken on just before."""
+        with contextlib.closing(Store(settings)) as store:
+            round_id = store.rounds.generate("g", ALL_VALID).round_id
+            store.rounds.open_job("v", ProofBatch.of(ALL_VALID, [1], [0.5]), None)
+            among = {"g": store.rounds.tickets(round_id), "v": store.jobs.tickets}
+            for task in among:
+                sink.progress(task, {}, among[task])
+                assert meta(direct, task)["status"] == "PROGRESS"
+            direct.flushdb()
+            for task in among:
+                sink.progress(task, {}, among[task])
+                assert direct.get(f"celery-task-meta-{task}") is None
+
     @pytest.mark.parametrize("end", ENDS)
     def test_progress_never_overwrites_an_end(
         self, end: str, sink: CeleryTickets, direct: Any
@@ -105,7 +142,7 @@ class TestState:
         """A late report of another worker is dropped."""
         ENDS[end](sink)
         before = meta(direct)
-        sink.progress("t", {"done": 1})
+        sink.progress("t", {"done": 1}, OPEN)
         assert meta(direct) == before
         assert before["status"] == end
 
@@ -127,7 +164,7 @@ class TestState:
     ) -> None:
         """By whoever clicked on it in Flower."""
         new_app().backend.mark_as_revoked("t", "revoked")
-        sink.progress("t", {"done": 1})
+        sink.progress("t", {"done": 1}, OPEN)
         sink.succeeded("t", {})
         assert meta(direct)["status"] == "REVOKED"
 
@@ -140,7 +177,7 @@ class TestState:
 
         def tell(number: int) -> None:
             each = sinks[number % 4]
-            each.progress("t", {"done": number})
+            each.progress("t", {"done": number}, OPEN)
             each.succeeded("t", {"by": number})
             seen.append(meta(direct)["result"])
 
@@ -190,7 +227,7 @@ class TestEvents:
 
     def test_a_ticket_from_its_begin_to_its_end(self, sink: CeleryTickets, heard: Heard) -> None:
         """As if this worker had run the task."""
-        sink.progress("t", {"done": 1})
+        sink.progress("t", {"done": 1}, OPEN)
         sink.succeeded("t", {"state": "STOPPED"})
         sink.failed("u", CouldNotCompute("no distance"))
         events = wait_until(lambda: len(heard()) == 3 and heard(), description="the events")
@@ -209,9 +246,9 @@ class TestEvents:
     ) -> None:
         """Whoever stored the end may have been killed before the event."""
         sink.succeeded("t", {})
-        sink.progress("t", {"done": 1})
+        sink.progress("t", {"done": 1}, OPEN)
         sink.succeeded("t", {})
-        sink.progress("u", {"done": 1})
+        sink.progress("u", {"done": 1}, OPEN)
         events = wait_until(lambda: len(heard()) >= 3 and heard(), description="the events")
         assert [(event["type"], event["uuid"]) for event in events] == [
             ("task-succeeded", "t"),
@@ -251,9 +288,9 @@ class TestEvents:
         def opened() -> int:
             return int(direct.info("stats")["total_connections_received"])
 
-        sink.progress("t", {"done": 0})
+        sink.progress("t", {"done": 0}, OPEN)
         before = opened()
         with ThreadPoolExecutor(threads) as reporting:
-            list(reporting.map(lambda i: sink.progress(f"t{i}", {"done": i}), range(200)))
+            list(reporting.map(lambda i: sink.progress(f"t{i}", {"done": i}, OPEN), range(200)))
         # A thread may need one for the result and two for the event.
         assert opened() - before <= 3 * (threads - 1)
