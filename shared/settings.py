@@ -156,7 +156,7 @@ class Settings(BaseSettings):
         0.9, gt=0, le=1, description="vllm: share of the GPU's memory that the worker takes"
     )
     quantization: str | None = Field(
-        None, description="vllm: how to quantise the weights, such as fp8", pattern=r"^[\w-]+$"
+        None, description="vllm: how to quantize the weights, such as fp8", pattern=r"^[\w-]+$"
     )
     vllm_options: Json[dict[str, Any]] | None = Field(
         None, description="vllm: JSON object of further engine arguments, as vLLM names them"

@@ -119,3 +119,4 @@ def test_both_engines_agree_on_what_the_model_is(
     assert ours.fingerprint == theirs.fingerprint == fingerprint(checkpoint("qwen3"))
     assert (ours.vocab_size, ours.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
     assert ours.profile != theirs.profile
+    assert ours.profile["quantization"] == theirs.profile["quantization"] == "none"

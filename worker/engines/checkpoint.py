@@ -99,9 +99,9 @@ def _refusal(config: Any, engine: str) -> str | None:
             f"holds {', '.join(classes) or 'no named class'}, which has no logits head; "
             "use a checkpoint of a causal language model (...ForCausalLM)"
         )
-    quantised = getattr(config, "quantization_config", None) is not None
-    if quantised and engine == "transformers":
-        return "is quantised, which the transformers engine is not tested with; use full weights"
+    quantized = getattr(config, "quantization_config", None) is not None
+    if quantized and engine == "transformers":
+        return "is quantized, which the transformers engine is not tested with; use full weights"
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
         return "has multimodal rotary positions (mrope); use a text-only model"
     if getattr(config, "use_bidirectional_attention", False):

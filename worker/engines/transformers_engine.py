@@ -262,7 +262,7 @@ def _profile(model: PreTrainedModel, device: torch.device, tile: int) -> dict[st
         "attention": str(model.config._attn_implementation),  # noqa: SLF001
         "tile": str(tile),
         "tensor_parallel": "1",
-        "quantisation": "none",
+        "quantization": "none",
     }
 
 

@@ -187,7 +187,7 @@ class VllmEngine:
                     "tile": str(facts["tile"]),
                     "max_tokens": str(facts["max_tokens"]),
                     "tensor_parallel": str(facts["tensor_parallel"]),
-                    "quantisation": facts["quantisation"],
+                    "quantization": facts["quantization"],
                     "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),
                     "options": json.dumps(options, sort_keys=True),
                 },

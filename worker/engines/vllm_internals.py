@@ -55,7 +55,7 @@ def facts(worker: Any) -> dict[str, Any]:
         "max_model_len": model.max_model_len,
         "max_tokens": config.scheduler_config.max_num_batched_tokens,
         "max_sequences": config.scheduler_config.max_num_seqs,
-        "quantisation": model.quantization or "none",
+        "quantization": model.quantization or "none",
         "compiled": not model.enforce_eager,
         "tensor_parallel": config.parallel_config.tensor_parallel_size,
         "attention": "+".join(sorted(backends)),

@@ -229,6 +229,7 @@ class TestInfo:
         assert (info.model, info.device) == (str(model_dir), "cpu")
         assert (info.vocab_size, info.hidden_size, info.max_seq_len) == (160, 32, 64)
         assert (info.profile["engine"], info.profile["tile"]) == ("transformers", "3")
+        assert info.profile["quantization"] == "none"
         assert info.fingerprint == fingerprint(model_dir)
 
     def test_busy_seconds_grow_with_work_only(
@@ -335,7 +336,7 @@ class TestRefusals:
                 },
                 "mrope",
             ),
-            ({"quantization_config": {"quant_method": "fp8"}}, "is quantised"),
+            ({"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
             ({"use_bidirectional_attention": True}, "attends in both directions"),
         ],
     )
