@@ -8,7 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from serving_api import serving_api
+from shared.api import MAX_CONNECTIONS
 from shared.config import MAX_NONCE, PoCConfig
 from shared.settings import load_settings
 from shared.store import Store
@@ -185,3 +186,42 @@ def test_a_body_without_end_is_cut_off(api: Api) -> None:
     # What it was told may be lost with the connection that was reset under it.
     assert answer == b"" or b" 413 " in answer
     assert api.status_code(STATUS) == 200
+
+
+def test_too_many_connections_are_told_to_come_back(api: Api) -> None:
+    """Given one less than MAX_CONNECTIONS, all is well; with one more every request is a 503."""
+    url = api.client.base_url
+    assert api.status_code(STATUS) == 200  # on a connection that counts as well
+    with ExitStack() as connections:
+
+        def connect() -> None:
+            there = (url.host, url.port or 0)
+            connections.enter_context(socket.create_connection(there, timeout=20))
+
+        for _ in range(MAX_CONNECTIONS - 2):
+            connect()
+        assert api.status_code(STATUS) == 200
+        connect()
+        wait_until(lambda: api.status_code(STATUS) == 503, description="a refusal")
+        assert api.status_code("/livez") == 503
+    wait_until(lambda: api.status_code(STATUS) == 200, description="an answer again")
+
+
+def test_only_loopback_says_for_whom_it_asks(redis_url: str, tmp_path: Path) -> None:
+    """Given an X-Forwarded-For from 127.0.0.1, that address is who asks; else the sender is.
+
+    Uvicorn believes 127.0.0.1 and ::1. So 127.0.0.2, also an address of this machine, stands for
+    a stranger.
+    """
+
+    def answers(source: str) -> set[int]:
+        transport = httpx.HTTPTransport(local_address=source)
+        with httpx.Client(transport=transport, base_url=api.client.base_url) as client:
+            return {
+                client.get(STATUS, headers={"X-Forwarded-For": f"192.0.2.{n}"}).status_code
+                for n in range(20)
+            }
+
+    with serving(redis_url, tmp_path, POC_API_RATE="2") as api:
+        assert answers("127.0.0.1") == {200}
+        assert answers("127.0.0.2") == {200, 429}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from flower.urls import handlers
 
 from shared.client import PoCClient
 from shared.settings import Settings
@@ -77,3 +79,21 @@ def test_a_refusal_is_seen(flower: httpx.Client, start_worker: Any, client: PoCC
     (task,) = wait_until(failed, description="the failure")
     assert task["name"] == "poc.generate"
     assert "Round not initialized" in task["exception"]
+
+
+def test_who_has_no_password_sees_and_does_nothing(flower: httpx.Client) -> None:
+    """Each route that Flower has wants it, but for health, counts and the goodbye."""
+    patterns = [each[0] if isinstance(each, tuple) else each.regex.pattern for each in handlers]
+    paths = [re.sub(r"\(.[*+]\)", "x", each).rstrip("$").removesuffix("/?") for each in patterns]
+    for auth in (None, ("u", "wrong")):
+        answered, refused = set(), set()
+        for path in paths:
+            for method in ("GET", "POST"):
+                code = flower.request(method, path, auth=auth).status_code
+                if code == 401:
+                    refused.add(path)
+                elif code not in {403, 404, 405}:  # a cross-site request, no such page or method
+                    answered.add(path)
+        assert answered == {"/healthcheck", "/metrics", "/logout"}
+        assert len(refused) > 20
+        assert {"/", "/tasks", "/api/workers", "/api/worker/shutdown/x"} <= refused

@@ -121,6 +121,28 @@ def test_a_whole_round_beside_requests(
     assert "Traceback" not in worker.log
 
 
+def test_a_key_for_what_it_serves(start: Callable[..., Worker], model_dir: Path) -> None:
+    """Given VLLM_API_KEY, who does not send it gets nothing below /v1, and no log has it.
+
+    vLLM guards nothing else: /invocations generates for everybody.
+    """
+    key = "a-key-0123456789"
+    worker = start(POC_SERVE_PORT="0", VLLM_API_KEY=key)
+    worker.wait_until_ready()
+    body = {"model": str(model_dir), "prompt": "w1 w2 w3", "max_tokens": 3}
+
+    def ask(url: str, **headers: str) -> int:
+        return httpx.post(url, json=body, headers=headers, timeout=60).status_code
+
+    v1 = worker.served_at
+    assert ask(f"{v1}/completions") == 401
+    assert ask(f"{v1}/completions", Authorization=f"Bearer {key}x") == 401
+    assert httpx.get(f"{v1}/models").status_code == 401
+    assert ask(f"{v1}/completions", Authorization=f"Bearer {key}") == 200
+    assert ask(f"{v1.removesuffix('/v1')}/invocations") == 200
+    assert key not in worker.log
+
+
 def test_a_worker_that_is_killed_while_it_loads(start: Callable[..., Worker]) -> None:
     """Whenever that is, nothing of it stays: from the first process on, and with all of them."""
     worker = start()

@@ -132,6 +132,8 @@ def test_a_callback_url_loses_its_last_slash() -> None:
         ("", "only http"),
         ("http://", "needs a host"),
         ("http://:80/", "needs a host"),
+        ("http://user:password@c/", "no user and password"),
+        ("http://token@c/", "no user and password"),
         ("http://c/?a=b", "no query"),
         ("http://c/#a", "no query"),
         ("http://c:port/", "callback_url"),
