@@ -34,21 +34,31 @@ KEYS: dict[str, Key] = {
     "status": Key(
         "hash",
         "the newest round, for pollers",
-        "init, generate, validate, stop, commit, heartbeat, settle",
+        "init, generate, validate, stop, claim, commit, heartbeat, settle, finish_job",
         _NAMESPACE,
     ),
     "clock": Key("hash", "last time seen, and what keeps it from going back", "all", _NAMESPACE),
     "round": Key("hash", "as status, of each round kept", "as status", _ROUND, "round"),
     "nonces": Key("hash", "valid nonce -> distance", "commit", _ROUND, "round"),
     "found": Key("list", "valid nonces in order of discovery", "commit", _ROUND, "round"),
-    "run": Key("hash", "config, epoch, cursor and clocks", "as status", _ROUND, "round"),
+    "run": Key(
+        "hash",
+        "config, epoch, cursor and clocks",
+        "init, generate, validate, stop, claim, commit, heartbeat",
+        _ROUND,
+        "round",
+    ),
     "claims": Key(
-        "hash", "token -> claimed positions", "claim, commit, give_back, init", _CURRENT, "round"
+        "hash",
+        "token -> claimed positions",
+        "claim, commit, give_back, heartbeat, and what opens a round",
+        _CURRENT,
+        "round",
     ),
     "leases": Key(
         "zset",
         "token -> end of its lease, ms",
-        "as claims; heartbeat, stop, validate",
+        "as claims; stop, validate",
         _CURRENT,
         "round",
     ),
@@ -80,11 +90,12 @@ KEYS: dict[str, Key] = {
     ),
     "chunks": Key("list", "chunks that wait for a worker", "open_job, claim_chunk", _EMPTY),
     "chunk_claims": Key(
-        "hash", "token -> claimed chunk", "claim_chunk, commit_chunk, give_back", _EMPTY
+        "hash",
+        "token -> claimed chunk",
+        "claim_chunk, commit_chunk, give_back, heartbeat",
+        _EMPTY,
     ),
-    "chunk_leases": Key(
-        "zset", "token -> end of its lease, ms", "as chunk_claims; heartbeat", _EMPTY
-    ),
+    "chunk_leases": Key("zset", "token -> end of its lease, ms", "as chunk_claims", _EMPTY),
     "verdicts": Key(
         "list",
         "computed jobs that wait for a verdict",
@@ -110,13 +121,16 @@ KEYS: dict[str, Key] = {
         "fingerprint",
     ),
     "incidents": Key(
-        "list", "workers that had to end, newest first, as JSON", "the worker", "7 days"
+        "list",
+        "workers that had to end, newest first, as JSON",
+        "the worker",
+        "7 days after the last",
     ),
     "dead_letters": Key(
         "list",
         "what nobody could read: messages, ends, ...",
         "the transport, the clerk, the sender",
-        "7 days",
+        "7 days after the last",
     ),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,21 @@ CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1
 @pytest.fixture
 def flower(settings: Settings, tmp_path: Path) -> Iterator[httpx.Client]:
     """A client of a real Flower that knows the broker and nothing else."""
+    with serving(settings, tmp_path, "--basic-auth=u:p") as client:
+        client.auth = ("u", "p")
+        yield client
+
+
+@contextmanager
+def serving(settings: Settings, tmp_path: Path, *more: str) -> Iterator[httpx.Client]:
+    """A client, without a password, of a real Flower with `more` options."""
     port = free_port()
-    options = [f"--port={port}", "--address=127.0.0.1", "--basic-auth=u:p"]
+    options = [f"--port={port}", "--address=127.0.0.1", *more]
     command = [sys.executable, "-m", "celery", f"--broker={settings.redis_url}", "flower", *options]
     # It looks for workers before it has read its first event.
     with (
         running(command, "Connected to redis", tmp_path / "flower.log", cwd=tmp_path),
-        httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", auth=("u", "p"), timeout=30, trust_env=False
-        ) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client,
     ):
         yield client
 
@@ -97,3 +104,14 @@ def test_who_has_no_password_sees_and_does_nothing(flower: httpx.Client) -> None
         assert answered == {"/healthcheck", "/metrics", "/logout"}
         assert len(refused) > 20
         assert {"/", "/tasks", "/api/workers", "/api/worker/shutdown/x"} <= refused
+
+
+def test_without_a_password_all_is_shown_and_nothing_done(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Its pages are open to everybody; what can end a worker is off."""
+    with serving(settings, tmp_path) as client:
+        for page in ("/", "/tasks", "/broker"):
+            assert client.get(page).status_code == 200
+        for command in ("/api/worker/shutdown/w0@test", "/api/task/async-apply/poc.stop"):
+            assert client.post(command).status_code == 401

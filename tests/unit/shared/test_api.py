@@ -367,7 +367,7 @@ class TestTokens:
         response = api.get(STATUS, headers={"Authorization": f"Bearer {token}"})
         assert response.status_code == 200
 
-    @pytest.mark.parametrize("url", ["/livez", "/docs", "/openapi.json"])
+    @pytest.mark.parametrize("url", ["/livez", "/docs", "/redoc", "/openapi.json"])
     def test_health_and_description_stay_open(self, api: TestClient, url: str) -> None:
         """Supervisors have no token, and the description tells what this repository tells."""
         assert api.get(url).status_code == 200

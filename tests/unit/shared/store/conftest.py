@@ -73,6 +73,6 @@ _LONGEST_LIFE: dict[str, Callable[[Client, Keys, str], int | None]] = {
     "POC_COMMAND_MEMORY_S": _at_most(DAY),
     "30 s, or five heartbeats": _at_most(30),
     "a second": _at_most(1),
-    "7 days": _at_most(7 * DAY),
+    "7 days after the last": _at_most(7 * DAY),
     "7 days after its last worker": _at_most(7 * DAY),
 }
