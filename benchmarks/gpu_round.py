@@ -164,7 +164,8 @@ def _gpu() -> tuple[float, float, float]:
 
 
 def _nvidia_smi(query: str) -> list[str]:
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "--id=0"]
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "--id", gpu]
     return subprocess.check_output(command, text=True).strip().split(", ")
 
 
