@@ -136,7 +136,7 @@ class Ticket(Generic[Answer]):
         self._resend_s = RESEND_S[0]
         self._send_at = 0.0
         self._accepted = False
-        self._began = time.time()
+        self._began = time.monotonic()
 
     def wait_accepted(self, timeout: float | None = None) -> None:
         """Wait until a worker has taken the command on. Raises as `wait` does."""
@@ -199,7 +199,7 @@ class Ticket(Generic[Answer]):
 
     def _send_when_due(self) -> None:
         # Past that the workers may have forgotten the id, and would carry it out anew.
-        if time.time() > self._began + self._settings.command_memory_s:
+        if time.monotonic() > self._began + self._settings.command_memory_s:
             raise NoAnswer(f"{self._name} {self.id}: its result is gone, or no worker ever took it")
         if time.monotonic() < self._send_at:
             return
