@@ -3,11 +3,11 @@
 #
 #   benchmarks/gpu.sh OUT [STAGE ...]
 #
-# Stages, all of them unless named; minutes are those of an H200:
-#   tests      tests/gpu                                             6
-#   rounds     whole rounds of the 0.6B and the 8B shape             5
+# Stages, all of them unless named; minutes are those of an H100 or H200:
+#   tests      tests/gpu                                            12
+#   rounds     whole rounds of the 0.6B and the 8B shape             6
 #   timeline   what the device does in one batch of the 0.6B shape   2
-#   numerics   the tables of docs/numerics.md                       10
+#   numerics   the tables of docs/numerics.md                        8
 # Logs and figures go to the directory OUT; models are made in a temporary one. A stage that
 # fails does not keep the others from running; the exit status says whether one did.
 set -uo pipefail
