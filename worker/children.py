@@ -130,6 +130,17 @@ def kill_leashed() -> None:
             os.killpg(cast(int, child.pid), signal.SIGKILL)
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that spawned it ends, however it does.
+
+    For children of `multiprocessing` that others started without a leash; elsewhere it does
+    nothing.
+    """
+    parent = multiprocessing.parent_process()
+    if parent and (ask := _die_with(cast(int, parent.pid))):
+        ask()
+
+
 @functools.cache
 def _leash() -> tempfile.TemporaryDirectory[str]:
     """A directory with a `python` that gets itself a leash first; kept until this process ends.

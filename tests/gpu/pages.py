@@ -13,20 +13,22 @@ class ComparingExtension(FaultyExtension):
 
     def poc_record(self, records: bool) -> bool:
         """Whether a forward was recorded; from now on forwards are, or are not."""
-        device = self.poc_device
-        recorded = device._recording is not None
-        device._records, device._recording = records, device._recording if records else None
+        forward = self.poc_device._forward
+        recorded = forward.recorded is not None
+        forward.records = records
+        if not records:
+            forward.forget()
         return recorded
 
     def poc_write_live_pages(self) -> None:
         """Leave the scratch alone; what was recorded with it is forgotten."""
         super().poc_write_live_pages()
-        self.poc_device._recording = None
+        self.poc_device._forward.forget()
 
     def poc_mend(self) -> None:
         """As it was."""
         super().poc_mend()
-        self.poc_device._recording = None
+        self.poc_device._forward.forget()
 
     def poc_compare_pages(self, job: dict[str, Any]) -> tuple[list[float], bool, bool]:
         """Compute `job`: its distances, whether any live page is in use, whether any changed."""

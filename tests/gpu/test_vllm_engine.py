@@ -89,14 +89,15 @@ def test_a_recorded_forward_gives_what_the_plain_one_gives(driver: Driver) -> No
     recorded = [driver.engine.submit(each).result() for each in jobs]
     driver.engine.submit(Job("b", "k", (1,), 100)).result()
     assert [driver.engine.submit(each).result() for each in jobs] == recorded
-    driver.call("poc_record", False)
+    assert driver.call("poc_record", False), "it was not recorded"
     plain = [driver.engine.submit(each).result() for each in jobs]
     assert driver.call("poc_record", True) is False, "it was recorded all the same"
     assert plain == recorded
 
 
 def test_forwards_are_recorded(driver: Driver) -> None:
-    driver.engine.submit(job(*range(32))).result()
+    """With the third tile of a shape."""
+    driver.engine.submit(job(*range(96))).result()
     assert driver.call("poc_record", True) is True
 
 

@@ -47,7 +47,11 @@ CONTRACTS = [
     ("v1/attention/backend.py", "AttentionBackend", {"get_name"}),
     # kv_layers, swapped
     ("config/compilation.py", "CompilationConfig", {"static_forward_context"}),
-    ("model_executor/layers/attention/attention.py", "Attention", {"kv_cache"}),
+    (
+        "model_executor/layers/attention/attention.py",
+        "Attention",
+        {"kv_cache", "kv_sharing_target_layer_name"},
+    ),
     ("model_executor/layers/attention/attention.py", "get_attention_context", {"kv_cache"}),
     # live_blocks
     ("v1/kv_cache_interface.py", "KVCacheConfig", {"num_blocks", "kv_cache_groups"}),

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -23,20 +23,22 @@ import torch
 from torch import Tensor
 
 from worker import gpu_random
+from worker.children import die_with_parent
 from worker.engines import vllm_internals as internals
+from worker.engines.recording import Forward, Recorder
 
 logger = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
-
-#: Inputs [tile, seq_len, hidden_size], which it overwrites, to the logits of the last positions,
-#: [tile, at least vocab_size]; None on a rank without logits.
-Forward = Callable[[Tensor], Tensor | None]
 
 #: Targets kept: a round's own, and those of the blocks that validators ask about.
 _TARGETS_KEPT = 8
 
+#: Attention backends whose forwards may be recorded: their metadata is flat, so that it can be kept
+#: as it was built. FlashInfer's has a plan of its builder in it, which later builds change.
+_RECORDABLE = frozenset({"FLASH_ATTN"})
 
-#: Forwards of one shape after each other until that shape is recorded.
-_RECORD_AFTER = 3
+# A rank of a tensor parallel group would notice the end of vLLM's engine only once it has loaded
+# its part of the model, or never, if it hangs. vLLM imports this file before it loads.
+die_with_parent()
 
 
 class PoCWorkerExtension:
@@ -73,10 +75,14 @@ class _Device:
         self._hidden_size, self._vocab_size = facts["hidden_size"], facts["vocab_size"]
         self._dtype = worker.vllm_config.model_config.dtype
         self._alone = facts["tensor_parallel"] == 1
-        self._recording: _Recording | None = None
-        self._last_shape, self._in_a_row = torch.Size(), 0
-        # Ranks would record their exchange as well, which vLLM has ways of its own for.
-        self._records = self._device.type == "cuda" and facts["compiled"] and self._alone
+        self._forward = Recorder(
+            self._forward_of,
+            records=self._device.type == "cuda"
+            and facts["compiled"]
+            and facts["attention"] in _RECORDABLE
+            # Ranks would record their exchange as well, which vLLM has ways of its own for.
+            and self._alone,
+        )
         longest = min(facts["max_model_len"], self._max_tokens)
         self._layers = internals.kv_layers(worker)
         self._groups = internals.kv_groups(worker, block_table_width=longest)
@@ -148,26 +154,26 @@ class _Device:
     def _compute_or_halve(self, nonces: Sequence[int], tile: int, *key: Any) -> Tensor | None:
         """Distances of one tile; when memory runs out in it, of its halves."""
         try:
-            return self._compute(self._recorded, nonces, tile, *key)
+            return self._compute(self._forward, nonces, tile, *key)
         except torch.OutOfMemoryError as error:
             if not self._alone or tile == 1:
                 # The ranks of a group must do the same: one that halves alone waits for ever.
                 raise
             reason = str(error).partition("\n")[0]
         # Out here, since the exception's traceback would keep the failed tile's tensors alive.
+        half = -(-tile // 2)
         logger.error(
             "out of memory with %d sequences in one forward (%s): going on with %d. "
             "Their distances may differ in the last bits; lower POC_TILE on every worker",
             tile,
             reason,
-            tile // 2,
+            half,
         )
-        self._recording = None
+        self._forward.forget()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        half = -(-tile // 2)
         parts = [
-            self._compute(self._plain, nonces[at : at + half], half, *key)
+            self._compute(self._forward.plain, nonces[at : at + half], half, *key)
             for at in range(0, len(nonces), half)
         ]
         return torch.cat([part for part in parts if part is not None])
@@ -218,33 +224,6 @@ class _Device:
 
         return forward
 
-    def _plain(self, inputs: Tensor) -> Tensor | None:
-        return self._forward_of(inputs.shape)(inputs)
-
-    def _recorded(self, inputs: Tensor) -> Tensor | None:
-        """As `_plain`, in one launch instead of some hundred: the device waits for no host."""
-        if self._recording is not None and self._recording.shape == inputs.shape:
-            return self._recording(inputs)
-        # Recording takes as long as some forwards: a round beside a validation of other lengths
-        # must not record for each of them in turn.
-        self._in_a_row = self._in_a_row + 1 if inputs.shape == self._last_shape else 1
-        self._last_shape = inputs.shape
-        if not self._records or self._in_a_row < _RECORD_AFTER:
-            return self._plain(inputs)
-        self._recording = None  # its memory, before the next takes its own
-        try:
-            self._recording = _Recording(self._forward_of(inputs.shape), inputs)
-        except Exception as error:  # noqa: BLE001 - memory, or any of a hundred kernels
-            reason = str(error).partition("\n")[0]
-        else:
-            return self._recording(inputs)
-        # Out here, since the exception's traceback would keep what was recorded alive.
-        torch.cuda.synchronize(self._device)  # raises if the device is lost
-        torch.cuda.empty_cache()
-        logger.warning("forwards are not recorded, which is slower: %s", reason)
-        self._records = False
-        return self._plain(inputs)
-
     def _end_if_lost(self, error: Exception) -> None:
         """End this process, which vLLM reports as a dead engine, if it can't go on as it is."""
         if self._device.type == "cuda":
@@ -256,44 +235,6 @@ class _Device:
         if not self._alone:
             logger.critical("a rank failed, the others may wait for it: %s", error, exc_info=error)
             os._exit(1)
-
-
-class _Recording:
-    """A forward that was recorded as a CUDA graph, to be replayed with other inputs.
-
-    It points at the scratch pages and at the metadata that `forward` holds, so both must stay.
-    A replay runs the very kernels of the plain forward, and is checked once to give its bits.
-    """
-
-    def __init__(self, forward: Forward, inputs: Tensor) -> None:
-        self.shape = inputs.shape
-        self._forward = forward  # keeps what the graph points at
-        self._inputs = inputs.clone()
-        streams: Any = torch.cuda.Stream  # without types
-        stream = streams(inputs.device)
-        stream.wait_stream(torch.cuda.current_stream(inputs.device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # what is tuned or allocated at the first call must not be recorded
-                expected = forward(inputs.clone())
-        torch.cuda.current_stream(inputs.device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream):
-            self._logits = forward(self._inputs)
-        for _ in range(2):
-            replayed = self(inputs)
-            # As bits: NaN is not equal to itself.
-            if (
-                replayed is None
-                or expected is None
-                or not torch.equal(replayed.view(torch.int16), expected.view(torch.int16))
-            ):
-                raise RuntimeError("the recorded forward gives other logits than the plain one")
-
-    def __call__(self, inputs: Tensor) -> Tensor | None:
-        """The logits for `inputs`, until the next call."""
-        self._inputs.copy_(inputs)
-        self._graph.replay()
-        return self._logits
 
 
 class _Job:

@@ -105,7 +105,7 @@ def kv_layers(worker: Any) -> dict[str, Any]:
     ]
     layers = {name: context[name] for name in names}
     for name, layer in layers.items():
-        if getattr(layer, "kv_sharing_target_layer_name", None):
+        if layer.kv_sharing_target_layer_name:
             raise NotImplementedError(f"{name} shares the KV cache of another layer")
     return layers
 

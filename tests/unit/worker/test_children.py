@@ -94,3 +94,34 @@ def test_all_that_was_spawned_can_be_killed_at_once(tmp_path: Path) -> None:
         assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
         parent.communicate("end\n", timeout=30)
     assert len(family) == 2
+
+
+STRANGERS = """
+import multiprocessing, os, sys, time
+from worker.children import die_with_parent
+
+def child():
+    die_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    die_with_parent()  # of no use to whoever was not spawned
+    multiprocessing.get_context("spawn").Process(target=child).start()
+    time.sleep(600)
+"""
+
+
+def test_a_process_that_others_spawned_ends_with_its_parent(tmp_path: Path) -> None:
+    """Given one without a leash that asks for it, even while it stands still."""
+    script = tmp_path / "a parent.py"
+    script.write_text(STRANGERS)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        child.suspend()
+        parent.kill()
+        parent.wait()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []

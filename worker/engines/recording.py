@@ -1,0 +1,116 @@
+"""Forwards as CUDA graphs: one launch instead of some hundred, and no device waits for a host."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
+
+#: Inputs [tile, seq_len, hidden_size], which it overwrites, to the logits of the last positions,
+#: [tile, at least vocab_size]; None on a rank without logits.
+Forward = Callable[[Tensor], Tensor | None]
+
+#: Forwards of one shape in a row until that shape is recorded: when none is, and when another one
+#: is. Recording takes as long as some forwards, so a validation of other lengths in between, or
+#: the functional check, must not replace the round's.
+FIRST_AFTER, ANOTHER_AFTER = 3, 32
+
+
+class Recorder:
+    """A forward that is recorded once its inputs keep coming in one shape.
+
+    `forward_of` makes the plain forward of a shape. What that holds must stay as it is: a recording
+    points at it.
+    """
+
+    def __init__(self, forward_of: Callable[[torch.Size], Forward], *, records: bool) -> None:
+        self._forward_of = forward_of
+        #: Whether anything is recorded. Not any more after a shape could not be.
+        self.records = records
+        self._recording: Recording | None = None
+        self._shape, self._in_a_row = torch.Size(), 0
+
+    def __call__(self, inputs: Tensor) -> Tensor | None:
+        """The logits for `inputs`, until the next call."""
+        self._in_a_row = self._in_a_row + 1 if inputs.shape == self._shape else 1
+        self._shape = inputs.shape
+        if self.recorded == inputs.shape and self._recording is not None:
+            return self._recording(inputs)
+        enough = FIRST_AFTER if self._recording is None else ANOTHER_AFTER
+        if self.records and self._in_a_row >= enough and self._record(inputs):
+            return self(inputs)
+        return self.plain(inputs)
+
+    def plain(self, inputs: Tensor) -> Tensor | None:
+        """As a call, but never by a recording."""
+        return self._forward_of(inputs.shape)(inputs)
+
+    @property
+    def recorded(self) -> torch.Size | None:
+        """The shape that is recorded."""
+        return None if self._recording is None else self._recording.shape
+
+    def forget(self) -> None:
+        """Give the memory of what is recorded back; it may be recorded again."""
+        self._recording = None
+        self._in_a_row = 0
+
+    def _record(self, inputs: Tensor) -> bool:
+        self._recording = None  # its memory, before the next takes its own
+        try:
+            self._recording = Recording(self._forward_of(inputs.shape), inputs)
+        except Exception as error:  # noqa: BLE001 - memory, or any of a hundred kernels
+            reason = str(error).partition("\n")[0]
+        else:
+            return True
+        # Out here, since the exception's traceback would keep what was recorded alive.
+        if inputs.is_cuda:
+            torch.cuda.synchronize(inputs.device)  # raises if the device is lost
+            torch.cuda.empty_cache()
+        logger.warning(
+            "forwards are not recorded until the worker starts again, which is slower: %s", reason
+        )
+        self.records = False
+        return False
+
+
+class Recording:
+    """A forward that was recorded as a CUDA graph, to be replayed with other inputs.
+
+    A replay runs the very kernels of the plain forward, and is checked once to give its bits.
+    """
+
+    def __init__(self, forward: Forward, inputs: Tensor) -> None:
+        self.shape = inputs.shape
+        self._forward = forward  # keeps what the graph points at
+        self._inputs = inputs.clone()
+        streams: Any = torch.cuda.Stream  # without types
+        stream = streams(inputs.device)
+        stream.wait_stream(torch.cuda.current_stream(inputs.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # what is tuned or allocated at the first call must not be recorded
+                expected = forward(inputs.clone())
+        torch.cuda.current_stream(inputs.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._logits = forward(self._inputs)
+        for _ in range(2):
+            replayed = self(inputs)
+            # As bits: NaN is not equal to itself.
+            if (
+                replayed is None
+                or expected is None
+                or not torch.equal(replayed.view(torch.int16), expected.view(torch.int16))
+            ):
+                raise RuntimeError("the recorded forward gives other logits than the plain one")
+
+    def __call__(self, inputs: Tensor) -> Tensor | None:
+        """The logits for `inputs`, until the next call."""
+        self._inputs.copy_(inputs)
+        self._graph.replay()
+        return self._logits
