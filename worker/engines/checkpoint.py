@@ -25,12 +25,21 @@ _DENSE = frozenset({"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2"
 #: expert gets depends on the other nonces of a tile, which moves the last bits of a distance.
 ARCHITECTURES = {"transformers": _DENSE, "vllm": _DENSE | {"qwen3_moe"}}
 
+#: The list of a model's shards, and which tensor is in which.
+INDEX = "model.safetensors.index.json"
+
+#: Keys of a quantization_config by which a checkpoint asks for a quantized KV cache.
+_QUANTIZED_CACHE = ("kv_cache_scheme", "kv_cache_quant_algo")
+
 #: Keys of config.json that say where a model came from or how to run it, not what it computes.
 _NOT_THE_MODEL = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "use_cache"})
 
-#: The files of a model on the hub that an engine needs, and those of its tokenizer.
-_MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.jinja", "special_tokens_map.json")
+#: The files of a model on the hub that an engine needs, and those that serving it needs besides.
+_MODEL_FILES = ("config.json", "model*.safetensors", INDEX)
+_SERVING_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt", "*.jinja", "special_tokens_map.json"),
+    "generation_config.json",  # tokens that end an answer, and how it is sampled
+)
 
 
 def names_a_path(model: str) -> bool:
@@ -39,10 +48,10 @@ def names_a_path(model: str) -> bool:
     return path.is_absolute() or model.startswith(".") or len(path.parts) > 2
 
 
-def find(model: str | None, *, tokenizer: bool = False) -> Path:
+def find(model: str | None, *, serving: bool = False) -> Path:
     """The local directory of `model`, fetched from the hub if it is no directory already.
 
-    With `tokenizer` its files are fetched, too. Raises `EngineError` if there is no such model.
+    With `serving` its tokenizer is fetched, too. Raises `EngineError` if there is no such model.
     """
     if not model:
         raise EngineError(f"no model is configured; {REMEDY}")
@@ -54,7 +63,7 @@ def find(model: str | None, *, tokenizer: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = [*_MODEL_FILES, *(_TOKENIZER_FILES if tokenizer else ())]
+        patterns = [*_MODEL_FILES, *(_SERVING_FILES if serving else ())]
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:  # the hub's errors have no common parent: network, 404, bad id
         raise EngineError(
@@ -99,9 +108,11 @@ def _refusal(config: Any, engine: str) -> str | None:
             f"holds {', '.join(classes) or 'no named class'}, which has no logits head; "
             "use a checkpoint of a causal language model (...ForCausalLM)"
         )
-    quantized = getattr(config, "quantization_config", None) is not None
-    if quantized and engine == "transformers":
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None and engine == "transformers":
         return "is quantized, which the transformers engine is not tested with; use full weights"
+    if isinstance(quantization, dict) and any(map(quantization.get, _QUANTIZED_CACHE)):
+        return "asks for a quantized KV cache, which is not tested; use a checkpoint without one"
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
         return "has multimodal rotary positions (mrope); use a text-only model"
     if getattr(config, "use_bidirectional_attention", False):
@@ -110,21 +121,34 @@ def _refusal(config: Any, engine: str) -> str | None:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors that loading reads, by name: not what else lies beside them."""
-    index = directory / "model.safetensors.index.json"
+    """The safetensors that loading reads, by name.
+
+    Raises `EngineError` if some are missing, and where engines would not agree on which they are:
+    the fingerprint must be of what is loaded.
+    """
+    index = directory / INDEX
     single = directory / "model.safetensors"
-    if single.is_file():  # transformers prefers it too
-        return [single]
-    if not index.is_file():
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    elif single.is_file():
+        names = [single.name]
+    else:
         raise EngineError(
             f"{directory}: has no model.safetensors and no index of shards, so there are no "
             f"weights to load (only safetensors are read); {REMEDY}"
         )
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise EngineError(
             f"{directory}: lacks the weights {', '.join(missing)}; download the model again"
+        )
+    # With an index vLLM reads what it names, else all; transformers reads the single one first.
+    others = [single] if index.is_file() else sorted(directory.glob("*.safetensors"))
+    stray = [each.name for each in others if each.is_file() and each.name not in names]
+    if stray:
+        raise EngineError(
+            f"{directory}: holds {', '.join(stray)} beside its weights, {', '.join(names[:3])}"
+            f"{', ...' if names[3:] else ''}; move away what is not the model's"
         )
     return [directory / name for name in names]
 

@@ -77,18 +77,19 @@ _SETTINGS = {
     "quantization": "POC_QUANTIZATION",
     "tensor_parallel_size": "POC_TENSOR_PARALLEL",
 }
-#: Options of vLLM that would change the model behind its fingerprint, run code that came with it,
-#: or break what the forward relies on, each untested here.
-_FORBIDDEN = frozenset(
+#: Further options that an operator may choose. Any other might change the model behind its
+#: fingerprint, its KV cache, which processes there are, or what the memory is reckoned with; or it
+#: holds a secret, where all of these are shown to everybody.
+_OPTIONS = frozenset(
     {
-        "calculate_kv_scales", "config_format", "data_parallel_size",
-        "decode_context_parallel_size", "enable_lora", "enable_prompt_embeds", "hf_config_path",
-        "hf_overrides", "kv_cache_dtype", "kv_cache_dtype_skip_layers", "kv_sharing_fast_prefill",
-        "kv_transfer_config", "load_format", "model_class_overrides", "model_impl",
-        "model_weights", "override_attention_dtype", "pipeline_parallel_size",
-        "prefill_context_parallel_size", "quantization_config", "revision", "runner",
-        "served_model_name", "skip_tokenizer_init", "spec_method", "spec_model", "spec_tokens",
-        "speculative_config", "trust_remote_code", "worker_cls", "worker_extension_cls",
+        "async_scheduling", "block_size", "compilation_config", "cudagraph_capture_sizes",
+        "disable_cascade_attn", "disable_custom_all_reduce", "disable_log_stats",
+        "enable_chunked_prefill", "enable_log_requests", "enable_prefix_caching", "enforce_eager",
+        "generation_config", "long_prefill_token_threshold", "max_cudagraph_capture_size",
+        "max_logprobs", "max_num_batched_tokens", "max_num_seqs", "num_gpu_blocks_override",
+        "optimization_level", "override_generation_config", "reasoning_parser",
+        "safetensors_load_strategy", "scheduling_policy", "seed", "structured_outputs_config",
+        "tokenizer", "tokenizer_mode", "use_tqdm_on_load",
     }
 )  # fmt: skip
 
@@ -154,7 +155,7 @@ class VllmEngine:
         """
         version = check_version()
         options = _checked_options(settings)
-        directory = checkpoint.find(settings.model, tokenizer=settings.serve_port is not None)
+        directory = checkpoint.find(settings.model, serving=settings.serve_port is not None)
         config = checkpoint.read_config(directory, "vllm")
         checkpoint.weight_files(directory)  # its messages say more than vLLM's
         with contextlib.ExitStack() as undo:
@@ -476,8 +477,12 @@ def _checked_options(settings: Settings) -> dict[str, Any]:
     for name in options:
         if name in _SETTINGS:
             raise EngineError(f"POC_VLLM_OPTIONS: {name} is a setting; use {_SETTINGS[name]}")
-        if name in _FORBIDDEN:
-            raise EngineError(f"POC_VLLM_OPTIONS: {name} can't be set; leave it out")
+        if name not in _OPTIONS:
+            known = ", ".join(sorted(_OPTIONS))
+            raise EngineError(f"POC_VLLM_OPTIONS: {name} can't be set; what can is {known}")
+    tokens = options.get("max_num_batched_tokens", DEFAULT_TOKENS)
+    if type(tokens) is not int or tokens < 1:
+        raise EngineError(f"POC_VLLM_OPTIONS: max_num_batched_tokens={tokens!r} is no number")
     return options
 
 
@@ -532,6 +537,9 @@ def _arguments(
             max_model_len=settings.max_model_len,
             skip_tokenizer_init=settings.serve_port is None,
             trust_remote_code=False,
+            # Those that are hashed: auto prefers what Mistral's own formats are called.
+            config_format="hf",
+            load_format="safetensors",
             # Without it the compiled forward takes token ids only.
             enable_prompt_embeds=True,
             worker_extension_cls=_EXTENSION,

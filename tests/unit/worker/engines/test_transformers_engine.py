@@ -19,7 +19,7 @@ from shared.errors import EngineError
 from shared.settings import load_settings
 from worker import gpu_random
 from worker.engines import Job, JobCancelled, load_engine
-from worker.engines.checkpoint import ARCHITECTURES, fingerprint
+from worker.engines.checkpoint import ARCHITECTURES, INDEX, fingerprint
 from worker.engines.transformers_engine import TransformersEngine
 from worker.make_model import make_model
 
@@ -299,6 +299,30 @@ class TestRefusals:
         (model_dir / "model.safetensors").rename(model_dir / "pytorch_model.bin")
         with pytest.raises(EngineError, match=r"has no model\.safetensors"):
             load(model_dir)
+
+    @pytest.mark.parametrize("name", ["consolidated.safetensors", "adapter_model.safetensors"])
+    def test_other_weights_beside_the_models(
+        self, name: str, model_dir: Path, load: LoadEngine
+    ) -> None:
+        """An engine could load them behind the fingerprint's back."""
+        (model_dir / name).write_bytes(b"")
+        with pytest.raises(EngineError, match=f"holds {name} beside its weights, model.safe.*move"):
+            load(model_dir)
+
+    def test_weights_beside_an_index_of_others(self, model_dir: Path, load: LoadEngine) -> None:
+        """VLLM would load the shards, transformers the file that is whole."""
+        (model_dir / "shard.safetensors").write_bytes(b"")
+        (model_dir / INDEX).write_text('{"weight_map": {"w": "shard.safetensors"}}')
+        with pytest.raises(
+            EngineError, match=r"holds model\.safetensors beside its weights, shard"
+        ):
+            load(model_dir)
+
+    def test_an_index_of_the_one_file(self, model_dir: Path, load: LoadEngine) -> None:
+        """Is no contradiction, and nothing else is read, whatever lies there."""
+        (model_dir / "consolidated.safetensors").write_bytes(b"")
+        (model_dir / INDEX).write_text('{"weight_map": {"w": "model.safetensors"}}')
+        assert load(model_dir).submit(job(1)).result()
 
     def test_damaged_weights(self, model_dir: Path, load: LoadEngine) -> None:
         (model_dir / "model.safetensors").write_bytes(b"no tensors")
