@@ -193,6 +193,13 @@ class Settings(BaseSettings):
         "for others and it ends; more than two batches take, since one waits behind another, and "
         "more than a Redis that hangs holds up a step, which is 15 s",
     )
+    load_deadline: float = Field(
+        3600.0,
+        gt=0,
+        le=86400,
+        description="seconds that loading the model may take, its download included, until the "
+        "worker counts as hung and ends",
+    )
     max_attempts: int = Field(
         3, ge=1, le=100, description="attempts before a batch is marked failed"
     )

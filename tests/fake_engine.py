@@ -172,6 +172,8 @@ class FakeEngine:
 def load(settings: Settings) -> FakeEngine:
     """The engine that `settings.model` describes."""
     knobs = dict(parse_qsl(urlsplit(settings.model or "fake").query))
+    if knobs.get("broken") == "hangs":
+        threading.Event().wait()
     if knobs.get("broken") == "memory":
         raise MemoryError("the fake engine was asked to find no memory")
     if "broken" in knobs:

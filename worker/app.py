@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
 from celery.worker import state
@@ -79,6 +79,9 @@ def create_app(settings: Settings) -> Celery:
         # Celery only takes a note of a signal: a worker that waits for Redis has to be told.
         app.signalled.set()
         app.node.closing.set()
+        if app.node.loading.is_set():
+            log.warning("told to end while the model is loaded")
+            _end_at_once(0)
 
     return app
 
@@ -105,11 +108,15 @@ def worker_name(settings: Settings) -> str:
     return name if "@" in name else f"{name}@{socket.gethostname()}"
 
 
+def _end_at_once(status: int) -> NoReturn:
+    """End without clean-up, which a thread that hangs, or loads, would hold up."""
+    kill_leashed()
+    logging.shutdown()
+    os._exit(status)
+
+
 def _end_process(error: Exception) -> None:
     if isinstance(error, Hung):
-        # The thread that hangs would hold up any other end.
-        kill_leashed()
-        logging.shutdown()
-        os._exit(FAILED)
+        _end_at_once(FAILED)
     # Celery's consumer looks at it: a warm shutdown that ends with this status.
     state.should_stop = QUARANTINED if isinstance(error, Quarantined) else FAILED

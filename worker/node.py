@@ -57,10 +57,12 @@ class Node:
         self.outage = Outage()
         #: Set when the worker is to end: nothing is claimed any more.
         self.closing = threading.Event()
+        #: Set while the model is loaded: the process may end at once, it holds nothing.
+        self.loading = threading.Event()
         # Set when all claims are committed or given back: until then they are kept alive.
         self._landed = threading.Event()
         self._hangs = threading.Event()
-        self._watchdog = Watchdog(settings.batch_deadline, self._hung)
+        self._watchdog = Watchdog(settings.batch_deadline, "POC_BATCH_DEADLINE", self._hung)
         self._engine: Engine | None = None
         self._loop: GpuLoop | None = None
         self._worker: threading.Thread | None = None
@@ -77,7 +79,7 @@ class Node:
         self.sink = sink
         log.info("loading %s", self.settings.model or "the engine")
         began = time.monotonic()
-        self._engine = engine = load_engine(self.settings)
+        self._engine = engine = self._load()
         check = FunctionalCheck(engine, self.settings)
         receivers = Receivers.of(self.settings.callback_allow)
         self.manager = PoCManager(engine, self.store, name, check, receivers)
@@ -115,6 +117,18 @@ class Node:
         for thread in (*self._helpers, self._worker):
             thread.start()
         log.info("ready: worker %s of namespace %s", name, self.settings.namespace)
+
+    def _load(self) -> Engine:
+        """The engine, or the end of the process: nothing is held yet."""
+        watchdog = Watchdog(self.settings.load_deadline, "POC_LOAD_DEADLINE", self._on_failure)
+        watchdog.start()
+        self.loading.set()
+        try:
+            with watchdog.watching():
+                return load_engine(self.settings)
+        finally:
+            self.loading.clear()
+            watchdog.stop()
 
     def stop(self) -> None:
         """Commit what is computed, give the rest back, and go; also after a failed `start`."""

@@ -26,11 +26,14 @@ GRACE_S = 60.0
 
 
 class Watchdog(threading.Thread):
-    """Calls `on_hung` when a step that is watched has not ended after `deadline_s` seconds."""
+    """Calls `on_hung` when a step that is watched has not ended after `deadline_s` seconds.
 
-    def __init__(self, deadline_s: float, on_hung: Callable[[Hung], None]) -> None:
+    One at a time in a process. `setting` is the name of the one that has the deadline.
+    """
+
+    def __init__(self, deadline_s: float, setting: str, on_hung: Callable[[Hung], None]) -> None:
         super().__init__(name="poc-watchdog", daemon=True)
-        self._deadline_s, self._on_hung = deadline_s, on_hung
+        self._deadline_s, self._setting, self._on_hung = deadline_s, setting, on_hung
         self._over = threading.Event()
         # The thread whose step is watched; a new tuple for each step.
         self._step: tuple[int] | None = None
@@ -73,7 +76,7 @@ class Watchdog(threading.Thread):
             )
 
     def _bark(self, thread: int) -> None:
-        error = Hung(f"no progress for {self._deadline_s:g} s (POC_BATCH_DEADLINE)")
+        error = Hung(f"no progress for {self._deadline_s:g} s ({self._setting})")
         frame = sys._current_frames().get(thread)  # noqa: SLF001 - the public way to it
         stack = "".join(traceback.format_stack(frame)) if frame else ""
         log.critical(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,25 @@ def test_an_engine_that_does_not_load(start_worker: Any, store: Store) -> None:
     line = says_why(start_worker(wait=False, broken=1))
     assert line.endswith("the worker can't start: the fake engine was asked not to load")
     assert store.workers.listing() == []
+
+
+def test_a_model_that_is_never_loaded(start_worker: Any, store: Store) -> None:
+    """Past POC_LOAD_DEADLINE it ends with status 3 and says where it hangs."""
+    worker = start_worker(wait=False, broken="hangs", POC_LOAD_DEADLINE="1")
+    assert worker.process.wait(60) == 3, worker.log
+    assert "no progress for 1 s (POC_LOAD_DEADLINE)" in worker.log
+    assert "in load\n    threading.Event().wait()" in worker.log
+    assert store.workers.listing() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_told_to_end_while_it_loads(number: int, start_worker: Any) -> None:
+    """It holds nothing, so it ends at once, with status 0."""
+    worker = start_worker(wait=False, broken="hangs")
+    wait_until(lambda: "loading fake" in worker.log, 30, "the load")
+    worker.process.send_signal(number)
+    assert worker.process.wait(10) == 0, worker.log
+    assert "told to end while the model is loaded" in worker.log
 
 
 def test_a_defect_while_it_starts(start_worker: Any, store: Store) -> None:

@@ -144,7 +144,10 @@ def test_a_key_for_what_it_serves(start: Callable[..., Worker], model_dir: Path)
 
 
 def test_a_worker_that_is_killed_while_it_loads(start: Callable[..., Worker]) -> None:
-    """Whenever that is, nothing of it stays: from the first process on, and with all of them."""
+    """Whenever that is, nothing of it stays: from the first process on, and with all of them.
+
+    Also not of one that hangs: a rank stands still here.
+    """
     worker = start()
     wait_until(worker.below, 120, "the first process of vLLM")
     processes = worker.below()
@@ -155,7 +158,19 @@ def test_a_worker_that_is_killed_while_it_loads(start: Callable[..., Worker]) ->
     wait_until(lambda: "Loading safetensors" in worker.log, 120, "the model to be loaded")
     processes = worker.below()
     assert len(processes) >= 2  # on a CPU the engine's process has one of its own for the rank
+    for process in processes:
+        process.suspend()
     os.kill(worker.process.pid, signal.SIGKILL)
+    assert_gone(processes)
+
+
+def test_a_worker_that_is_told_to_end_while_it_loads(start: Callable[..., Worker]) -> None:
+    """It does so at once, with status 0, and leaves nothing."""
+    worker = start()
+    wait_until(lambda: "Loading safetensors" in worker.log, 120, "the model to be loaded")
+    processes = worker.below()
+    worker.process.terminate()
+    assert worker.process.wait(10) == 0
     assert_gone(processes)
 
 

@@ -28,7 +28,7 @@ def hung() -> list[Hung]:
 @pytest.fixture
 def watchdog(hung: list[Hung]) -> Iterator[Watchdog]:
     """One that looks every tenth of a second."""
-    watchdog = Watchdog(DEADLINE, hung.append)
+    watchdog = Watchdog(DEADLINE, "POC_BATCH_DEADLINE", hung.append)
     watchdog.start()
     yield watchdog
     watchdog.stop()
@@ -82,8 +82,8 @@ def test_a_step_that_fails_has_ended(watchdog: Watchdog, hung: list[Hung]) -> No
 
 def test_it_can_be_stopped(hung: list[Hung]) -> None:
     """Before it was started, in the middle of a step, and twice."""
-    Watchdog(DEADLINE, hung.append).stop()
-    watchdog = Watchdog(DEADLINE, hung.append)
+    Watchdog(DEADLINE, "POC_BATCH_DEADLINE", hung.append).stop()
+    watchdog = Watchdog(DEADLINE, "POC_BATCH_DEADLINE", hung.append)
     watchdog.start()
     with watchdog.watching():
         watchdog.stop()
@@ -102,7 +102,7 @@ watchdog.GRACE_S = 0.5
 def bark(error):
     {bark}
 
-dog = watchdog.Watchdog(0.5, bark)
+dog = watchdog.Watchdog(0.5, "POC_BATCH_DEADLINE", bark)
 dog.start()
 with dog.watching():
     time.sleep(0.3)  # it has looked by then
