@@ -132,7 +132,7 @@ class WorkerStatus(BaseModel):
     rate_per_second: float = 0
     #: Nonces computed since it started, counted by the round or not.
     computed: int = 0
-    #: Share of that time that the device computed.
+    #: Share of that time that the device had batches; it may still have waited for its host.
     busy: float = 0
     started_at: float = 0
     heartbeat_at: float = 0

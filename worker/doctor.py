@@ -21,8 +21,8 @@ from shared.errors import ConfigError, PoCError
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from shared.store.scripts import connect
-from worker.engines import vllm_engine
-from worker.engines.checkpoint import ARCHITECTURES, REMEDY, names_a_path
+from worker.engines import engine_of, vllm_engine
+from worker.engines.checkpoint import ARCHITECTURES, REMEDY, names_a_path, weight_files
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -190,15 +190,24 @@ def _check_gpu(settings: Settings) -> Iterator[Finding]:
             "choose one of these",
         )
         return
+    if (count := len(chosen) or len(gpus)) < settings.tensor_parallel:
+        yield Finding(
+            "gpu",
+            FAIL,
+            f"POC_TENSOR_PARALLEL={settings.tensor_parallel}, and there are {count} GPUs for it",
+            "name as many in POC_GPU, or lower it",
+        )
+        return
     yield Finding("gpu", OK, ", ".join(f"{i} ({each.name})" for i, each in enumerate(gpus)))
 
 
 def _check_vllm(settings: Settings) -> Iterator[Finding]:
-    chosen = settings.engine == "vllm"
-    if not chosen and (settings.engine != "auto" or vllm_engine.installed() is None):
+    if engine_of(settings) != "vllm":
         return
     try:
-        yield Finding("vllm", OK, f"version {vllm_engine.check_version()}")
+        version = vllm_engine.check_version()
+        vllm_engine.check_options(settings)
+        yield Finding("vllm", OK, f"version {version}")
     except PoCError as error:
         text, _, remedy = str(error).partition("; ")
         yield Finding("vllm", FAIL, text.removeprefix("POC_ENGINE=vllm: "), remedy)
@@ -227,10 +236,12 @@ def _check_checkpoint(settings: Settings, directory: Path) -> Finding:
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         return Finding("model", FAIL, f"{directory} has no usable config.json ({reason})", REMEDY)
-    if not any(directory.glob("*.safetensors")):
-        return Finding("model", FAIL, f"{directory} has no safetensors", "download it again")
-    may_be_vllm = settings.engine == "auto" and vllm_engine.installed() is not None
-    engine = "vllm" if may_be_vllm or settings.engine == "vllm" else "transformers"
+    try:
+        weight_files(directory)
+    except PoCError as error:
+        text, _, remedy = str(error).partition("; ")
+        return Finding("model", FAIL, text, remedy)
+    engine = engine_of(settings)
     if importlib.util.find_spec("transformers") is None:  # vLLM brings it, too
         return Finding(
             "model",

@@ -14,7 +14,7 @@ from shared.settings import PREFIX, Settings
 from worker.engines import checkpoint
 from worker.engines.base import Engine, EngineInfo, Job, JobCancelled, Pending
 
-__all__ = ["Engine", "EngineInfo", "Job", "JobCancelled", "Pending", "load_engine"]
+__all__ = ["Engine", "EngineInfo", "Job", "JobCancelled", "Pending", "engine_of", "load_engine"]
 
 
 #: What an engine has.
@@ -34,16 +34,12 @@ _VLLM_ONLY = frozenset(
 
 
 def load_engine(settings: Settings) -> Engine:
-    """Load the engine that `settings.engine` names; takes as long as loading the model does.
+    """Load the engine of `settings`; takes as long as loading the model does.
 
-    `auto` is vLLM where it is installed and has a GPU, else transformers, which runs anywhere.
     `module:factory` calls `factory(settings)`.
     Raises `EngineError` if there is no such engine or it can't load its model.
     """
-    match settings.engine:
-        case "auto":
-            load = _load_vllm if _prefers_vllm(settings) else _load_transformers
-            return load(settings)
+    match engine_of(settings):
         case "transformers":
             return _load_transformers(settings)
         case "vllm":
@@ -52,12 +48,18 @@ def load_engine(settings: Settings) -> Engine:
             return _load_custom(path, settings)
 
 
-def _prefers_vllm(settings: Settings) -> bool:
+def engine_of(settings: Settings) -> str:
+    """`vllm`, `transformers` or `module:factory`.
+
+    `auto` is vLLM where it is installed and has a GPU, else transformers, which runs anywhere.
+    """
+    if settings.engine != "auto":
+        return settings.engine
     if settings.device not in ("auto", "cuda") or importlib.util.find_spec("vllm") is None:
-        return False
+        return "transformers"
     import torch
 
-    return torch.cuda.is_available()
+    return "vllm" if torch.cuda.is_available() else "transformers"
 
 
 def _load_vllm(settings: Settings) -> Engine:

@@ -90,7 +90,10 @@ class Engine(Protocol):
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds that the device has computed since the engine was loaded."""
+        """Seconds that the device has had jobs since the engine was loaded.
+
+        Within a job it may still wait for its host, which only its own tools show.
+        """
         ...
 
     def submit(self, job: Job) -> Pending:

@@ -154,7 +154,7 @@ class VllmEngine:
         Raises `EngineError` that says what is wrong; then no process of vLLM is left.
         """
         version = check_version()
-        options = _checked_options(settings)
+        options = check_options(settings)
         directory = checkpoint.find(settings.model, serving=settings.serve_port is not None)
         config = checkpoint.read_config(directory, "vllm")
         checkpoint.weight_files(directory)  # its messages say more than vLLM's
@@ -203,7 +203,7 @@ class VllmEngine:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds that the device has spent on jobs, by its own clock."""
+        """Seconds between begin and end of jobs on the device, by its own clock."""
         return self._owner.busy_seconds
 
     def submit(self, job: Job) -> FuturePending:
@@ -472,7 +472,8 @@ def _device(settings: Settings) -> tuple[str, int]:
     return kind, total
 
 
-def _checked_options(settings: Settings) -> dict[str, Any]:
+def check_options(settings: Settings) -> dict[str, Any]:
+    """Those of `settings.vllm_options`. Raises `EngineError` for one that can't be set."""
     options: dict[str, Any] = dict(settings.vllm_options or {})
     for name in options:
         if name in _SETTINGS:

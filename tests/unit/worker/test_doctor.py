@@ -127,6 +127,26 @@ def test_the_version_of_vllm_is_told(
     assert level == OK or "pip install vllm==" in finding.remedy
 
 
+def test_options_that_vllm_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be refused at the start as well."""
+    monkeypatch.setattr("worker.engines.vllm_engine.installed", lambda: ("vllm", "0.26.0"))
+    options = {"POC_ENGINE": "vllm", "POC_VLLM_OPTIONS": '{"hf_token": "x"}'}
+    finding = findings(NOWHERE | options)["vllm"]
+    assert (finding.level, finding.text) == (FAIL, "POC_VLLM_OPTIONS: hf_token can't be set")
+    assert "block_size" in finding.remedy
+
+
+def test_weights_that_are_not_one_models(tmp_path: Path) -> None:
+    """As when it is loaded."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "other.safetensors").touch()
+    finding = findings(NOWHERE | {"POC_MODEL": str(tmp_path)})["model"]
+    assert finding.level == FAIL
+    assert "holds other.safetensors beside its weights" in finding.text
+    assert finding.remedy == "move away what is not the model's"
+
+
 def test_vllm_does_not_matter_to_another_engine() -> None:
     """Nobody has to have it."""
     assert "vllm" not in findings(NOWHERE | {"POC_ENGINE": "transformers"})
