@@ -21,6 +21,7 @@ pytestmark = pytest.mark.vllm
 
 RUNNER = {"get_model", "attn_groups", "kv_cache_config"}
 CONTRACTS = [
+    ("v1/worker/worker_base.py", "WorkerBase", {"device", "vllm_config", "model_runner"}),
     # model_of, facts, kv_groups, live_blocks
     ("v1/worker/gpu_model_runner.py", "GPUModelRunner", RUNNER),
     ("v1/worker/gpu/model_runner.py", "GPUModelRunner", RUNNER),

@@ -68,12 +68,12 @@ class _Device:
     """The deployed model and its scratch pages on one rank."""
 
     def __init__(self, worker: Any, tile: int) -> None:
-        self._worker, self._device = worker, torch.device(worker.device)
+        self._worker, self._device = worker, internals.device_of(worker)
         facts = internals.facts(worker)
         self._tile = min(tile, facts["max_sequences"])
         self._max_tokens: int = facts["max_tokens"]
         self._hidden_size, self._vocab_size = facts["hidden_size"], facts["vocab_size"]
-        self._dtype = worker.vllm_config.model_config.dtype
+        self._dtype: torch.dtype = getattr(torch, facts["dtype"])
         self._alone = facts["tensor_parallel"] == 1
         self._forward = Recorder(
             self._forward_of,
@@ -83,9 +83,10 @@ class _Device:
             # Ranks would record their exchange as well, which vLLM has ways of its own for.
             and self._alone,
         )
-        longest = min(facts["max_model_len"], self._max_tokens)
+        # More than enough: a block has at least one token.
+        most_blocks = min(facts["max_model_len"], self._max_tokens)
         self._layers = internals.kv_layers(worker)
-        self._groups = internals.kv_groups(worker, block_table_width=longest)
+        self._groups = internals.kv_groups(worker, block_table_width=most_blocks)
         self._scratch = self._allocate()
         self._jobs: dict[int, _Job] = {}
         self._target = lru_cache(maxsize=_TARGETS_KEPT)(

@@ -39,6 +39,14 @@ def model_of(worker: Any) -> Any:
     return worker.model_runner.get_model()
 
 
+def device_of(worker: Any) -> torch.device:
+    """The device of this rank.
+
+    Source: `WorkerBase` in `vllm.v1.worker.worker_base`.
+    """
+    return torch.device(worker.device)
+
+
 def facts(worker: Any) -> dict[str, Any]:
     """What vLLM made of its options: plain values that may leave the process.
 
