@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from shared.errors import Hung, PoCError, Quarantined
+from shared.errors import EngineError, Hung, PoCError, Quarantined
 from shared.receivers import Receivers
 from shared.settings import Settings
 from shared.status import Incident
@@ -124,6 +124,8 @@ class Node:
         watchdog.start()
         self.loading.set()
         try:
+            if self.closing.is_set():  # told to end just before
+                raise EngineError("told to end before the model was loaded")
             with watchdog.watching():
                 return load_engine(self.settings)
         finally:

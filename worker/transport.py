@@ -69,16 +69,19 @@ _HEADERS: dict[str, tuple[type, ...]] = {
 _UNUSED_HEADERS = ("stamped_headers", "stamps", "compression", "eta")
 #: The longest id: it becomes part of key names.
 MAX_ID = 256
-#: Where answers to control commands come through; they are no tasks.
-_CONTROL = ".pidbox"
+#: How lists are called that answers to control commands come through; they are no tasks.
+_ANSWERS = ".reply.celery.pidbox"
 
 
 class _Message(virtual.Message):  # type: ignore[misc]
     """A message that is refused before Celery sees it if it is not a task of protocol 2."""
 
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
+        # Before it is read: kombu unpacks what is compressed, however large that becomes.
+        if (payload.get("headers") or {}).get("compression"):
+            raise ValueError("compressed messages are not taken")
         super().__init__(payload, channel=channel, **kwargs)
-        if channel.popped and not str(self.delivery_info["exchange"]).endswith(_CONTROL):
+        if channel.pops_a_task:
             _check_headers(self.headers)
             if self.content_type != "application/json":
                 raise ValueError(f"content type {self.content_type!r}, only JSON is taken")
@@ -150,25 +153,32 @@ class _Survivor:
     QoS = _QoS
 
     _item: bytes | None = None
+    _list = ""
 
     @property
-    def popped(self) -> bool:
-        """Whether what is being read was popped from a list, and not broadcast."""
-        return self._item is not None
+    def pops_a_task(self) -> bool:
+        """Whether what is being read was popped from a list of tasks, and not broadcast.
+
+        By the list's name: what a message says of itself is its sender's choice.
+        """
+        return self._item is not None and not self._list.endswith(_ANSWERS)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         # kombu pops and parses in one breath. A response callback sees the bytes in between.
         client = super()._create_client(asynchronous)  # type: ignore[misc]
-        for command, pick in (("BRPOP", _second), ("RPOP", _itself)):
-            client.set_response_callback(command, self._noting(client, command, pick))
+        for command in ("BRPOP", "RPOP"):
+            client.set_response_callback(command, self._noting(client, command))
         return client
 
-    def _noting(self, client: Any, command: str, pick: Callable[[Any], Any]) -> Callable[..., Any]:
+    def _noting(self, client: Any, command: str) -> Callable[..., Any]:
         parse = client.response_callbacks.get(command, _itself)
 
         def note(reply: Any, **options: Any) -> Any:
             reply = parse(reply, **options)
-            self._item = pick(reply) if reply else None
+            if reply and command == "BRPOP":
+                self._list, self._item = reply[0].decode(errors="replace"), reply[1]
+            else:
+                self._item = reply or None
             return reply
 
         return note
@@ -187,7 +197,7 @@ class _Survivor:
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """One message by direct access, past whatever is none."""
         while True:
-            self._item = None
+            self._list, self._item = queue, None
             try:
                 return super().basic_get(queue, no_ack=no_ack, **kwargs)  # type: ignore[misc]
             except BAD_ITEM as error:
@@ -253,10 +263,6 @@ class Transport(stock.Transport):  # type: ignore[misc]
 
 def _itself(reply: Any, **_: Any) -> Any:
     return reply
-
-
-def _second(reply: Any) -> Any:
-    return reply[1]
 
 
 def _sentence(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import contextlib
 import json
 import os
@@ -146,6 +147,10 @@ POISON: dict[str, bytes] = {
             "an eta": envelope(headers__eta="2099-01-01T00:00:00+00:00"),
             "bad expires": envelope(headers__expires="tomorrow"),
             "compressed": envelope(headers__compression="zlib"),
+            "poses as an answer": envelope(
+                headers__timelimit=5,
+                properties__delivery_info={"exchange": "x.pidbox", "routing_key": "celery"},
+            ),
             "a pickle": envelope(**{"content-type": "application/x-python-serialize"}),
         }.items()
     },
@@ -227,6 +232,28 @@ def test_many_of_a_kind_take_no_place_of_the_worker(
     """More of them than the pool has threads, and it still runs what is good."""
     client.lpush(QUEUE, *[POISON[name]] * 3)
     assert runs_a_good_task(client)
+
+
+def test_what_is_compressed_is_not_unpacked(
+    client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """Given some hundred bytes that would become 256 MiB, then no memory is taken for them."""
+    process, _ = worker
+    bomb = base64.b64encode(bz2.compress(bytes(256 << 20))).decode()
+    message = envelope(body=bomb, headers__compression="application/x-bz2")
+    assert runs_a_good_task(client)
+    before = peak_memory(process.pid)
+    client.lpush(QUEUE, json.dumps(message))
+    assert runs_a_good_task(client)
+    assert peak_memory(process.pid) - before < 64 << 20
+
+
+def peak_memory(pid: int) -> int:
+    """The most bytes that a process ever had."""
+    (line,) = (
+        each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmHWM" in each
+    )
+    return int(line.split()[1]) << 10
 
 
 def test_what_is_huge_is_kept_in_part(

@@ -26,7 +26,7 @@ from worker.watchdog import Watchdog
 #: Longer than any test needs, shorter than what ends one.
 LONG = 20.0
 #: Never started.
-UNWATCHED = Watchdog(LONG, lambda error: pytest.fail(str(error)))
+UNWATCHED = Watchdog(LONG, "POC_BATCH_DEADLINE", lambda error: pytest.fail(str(error)))
 
 
 class Closing(threading.Event):
@@ -289,7 +289,7 @@ def test_only_what_is_no_wait_is_watched(
             yield
             watched.append(False)
 
-    turning = GpuLoop(PoCManager(engine, store), bell, closing, Watching(LONG, lambda _: None))
+    turning = GpuLoop(PoCManager(engine, store), bell, closing, Watching(LONG, "", lambda _: None))
     monkeypatch.setattr(turning._news, "wait", lambda _: watched.append(watched[-1]))
     turning.turn()
     assert watched == [True, False, False]
