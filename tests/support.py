@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from worker.children import end, spawn
 
 T = TypeVar("T")
@@ -49,6 +51,19 @@ def running(
         yield process, wait_until(said, timeout, f"{command} to say {sign}")
     finally:
         end(process)
+
+
+def assert_gone(processes: list[psutil.Process], within: float = 30.0) -> None:
+    """All have ended, or do in time; multiprocessing's tracker stays until this one ends."""
+    wait_until(lambda: not any(map(_lives, processes)), within, f"the end of {processes}")
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        command = " ".join(process.cmdline())
+        return process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in command
+    except psutil.NoSuchProcess:
+        return False
 
 
 def clean_environment(**variables: str) -> dict[str, str]:

@@ -15,10 +15,10 @@ import psutil
 import pytest
 import torch
 import transformers
-from driver import assert_gone
 from sizes import SEQ_LEN, VOCAB_SIZE, job
 
 from shared.settings import load_settings
+from support import assert_gone
 from worker import gpu_random
 from worker.engines.vllm_engine import VllmEngine
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from driver import assert_gone
 from real_worker import Worker, add_tokenizer
 from sizes import VOCAB_SIZE
 
@@ -18,7 +17,7 @@ from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.settings import Settings, load_settings
 from shared.store import Store
-from support import wait_until
+from support import assert_gone, wait_until
 from worker.children import end
 
 pytestmark = [

@@ -10,11 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from driver import Driver, assert_gone
+from driver import Driver
 from sizes import job
 
 from shared.errors import EngineDied
 from shared.settings import load_settings
+from support import assert_gone
 from worker.engines import vllm_engine
 from worker.engines.transformers_engine import TransformersEngine
 from worker.engines.vllm_engine import VllmEngine

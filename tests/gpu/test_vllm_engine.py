@@ -15,11 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
-from driver import Driver, assert_gone
+from driver import Driver
 from sizes import VOCAB_SIZE, job
 
 from shared.errors import EngineDied, EngineError
 from shared.settings import load_settings
+from support import assert_gone
 from worker.engines import Job, vllm_engine
 from worker.engines.transformers_engine import TransformersEngine
 from worker.engines.vllm_engine import VllmEngine

@@ -6,9 +6,6 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-import psutil
-
-from support import wait_until
 from worker.engines.base import Job
 from worker.engines.vllm_engine import VllmEngine
 
@@ -41,16 +38,3 @@ class Driver:
 def job(*nonces: int, **changes: Any) -> Job:
     """A job of these nonces."""
     return Job(**{"block_hash": "b", "public_key": "k", "seq_len": 40, "nonces": nonces} | changes)
-
-
-def assert_gone(processes: list[psutil.Process]) -> None:
-    """All have ended, or do within seconds; multiprocessing's tracker stays until this one ends."""
-    wait_until(lambda: not any(map(_lives, processes)), 30, f"the end of {processes}")
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        command = " ".join(process.cmdline())
-        return process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in command
-    except psutil.NoSuchProcess:
-        return False

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from driver import assert_gone, job
+from driver import job
 from real_worker import Worker, add_tokenizer
 from small import OPTIONS
 
@@ -23,7 +23,7 @@ from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import Settings, load_settings
 from shared.store import Store
-from support import wait_until
+from support import assert_gone, wait_until
 from worker.children import end
 from worker.engines.transformers_engine import TransformersEngine
 from worker.make_model import make_model

@@ -11,11 +11,26 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import wait_until
+from support import assert_gone, wait_until
 
 pytestmark = pytest.mark.functional
 
 ROOT = Path(__file__).parents[3]
+
+
+def running_script(directory: Path, script: str, stdin: int | None = None) -> subprocess.Popen[str]:
+    """Python with `script`, whose standard output, and input, are ours."""
+    path = directory / "a parent.py"
+    path.write_text(script)
+    return subprocess.Popen(
+        [sys.executable, path],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 PARENT = """
 import multiprocessing, os, sys, time
 from worker.children import leashed
@@ -35,10 +50,7 @@ if __name__ == "__main__":
 
 def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
     """It has a session of its own, so no Ctrl-C at our terminal, and survives no kill -9 of us."""
-    script = tmp_path / "a parent.py"
-    script.write_text(PARENT)
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE) as parent:
+    with running_script(tmp_path, PARENT) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         # First the leash, then the interpreter that multiprocessing asked for.
@@ -46,8 +58,7 @@ def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
         wait_until(lambda: os.getsid(child.pid) == child.pid, 10, "a session of its own")
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    _, alive = psutil.wait_procs([child], timeout=10)
-    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+    assert_gone([child], within=10)
 
 
 FAMILY = """
@@ -78,20 +89,14 @@ if __name__ == "__main__":
 
 def test_all_that_was_spawned_can_be_killed_at_once(tmp_path: Path) -> None:
     """With what the children started; those without a leash are left alone."""
-    script = tmp_path / "a parent.py"
-    script.write_text(FAMILY)
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    command = [sys.executable, script]
-    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True) as parent:
+    with running_script(tmp_path, FAMILY, stdin=subprocess.PIPE) as parent:
         assert parent.stdin is not None
         assert parent.stdout is not None
         family = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         parent.stdin.write("kill\n")
         parent.stdin.flush()
         assert parent.stdout.readline() == "True\n"
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+        assert_gone(family, within=10)
         parent.communicate("end\n", timeout=30)
     assert len(family) == 2
 
@@ -114,14 +119,10 @@ if __name__ == "__main__":
 
 def test_a_process_that_others_spawned_ends_with_its_parent(tmp_path: Path) -> None:
     """Given one without a leash that asks for it, even while it stands still."""
-    script = tmp_path / "a parent.py"
-    script.write_text(STRANGERS)
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE) as parent:
+    with running_script(tmp_path, STRANGERS) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         child.suspend()
         parent.kill()
         parent.wait()
-    _, alive = psutil.wait_procs([child], timeout=10)
-    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+    assert_gone([child], within=10)
