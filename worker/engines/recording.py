@@ -37,14 +37,8 @@ class Recorder:
 
     def __call__(self, inputs: Tensor) -> Tensor | None:
         """The logits for `inputs`, until the next call."""
-        self._in_a_row = self._in_a_row + 1 if inputs.shape == self._shape else 1
-        self._shape = inputs.shape
-        if self.recorded == inputs.shape and self._recording is not None:
-            return self._recording(inputs)
-        enough = FIRST_AFTER if self._recording is None else ANOTHER_AFTER
-        if self.records and self._in_a_row >= enough and self._record(inputs):
-            return self(inputs)
-        return self.plain(inputs)
+        recording = self._recording_of(inputs)
+        return self.plain(inputs) if recording is None else recording(inputs)
 
     def plain(self, inputs: Tensor) -> Tensor | None:
         """As a call, but never by a recording."""
@@ -60,14 +54,24 @@ class Recorder:
         self._recording = None
         self._in_a_row = 0
 
-    def _record(self, inputs: Tensor) -> bool:
+    def _recording_of(self, inputs: Tensor) -> Recording | None:
+        """What is recorded of this shape, once it has come often enough."""
+        self._in_a_row = self._in_a_row + 1 if inputs.shape == self._shape else 1
+        self._shape = inputs.shape
+        if self.recorded == inputs.shape:
+            return self._recording
+        enough = FIRST_AFTER if self._recording is None else ANOTHER_AFTER
+        if not self.records or self._in_a_row < enough:
+            return None
         self._recording = None  # its memory, before the next takes its own
+        self._recording = self._record(inputs)
+        return self._recording
+
+    def _record(self, inputs: Tensor) -> Recording | None:
         try:
-            self._recording = Recording(self._forward_of(inputs.shape), inputs)
+            return Recording(self._forward_of(inputs.shape), inputs)
         except Exception as error:  # noqa: BLE001 - memory, or any of a hundred kernels
             reason = str(error).partition("\n")[0]
-        else:
-            return True
         # Out here, since the exception's traceback would keep what was recorded alive.
         if inputs.is_cuda:
             torch.cuda.synchronize(inputs.device)  # raises if the device is lost
@@ -76,7 +80,7 @@ class Recorder:
             "forwards are not recorded until the worker starts again, which is slower: %s", reason
         )
         self.records = False
-        return False
+        return None
 
 
 class Recording:
