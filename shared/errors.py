@@ -67,6 +67,11 @@ class NoAnswer(PoCError):
     """A command has no answer after the time that its caller gave it; it may still be run."""
 
 
+def defect(error: Exception) -> Exception | None:
+    """`error` if it is none of ours, for the `exc_info` of a log: ours explain themselves."""
+    return None if isinstance(error, PoCError) else error
+
+
 def named(name: str, message: str) -> PoCError:
     """The error of the class `name`; another version may have classes that this one has not."""
     kind = globals().get(name)

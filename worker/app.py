@@ -12,7 +12,7 @@ from celery import Celery, bootsteps, signals
 from celery.worker import state
 
 from shared.broker import celery_app
-from shared.errors import Hung, PoCError, Quarantined
+from shared.errors import Hung, Quarantined, defect
 from shared.keys import Keys
 from shared.settings import Settings
 from worker import tasks
@@ -41,9 +41,7 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         except Exception as error:
             told_to_end = node.closing.is_set()
             if not told_to_end:
-                # What we raise on purpose explains itself; anything else is a defect.
-                trace = None if isinstance(error, PoCError) else error
-                log.critical("the worker can't start: %s", error, exc_info=trace)
+                log.critical("the worker can't start: %s", error, exc_info=defect(error))
             node.stop()  # Celery does not stop what failed to start
             status = QUARANTINED if isinstance(error, Quarantined) else START_FAILED
             raise SystemExit(0 if told_to_end else status) from None

@@ -209,8 +209,13 @@ def _check_vllm(settings: Settings) -> Iterator[Finding]:
         vllm_engine.check_options(settings)
         yield Finding("vllm", OK, f"version {version}")
     except PoCError as error:
-        text, _, remedy = str(error).partition("; ")
-        yield Finding("vllm", FAIL, text.removeprefix("POC_ENGINE=vllm: "), remedy)
+        yield _refused("vllm", str(error).removeprefix("POC_ENGINE=vllm: "))
+
+
+def _refused(name: str, why: str) -> Finding:
+    """What a worker would end with: our errors say what is wrong, then what to do."""
+    text, _, remedy = why.partition("; ")
+    return Finding(name, FAIL, text, remedy)
 
 
 def _check_model(settings: Settings) -> Iterator[Finding]:
@@ -239,8 +244,7 @@ def _check_checkpoint(settings: Settings, directory: Path) -> Finding:
     try:
         weight_files(directory)
     except PoCError as error:
-        text, _, remedy = str(error).partition("; ")
-        return Finding("model", FAIL, text, remedy)
+        return _refused("model", str(error))
     engine = engine_of(settings)
     if importlib.util.find_spec("transformers") is None:  # vLLM brings it, too
         return Finding(

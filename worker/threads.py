@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared.errors import PoCError, StoreUnavailable
+from shared.errors import StoreUnavailable, defect
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ class Repeating(threading.Thread):
                 self._outage.seen(error)
                 self._closing.wait(RETRY_S)
             except Exception as error:
-                # What we raise on purpose explains itself; anything else is a defect.
-                trace = None if isinstance(error, PoCError) else error
+                trace = defect(error)
                 if self._on_failure is not None:
                     log.critical("thread %s ends: %s", self.name, error, exc_info=trace)
                     self._on_failure(error)

@@ -66,7 +66,7 @@ _HEADERS: dict[str, tuple[type, ...]] = {
 }
 #: Headers of features that none of our tasks has; Celery's clients send them empty. One with an
 #: eta would wait in the worker's memory, with any number of others.
-_UNUSED_HEADERS = ("stamped_headers", "stamps", "compression", "eta")
+_UNUSED_HEADERS = ("stamped_headers", "stamps", "eta")
 #: The longest id: it becomes part of key names.
 MAX_ID = 256
 #: How lists are called that answers to control commands come through; they are no tasks.
