@@ -50,6 +50,14 @@ class ComparingExtension(FaultyExtension):
             free, _ = torch.cuda.mem_get_info()
             self.poc_taken = torch.empty(max(0, free - size), dtype=torch.uint8, device="cuda")
 
+    def poc_free_memory(self, forget: bool) -> int:
+        """Bytes of the GPU that are free; with `forget`, as before the first job."""
+        if forget:
+            self.poc_device._forward.forget()
+            torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+        return torch.cuda.mem_get_info()[0]
+
     def poc_lose_gpu(self) -> None:
         """A kernel reads out of bounds: every later call of CUDA in this process fails."""
         torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")]

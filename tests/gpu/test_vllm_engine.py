@@ -16,14 +16,15 @@ from typing import Any
 import psutil
 import pytest
 from driver import Driver
-from sizes import VOCAB_SIZE, job
+from sizes import SEQ_LEN, VOCAB_SIZE, job
+from transformers import AutoConfig
 
 from shared.errors import EngineDied, EngineError
 from shared.settings import load_settings
 from support import assert_gone
 from worker.engines import Job, vllm_engine
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm_engine import VllmEngine
+from worker.engines.vllm_engine import VllmEngine, reserve_bytes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -170,6 +171,21 @@ async def _answers(llm: Any) -> list[list[int]]:
         return last
 
     return await asyncio.gather(*(answer(number) for number in range(3)))
+
+
+def test_jobs_need_no_more_memory_than_was_reserved(driver: Driver, model: Path) -> None:
+    """By the GPU's own count: scratch, recording and all else, with two jobs in flight."""
+    reserve = reserve_bytes(
+        AutoConfig.from_pretrained(model), tile=32, tokens=32 * SEQ_LEN, ranks=1, width=2
+    )
+    scratch = driver.call("poc_prepare", 32)["scratch_bytes"]
+    before = driver.call("poc_free_memory", True)
+    for pending in [driver.engine.submit(job(*range(128))) for _ in range(2)]:
+        pending.result()
+    assert driver.call("poc_record", True) is True, "the recording was to be counted"
+    used = before - driver.call("poc_free_memory", False)
+    assert used > 0
+    assert scratch + used <= reserve, f"{scratch >> 20} + {used >> 20} of {reserve >> 20} MiB"
 
 
 def test_out_of_memory_halves_the_tile(driver: Driver) -> None:
