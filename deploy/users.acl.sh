@@ -35,6 +35,13 @@ status="%R~$node:status %R~$node:round:* %R~$node:nonces:* %R~$node:found:* %R~$
 look="+@read -@keyspace +exists +time +@connection -@dangerous"
 # Celery's own: bindings of its exchanges, mailboxes for remote control, and their answers.
 celery="~_kombu.binding* ~*.celery.pidbox ~*.celery.pidbox$priorities"
+# Of these what Flower needs: where to ask, and the answers. Of the keys of messages that were taken
+# it has Celery's own, which nobody else looks at: workers have theirs in the namespace.
+asking="~*.reply.celery.pidbox ~*.reply.celery.pidbox$priorities ~celeryev.*
+  ~_kombu.binding_deadlines ~unacked_index ~unacked_mutex"
+for exchange in celery.pidbox reply.celery.pidbox celeryev; do
+  asking="$asking ~_kombu.binding.$exchange ~_kombu.binding_permanent.$exchange"
+done
 
 # Unquoted: newlines and runs of blanks become single ones, as the file needs it.
 user() { echo user "$@"; }
@@ -42,9 +49,8 @@ user() { echo user "$@"; }
 user default off
 user admin on "#$admin" "~*" "&*" +@all
 user worker on "#$worker" -@all \
-  +@read +@write +@transaction +@scripting +@pubsub +@connection +time -@dangerous \
+  +@read +@write +@transaction +@scripting -function +@pubsub +@connection +time -@dangerous \
   "~$node:*" "~$queue" "~$queue$priorities" "~celery-task-meta-*" $celery \
-  "~unacked" "~unacked_index" "~unacked_mutex" \
   "&$node:wake" "&celery-task-meta-*" "&/0.celery.pidbox" "&/0.celeryev/*"
 user controller on "#$controller" -@all $look +@transaction $status \
   "(-@all" +lpush +llen "~$queue)" "(-@all" +llen "~$queue$priorities)" \
@@ -54,6 +60,7 @@ user controller on "#$controller" -@all $look +@transaction $status \
   "(-@all" +publish "&/0.celeryev/task.sent)"
 user api on "#$api" -@all $look $status
 user flower on "#$flower" -@all \
-  +@read +@write +@transaction +@scripting +@pubsub +@connection +time -@dangerous \
-  $celery "~celeryev.*" "~unacked" "~unacked_index" "~unacked_mutex" \
+  +@read +@write +@transaction +@pubsub +@connection +time -@dangerous \
+  -@scripting +evalsha "+script|load" "+script|exists" \
+  $asking \
   "&/0.celery.pidbox" "&/0.celeryev/*" "(-@all" +llen "%R~$queue)" "(-@all" +llen "%R~$queue$priorities)"

@@ -31,6 +31,10 @@ class RoundMismatch(PoCError):
     """The command names another round, or another block, than the current one."""
 
 
+class CommandMismatch(PoCError):
+    """The id of a command is that of another one; nothing was changed."""
+
+
 class RoundFailed(PoCError):
     """The round was ended by an error instead of by a command."""
 

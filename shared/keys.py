@@ -132,6 +132,11 @@ KEYS: dict[str, Key] = {
         "the transport, the clerk, the sender",
         "7 days after the last",
     ),
+    "unacked": Key(
+        "hash", "messages that a worker took and has not acknowledged", "the transport", _EMPTY
+    ),
+    "unacked_index": Key("zset", "their tags -> since when, s", "the transport", _EMPTY),
+    "unacked_mutex": Key("string", "who gives old ones back now", "the transport", "5 minutes"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
 from celery.worker import state
+from celery.worker.control import Panel
 
 from shared.broker import celery_app
 from shared.errors import Hung, Quarantined, defect
@@ -25,6 +26,14 @@ log = logging.getLogger(__name__)
 #: Exit status of a worker that could not start, of one that failed while it ran, and of one
 #: whose device gives wrong numbers, whenever that was seen.
 START_FAILED, FAILED, QUARANTINED = 2, 3, 4
+
+#: The remote control that a worker takes: what Flower shows, and what ends a worker or a command.
+#: Not, for one, to consume from another list, which the rights on our own queue don't guard.
+CONTROL = frozenset({
+    "active", "active_queues", "clock", "conf", "disable_events", "enable_events", "heartbeat",
+    "hello", "ping", "query_task", "registered", "report", "reserved", "revoke", "revoked",
+    "scheduled", "shutdown", "stats",
+})  # fmt: skip
 
 
 class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -63,9 +72,12 @@ def create_app(settings: Settings) -> Celery:
         broker_transport="worker.transport:Transport",
         result_backend=f"worker.results:Results+{settings.redis_url}",
     )
+    keys = Keys(settings.namespace)
+    # Celery's own names for them are the same for all who share a Redis.
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,
-        "dead_letter_key": Keys(settings.namespace)("dead_letters"),
+        "dead_letter_key": keys("dead_letters"),
+        **{f"{name}_key": keys(name) for name in ("unacked", "unacked_index", "unacked_mutex")},
     }
     app.signalled = threading.Event()
     app.node = Node(settings, on_failure=_end_process)
@@ -87,6 +99,8 @@ def create_app(settings: Settings) -> Celery:
 def run_worker(settings: Settings) -> int:
     """Run a worker in this process until it is told to end; its exit status."""
     app = create_app(settings)
+    for name in Panel.data.keys() - CONTROL:
+        del Panel.data[name]
     worker = app.Worker(
         hostname=worker_name(settings),
         loglevel=settings.log_level,

@@ -15,17 +15,15 @@ from celery.exceptions import Ignore
 
 from shared import requests
 from shared.config import Strict
-from shared.errors import InvalidRequest, PoCError, StoreUnavailable
+from shared.errors import CommandMismatch, InvalidRequest, PoCError, StoreUnavailable
 from shared.status import RoundStatus
 from worker.node import Node
+from worker.results import PATIENCE_S
 
 T = TypeVar("T")
 Request = TypeVar("Request", bound=Strict)
 
 log = logging.getLogger(__name__)
-
-#: Seconds that a task waits for Redis before it is left unanswered.
-PATIENCE_S = 60.0
 
 
 class _Task(Task):  # type: ignore[misc]
@@ -36,7 +34,11 @@ class _Task(Task):  # type: ignore[misc]
 
 
 def register(app: Celery, node: Node) -> None:
-    """Register the tasks, to run on `node`."""
+    """Register the tasks, to run on `node`, and no others."""
+    # Celery's own (starmap, chord_unlock, ...) would run for whoever may enqueue.
+    app.finalize()
+    for name in [name for name in app.tasks if name.startswith("celery.")]:
+        app.tasks.unregister(name)
 
     def task(name: str) -> Callable[[Callable[..., Any]], Task]:
         # typing: arguments are checked by our models, whose messages help. shared: other
@@ -52,6 +54,10 @@ def register(app: Celery, node: Node) -> None:
             # It may have been carried out. No answer lets the caller send it again under its id,
             # and have the right one; a failure would be final.
             log.warning("left unanswered: %s", error)
+            raise Ignore from None
+        except CommandMismatch as error:
+            # What is stored under the id is the answer of the command that had it first.
+            log.warning("not carried out, and left unanswered: %s", error)
             raise Ignore from None
 
     def ticket(command: str, progress: dict[str, Any], among: str) -> NoReturn:

@@ -44,9 +44,10 @@ BAD_ITEM = (
 )
 
 
-#: The headers that Celery trusts blindly, and the types that it can stand. A request that breaks
-#: half way to the pool would hold one of the worker's places for ever: after as many as the pool
-#: has threads the worker lives and takes nothing any more.
+#: The headers that reach Celery, and the types that it can stand, since it trusts them blindly. A
+#: request that breaks half way to the pool would hold one of the worker's places for ever: after as
+#: many as the pool has threads the worker lives and takes nothing any more. Any other header is
+#: left out: it may be a tracer's, but Celery takes whatever it finds for a request's own field.
 _HEADERS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "id": (str,),
@@ -58,17 +59,20 @@ _HEADERS: dict[str, tuple[type, ...]] = {
     "expires": (str, NoneType),
     "retries": (int, NoneType),
     "timelimit": (list, NoneType),
+    "lang": (str, NoneType),
     "argsrepr": (str, NoneType),
     "kwargsrepr": (str, NoneType),
     "origin": (str, NoneType),
     "ignore_result": (bool, NoneType),
     "replaced_task_nesting": (int, NoneType),
 }
-#: Headers of features that none of our tasks has; Celery's clients send them empty. One with an
-#: eta would wait in the worker's memory, with any number of others.
-_UNUSED_HEADERS = ("stamped_headers", "stamps", "eta")
-#: The longest id: it becomes part of key names.
+#: Headers of features that none of our tasks has; Celery's clients send some of them empty. A
+#: message with an eta would wait in the worker's memory, with any number of others.
+_UNUSED_HEADERS = ("stamped_headers", "stamps", "eta", "callbacks", "errbacks", "chain", "chord")
+#: The longest id, in bytes: it becomes part of key names.
 MAX_ID = 256
+#: The longest of the other headers, in characters: they are logged, and events have them.
+MAX_HEADER = 4096
 #: How lists are called that answers to control commands come through; they are no tasks.
 _ANSWERS = ".reply.celery.pidbox"
 
@@ -82,16 +86,19 @@ class _Message(virtual.Message):  # type: ignore[misc]
             raise ValueError("compressed messages are not taken")
         super().__init__(payload, channel=channel, **kwargs)
         if channel.pops_a_task:
-            _check_headers(self.headers)
+            self.headers: dict[str, Any] = _checked_headers(self.headers)
             if self.content_type != "application/json":
                 raise ValueError(f"content type {self.content_type!r}, only JSON is taken")
             _check_body(self.decode())
 
 
-def _check_headers(headers: dict[str, Any]) -> None:
+def _checked_headers(headers: dict[str, Any]) -> dict[str, Any]:
     for name, types in _HEADERS.items():
-        if not isinstance(headers.get(name), types):
-            raise TypeError(f"header {name!r} is {headers.get(name)!r}")
+        value = headers.get(name)
+        if not isinstance(value, types):
+            raise TypeError(f"header {name!r} is {_short(value)}")
+        if isinstance(value, str) and len(value) > MAX_HEADER:
+            raise ValueError(f"header {name!r} has more than {MAX_HEADER} characters")
     for name in _UNUSED_HEADERS:
         if headers.get(name):
             raise ValueError(f"header {name!r} is not taken")
@@ -99,10 +106,11 @@ def _check_headers(headers: dict[str, Any]) -> None:
         raise ValueError(f"header 'id' must have 1 to {MAX_ID} bytes")
     maybe_iso8601(headers.get("expires"))
     limits = headers.get("timelimit")
-    if limits is None:
-        return
-    if len(limits) != 2 or not all(isinstance(each, int | float | NoneType) for each in limits):
-        raise ValueError(f"header 'timelimit' is {limits!r}, not two numbers or nulls")
+    if limits is not None and (
+        len(limits) != 2 or not all(isinstance(each, int | float | NoneType) for each in limits)
+    ):
+        raise ValueError(f"header 'timelimit' is {_short(limits)}, not two numbers or nulls")
+    return {name: value for name, value in headers.items() if name in _HEADERS}
 
 
 def _check_body(body: Any) -> None:
@@ -267,3 +275,7 @@ def _itself(reply: Any, **_: Any) -> Any:
 
 def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:SHOW_BYTES]
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:SHOW_BYTES]

@@ -93,12 +93,17 @@ class Scripts:
         Raises the error that the script answers with, or `StoreUnavailable`.
         """
         given = {name: value for name, value in args.items() if value is not None}
-        payload = json.dumps({"keys": list(keys), **given}, allow_nan=False)
+        payload = json.dumps({"verb": verb, "keys": list(keys), **given}, allow_nan=False)
         with redis_errors():
             reply = self._scripts[verb](keys=list(keys.values()), args=[payload])
         if not isinstance(reply, str):
             return reply
         answer = json.loads(reply)
+        if (first := answer.get("verb", verb)) != verb:
+            raise errors.CommandMismatch(
+                f"{verb} came under the id {args['command']} of an earlier {first}: "
+                "send it under an id of its own"
+            )
         if name := answer.get("error"):
             raise errors.named(name, answer["message"])
         return answer

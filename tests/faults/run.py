@@ -352,7 +352,7 @@ class Run:
                 self.count["message: replayed after its round"] += 1
 
         def through() -> None:
-            # Those of killed workers are in Celery's `unacked`, and come back after an hour.
+            # Those of killed workers are in `unacked`, and come back after an hour.
             waiting = direct.llen(self.settings.queue)
             demand(waiting == 0, "every message is taken", f"{waiting} wait")
 

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from raw import meta, push, raw_message
+from shared.broker import celery_app
 from shared.config import PoCState
 from shared.settings import Settings
 from shared.store import Store
@@ -107,6 +108,41 @@ def test_a_repeat_is_carried_out_once(direct: redis.Redis) -> None:
     direct.delete(f"celery-task-meta-{task_id}")
     push(direct, "poc.init", {"config": CONFIG, "replace": True}, task_id)
     assert meta(direct, task_id)["result"]["round_id"] == first["round_id"]
+
+
+def test_another_message_under_the_id_of_an_open_ticket_does_not_end_it(
+    direct: redis.Redis, store: Store
+) -> None:
+    """Given a stop, wrong arguments and an unknown task, then it ends when the round does."""
+    ticket = push(direct, "poc.generate", {"config": CONFIG, "replace": True})
+    assert meta(direct, ticket)["status"] == "PROGRESS"
+    for task, kwargs in (("poc.stop", {}), ("poc.generate", {"x": 1}), ("poc.steal", {})):
+        push(direct, task, kwargs, ticket)
+    # A command that comes later is carried out when those are.
+    opened = meta(direct, push(direct, "poc.init", {"config": CONFIG}))
+    assert opened["result"]["exc_type"] == "RoundInProgress"
+    assert meta(direct, ticket)["status"] == "PROGRESS"
+    assert store.status().state == PoCState.GENERATING
+    assert meta(direct, push(direct, "poc.stop", {}))["status"] == "SUCCESS"
+    wait_until(lambda: meta(direct, ticket)["status"] == "SUCCESS", description="the ticket's end")
+
+
+@pytest.mark.parametrize("task", ["celery.starmap", "celery.map", "celery.chord_unlock"])
+def test_a_task_of_celerys_own_is_unknown(task: str, direct: redis.Redis, store: Store) -> None:
+    """It would run for whoever may enqueue."""
+    before = store.status()
+    inner = {"task": "poc.init", "kwargs": {"config": CONFIG, "replace": True}, "args": []}
+    failed = meta(direct, push(direct, task, {"task": inner, "it": [[]]}))
+    assert (failed["status"], failed["result"]["exc_type"]) == ("FAILURE", "NotRegistered")
+    assert store.status() == before
+
+
+def test_no_other_list_is_consumed(direct: redis.Redis, settings: Settings) -> None:
+    """Remote control can't make a worker take commands from where more users may write."""
+    with contextlib.closing(celery_app(settings)) as app:
+        app.control.add_consumer("x.celery.pidbox", reply=True, timeout=1)
+        (queues,) = app.control.inspect(timeout=2).active_queues().values()
+    assert [queue["name"] for queue in queues] == ["poc.test"]
 
 
 @pytest.mark.parametrize("name", [*DEAD, *DROPPED])

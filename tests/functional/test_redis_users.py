@@ -215,6 +215,13 @@ REFUSED = {
     ],
     "flower": [
         "LPUSH poc.test x",
+        "LPUSH x.celery.pidbox x",  # a list that looks like a worker's mailbox
+        "HSET poc:test:unacked tag x",  # what workers would give back to the queue
+        "HSET unacked tag x",
+        "SADD _kombu.binding.poc.test x",  # where commands go
+        "EVAL return 0",
+        "FUNCTION LOAD #!lua",
+        "SCRIPT FLUSH",
         "LRANGE poc.test 0 -1",
         "HGETALL poc:test:status",
         "HSET poc:test:status state IDLE",
@@ -227,6 +234,7 @@ REFUSED = {
     "worker": [
         "LPUSH poc.other x",
         "HGETALL poc:other:status",
+        "FUNCTION LOAD #!lua",
         "EVAL return\tredis.call('HGETALL','poc:other:status')",
         "PUBLISH poc:other:wake work",
         "KEYS *",

@@ -121,7 +121,7 @@ POISON: dict[str, bytes] = {
             "old protocol": envelope(headers={}, body=V1_BODY),
             "no headers": without("headers"),
             "headers is null": envelope(headers=None),
-            "eta is an object": envelope(headers__eta={}),
+            "eta is an object": envelope(headers__eta={"at": 1}),
             "expires is a list": envelope(headers__expires=[]),
             "time limit is text": envelope(headers__timelimit="x"),
             "one time limit": envelope(headers__timelimit=[1]),
@@ -138,6 +138,12 @@ POISON: dict[str, bytes] = {
             "third part is text": envelope(body=body_of([], {}, "g")),
             "errbacks is a number": envelope(body=body_of([], {}, {"errbacks": 5})),
             "a chain": envelope(body=body_of([], {}, {"chain": [{"task": "t.add"}]})),
+            "a chain in the headers": envelope(headers__chain=[{"task": "t.add"}]),
+            "callbacks in the headers": envelope(headers__callbacks=[{"task": "t.add"}]),
+            "errbacks in the headers": envelope(headers__errbacks=[{"task": "t.add"}]),
+            "a chord in the headers": envelope(headers__chord={"task": "t.add"}),
+            "an endless name": envelope(headers__task="x" * 5000),
+            "an endless origin": envelope(headers__origin="x" * 5000),
             "shadow is a list": envelope(headers__shadow=["x"]),
             "stamps": envelope(headers__stamps={"a": 1}),
             "stamped headers": envelope(headers__stamped_headers=5),
@@ -212,6 +218,23 @@ def test_a_poison_item_is_kept_and_the_worker_goes_on(
     assert new.count(b"that are not a task message") == 1
     assert b"Traceback" not in new
     wait_until(lambda: not client.hlen("unacked"), 5, "nothing to be delivered again")
+
+
+def test_an_unknown_header_does_not_reach_celery(
+    client: redis.Redis, worker: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """A tracer's does no harm, and one of a request's own fields changes nothing."""
+    process, log = worker
+    said = log.stat().st_size
+    task_id = str(uuid.uuid4())
+    more = {"traceparent": "00-1", "is_eager": True, "called_directly": [], "args": "x"}
+    message = envelope(task_id=task_id)
+    message["headers"] |= more
+    client.lpush(QUEUE, json.dumps(message))
+    raw = wait_until(lambda: client.get(f"celery-task-meta-{task_id}"), 10, "its result")
+    assert json.loads(raw)["result"] == 5  # type: ignore[arg-type]
+    assert process.poll() is None
+    assert b"Traceback" not in log.read_bytes()[said:]
 
 
 def test_an_unknown_task_does_no_harm(

@@ -118,9 +118,11 @@ local function open_round()
 end
 
 -- Commands are remembered by id: the same id again gives the same answer and changes nothing.
+-- An answer names its verb: who has sent another one under that id sees that it is not his.
 local function remembered() return redis.call('GET', K.command) end
 
 local function answer(reply)
+  reply.verb = A.verb
   local json = cjson.encode(reply)
   redis.call('SET', K.command, json, 'EX', A.memory_s)
   return json

@@ -76,8 +76,7 @@ def refusal(result: Any) -> tuple[type[BaseException], str]:
 
 def test_there_are_four(app: Celery) -> None:
     """And nothing else that a stranger could send."""
-    ours = {name for name in app.tasks if not name.startswith("celery.")}
-    assert ours == {"poc.init", "poc.generate", "poc.validate", "poc.stop"}
+    assert set(app.tasks) == {"poc.init", "poc.generate", "poc.validate", "poc.stop"}
 
 
 def test_they_are_this_applications_alone(app: Celery, node: Node) -> None:
@@ -204,6 +203,24 @@ def test_a_ticket_that_comes_twice_is_taken_once(
     assert run("poc.generate", "g", config=asked).state == "IGNORED"
     assert store.status().round_id == first
     assert store.rounds.open_tickets()[1] == ["g"]
+
+
+def test_an_id_of_another_command_is_left_alone(
+    run: Run,
+    asked: dict[str, Any],
+    config: PoCConfig,
+    store: Store,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Given a stop under the id of an open ticket, then nothing is done, and nothing answered."""
+    run("poc.validate", "v", batch=as_batch(config, 1), config=asked)
+    run("poc.generate", "g", config=asked)
+    for taken, by in (("v", "open_job"), ("g", "generate")):
+        assert run("poc.stop", taken).state == "IGNORED"
+        assert f"left unanswered: stop came under the id {taken} of an earlier {by}" in caplog.text
+    assert run("poc.validate", "g", batch=as_batch(config, 1), config=asked).state == "IGNORED"
+    assert store.status().state == "GENERATING"
+    assert store.jobs.progress() == {"v": {"done": 0, "total": 1}}
 
 
 def test_expected_trouble_is_declared(app: Celery) -> None:
