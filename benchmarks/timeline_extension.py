@@ -8,11 +8,18 @@ from collections import defaultdict
 from typing import Any
 
 from worker import gpu_random
-from worker.engines import vllm_extension
+from worker.engines.recording import Recorder
 from worker.engines.vllm_extension import PoCWorkerExtension
 
 #: Batches before the measurement, and in it.
 WARM_UP, BATCHES = 10, 50
+#: What is clocked, in the order of a batch: who has it, under which name.
+STAGES = {
+    "inputs": (gpu_random, "generate_inputs"),
+    "forward and logits": (Recorder, "__call__"),
+    "permutations": (gpu_random, "generate_permutations"),
+    "distances": (gpu_random, "compute_distances"),
+}
 
 
 class TimelineExtension(PoCWorkerExtension):
@@ -37,17 +44,11 @@ class TimelineExtension(PoCWorkerExtension):
 
             return call
 
-        stages = {
-            "inputs": (gpu_random, "generate_inputs"),
-            "forward and logits": (vllm_extension._Recording, "__call__"),
-            "permutations": (gpu_random, "generate_permutations"),
-            "distances": (gpu_random, "compute_distances"),
-        }
-        plain = {name: getattr(module, attribute) for name, (module, attribute) in stages.items()}
+        plain = {name: getattr(owner, attribute) for name, (owner, attribute) in STAGES.items()}
         whole: list[tuple[float, float]] = []
         try:
-            for name, (module, attribute) in stages.items():
-                setattr(module, attribute, clocked(name, plain[name]))
+            for name, (owner, attribute) in STAGES.items():
+                setattr(owner, attribute, clocked(name, plain[name]))
             self.poc_launch(0, job)
             for ticket in range(1, WARM_UP + BATCHES):
                 began = time.perf_counter()
@@ -57,8 +58,8 @@ class TimelineExtension(PoCWorkerExtension):
                 whole.append((seconds, host))
             self.poc_collect(ticket)
         finally:
-            for name, (module, attribute) in stages.items():
-                setattr(module, attribute, plain[name])
+            for name, (owner, attribute) in STAGES.items():
+                setattr(owner, attribute, plain[name])
         times = defaultdict(list)
         for name, host, start, stop in marks[len(marks) // (WARM_UP + BATCHES) * WARM_UP :]:
             times[name].append((start.elapsed_time(stop), host * 1000))
