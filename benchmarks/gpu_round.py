@@ -26,6 +26,7 @@ from typing import Any
 from shared.client import PoCClient
 from shared.config import PoCConfig, r_target_for
 from shared.data import ProofBatch
+from shared.errors import EngineError, PoCError
 from shared.settings import load_settings
 from shared.store import Store
 from worker.children import end, spawn, vanishing_directory
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=256)
     options = parser.parse_args()
+    _check_gpu()
     shape = SHAPES[options.shape] | ({"layers": options.layers} if options.layers else {})
     if options.make:
         make_model(options.make, **_COMMON, **shape, device="cuda")
@@ -158,6 +160,17 @@ def _worker(url: str, model: Path, directory: Path) -> Iterator[subprocess.Popen
         _say(f"the worker ended with status {status}")
 
 
+def _check_gpu() -> None:
+    try:
+        import torch
+    except ImportError:
+        raise EngineError(
+            "torch is not installed; pip install 'poc-worker[vllm]', or [cpu]"
+        ) from None
+    if not torch.cuda.is_available():
+        raise EngineError(f"torch {torch.__version__} sees no GPU, and this measures one")
+
+
 def _gpu() -> tuple[float, float, float]:
     """Utilisation in percent, watts, MHz."""
     return tuple(map(float, _nvidia_smi("utilization.gpu,power.draw,clocks.sm")))  # type: ignore[return-value]
@@ -174,4 +187,7 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PoCError as error:
+        sys.exit(f"gpu_round.py: {error}")

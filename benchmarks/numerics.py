@@ -25,6 +25,7 @@ from statistics import NormalDist
 from typing import Any
 
 from shared.data import PROBABILITY_MISMATCH
+from shared.errors import PoCError
 from shared.settings import load_settings
 
 BLOCK_HASH, PUBLIC_KEY = "numerics", "node"
@@ -208,4 +209,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PoCError, OSError) as error:  # the latter of a file that is not there, say
+        sys.exit(f"numerics.py: {error}")

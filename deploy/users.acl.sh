@@ -1,7 +1,8 @@
 #!/bin/sh
 # Writes the users of a node's Redis as an ACL file. Redis 7 or newer, or Valkey, reads it:
 #
-#   set -a; . ./.env; set +a; sh deploy/users.acl.sh > users.acl; valkey-server --aclfile users.acl
+#   (umask 077; set -a; . ./.env; sh deploy/users.acl.sh > users.acl)
+#   valkey-server --aclfile users.acl
 #
 # Needs POC_REDIS_WORKER_PASSWORD, _CONTROLLER_, _API_, _FLOWER_ and _ADMIN_ (deploy/secrets.sh
 # makes them) and takes POC_NAMESPACE. The file holds only hashes of the passwords.

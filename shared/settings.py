@@ -105,6 +105,10 @@ def _receivers(text: str) -> str:
     return text
 
 
+#: Variables of docker-compose.yml and deploy/ that no process of ours reads.
+_COMPOSE = re.compile(r"POC_(REDIS_[A-Z]+_PASSWORD|REDIS_PORT|MODELS_DIR|(FLOWER|DOCKER)_[A-Z]+)")
+
+
 class Settings(BaseSettings):
     """What an operator can set. Field descriptions are what `poc doctor` and the docs show.
 
@@ -309,10 +313,8 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
             if given.get(variable):
                 raise ConfigError(f"{variable} and {variable}_FILE are both set: unset one")
             given[variable] = _read(f"{variable}_FILE", path)
-    unknown = sorted(given.keys() - known.keys())
-    if unknown:
-        hints = ", ".join(_with_hint(name, list(known)) for name in unknown)
-        raise ConfigError(f"unknown settings: {hints}; unset them or mend the spelling")
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ConfigError(_none_of_ours(unknown, list(known)))
     try:
         return Settings(**{known[name]: value for name, value in given.items() if value != ""})
     except ValidationError as error:
@@ -330,6 +332,16 @@ def _read(variable: str, path: str) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
         raise ConfigError(f"{variable}={path}: can't be read: {reason}") from None
+
+
+def _none_of_ours(unknown: list[str], known: list[str]) -> str:
+    if theirs := [name for name in unknown if _COMPOSE.fullmatch(name)]:
+        return (
+            f"{', '.join(theirs)}: no settings, but for Docker Compose and deploy/ alone; "
+            f"unset {' '.join(theirs)}"
+        )
+    hints = ", ".join(_with_hint(name, known) for name in unknown)
+    return f"unknown settings: {hints}; unset them or mend the spelling"
 
 
 def _with_hint(name: str, known: list[str]) -> str:

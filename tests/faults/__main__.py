@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from faults.run import Options, Report, Run
@@ -45,10 +46,17 @@ def main() -> int:
     report = Run(options, directory, out.print).run()
     _show(report, out)
     if report.broken:
+        broken = report.broken
         out.print(
-            f"[bold red]broken[/] with seed {options.seed}: {report.broken['invariant']}\n"
-            f"{report.broken['detail']}\nThe logs are in {directory}",
+            f"[bold red]broken[/] with seed {options.seed}: {escape(broken['invariant'])}\n"
+            f"{escape(broken['detail'])}\nduring {escape(broken['during'])}; before it:",
             markup=True,
+        )
+        for line in broken["journal"]:
+            out.print(f"  {line[:200]}", markup=False)
+        out.print(
+            f"The logs are in {directory}: journal.log has all that was done, by the same clock as "
+            "the log of each process (NAME.log), whose worker NAME-3 is its third start"
         )
     else:
         shutil.rmtree(directory)

@@ -11,12 +11,12 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import redis
 
+from faults.journal import Journal
 from raw import raw_message
 from shared import errors
 from shared.settings import Settings
@@ -46,8 +46,8 @@ POISON: dict[str, bytes] = {
 class Refused(Exception):
     """A command ended with an error; `name` is its class."""
 
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(f"{name}: {message}")
+    def __init__(self, command: Command, name: str, message: str) -> None:
+        super().__init__(f"{command.task} {command.id}: {name}: {message}")
         self.name = name
 
 
@@ -73,8 +73,8 @@ class Courier:
     settings: Settings
     random: Random
     count: Counter[str]
-    #: Notes every delivery and every answer.
-    journal: Path
+    #: Gets every delivery and every answer.
+    journal: Journal
     #: What was sent since the server was new, oldest first.
     sent: list[Command] = field(default_factory=list)
 
@@ -160,7 +160,7 @@ class Courier:
                 command.accepted = True
                 if meta["status"] == "FAILURE":
                     message = meta["result"]["exc_message"]
-                    raise Refused(meta["result"]["exc_type"], str(message))
+                    raise Refused(command, meta["result"]["exc_type"], str(message))
                 if meta["status"] == "SUCCESS" or not ended:
                     return meta["result"]
             time.sleep(0.05)
@@ -182,9 +182,7 @@ class Courier:
         return meta
 
     def _note(self, command: Command, what: str) -> None:
-        with self._lock, self.journal.open("a") as journal:
-            now = time.strftime("%H:%M:%S") + f".{time.time() % 1 * 1000:03.0f}"
-            journal.write(f"{now} {command.task} {command.id} {what[:500]}\n")
+        self.journal.note(f"{command.task} {command.id} {what[:500]}")
 
     def _insist(self, command: Command) -> None:
         gives_up_at = time.monotonic() + PATIENCE_S

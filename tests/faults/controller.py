@@ -148,12 +148,14 @@ class Play:
                 self._boss._tickets = left = self._await_ends(self._boss._tickets)
                 if not left:
                     break
-                demand(time.monotonic() < gives_up_at, "every ticket ends", str(left))
+                ids = ", ".join(ticket.id for ticket in left)
+                demand(time.monotonic() < gives_up_at, "every ticket ends", f"{ids} did not")
         for validation in self._validations:
             try:
                 validation.result(timeout=PATIENCE_S)
             except TimeoutError:
-                raise Broken("every ticket ends", "a validation does not") from None
+                what = f"one of the validations {', '.join(self.validated)} does not"
+                raise Broken("every ticket ends", what) from None
 
     # What opens and ends.
 
@@ -200,10 +202,15 @@ class Play:
                 self._count["command: Redis refused, asked again"] += 1
                 self._finish.wait(0.5)
             except PoCError as error:
-                self._excuse(type(error).__name__, str(error))
+                name = type(error).__name__
+                self._excuse(
+                    name, f"by the client, act {self.act.config.block_hash}: {name}: {error}"
+                )
                 return
             else:
                 if isinstance(found, Ticket):
+                    block = self.act.config.block_hash
+                    self._boss.courier.journal.note(f"ticket {found.id} of the client, {block}")
                     self._boss._tickets.append(found)
                 return
 
@@ -227,7 +234,7 @@ class Play:
         demand(
             not self._boss.strict and name in AFTER_LOSS,
             "a command is carried out as it was sent",
-            f"{name}: {message}",
+            message,
         )
         self._count["command: its round was lost"] += 1
 
@@ -248,9 +255,9 @@ class Play:
             return False
         except (Refused, PoCError) as error:
             name = error.name if isinstance(error, Refused) else type(error).__name__
-            self._excuse(name, str(error))
+            self._excuse(name, f"ticket {ticket.id}: {name}: {error}")
         else:
-            self.ends.append(status)
+            self.ends.append({"ticket": ticket.id} | status)
         self._count["tickets ended"] += 1
         return True
 
@@ -334,7 +341,8 @@ class Play:
         except Refused as refused:
             self._no_verdict(refused.name, str(refused), expected)
         else:
-            self._check_verdict(verdict["dist"], verdict["fraud_detected"], config, expected)
+            dist, fraud = verdict["dist"], verdict["fraud_detected"]
+            self._check_verdict(command.id, dist, fraud, config, expected)
 
     def _validate_by_client(
         self, batch: ProofBatch, config: PoCConfig, expected: list[float] | None
@@ -352,20 +360,32 @@ class Play:
                 self._no_verdict(type(error).__name__, str(error), expected)
                 return
             else:
-                self._check_verdict(verdict.dist, verdict.fraud_detected, config, expected)
+                dist, fraud = verdict.dist, verdict.fraud_detected
+                self._check_verdict(ticket.id, dist, fraud, config, expected)
                 return
 
     def _check_verdict(
-        self, dist: list[float], fraud: bool, config: PoCConfig, expected: list[float] | None
+        self,
+        task: str,
+        dist: list[float],
+        fraud: bool,
+        config: PoCConfig,
+        expected: list[float] | None,
     ) -> None:
         self._count["validations judged"] += 1
         right = expected is not None and dist == expected
-        demand(right, "a verdict has the engine's distances", f"{dist[:3]}, not {expected}")
+        wrong = [n for n, (d, e) in enumerate(zip(dist, expected or [], strict=False)) if d != e]
+        demand(
+            right,
+            "a verdict has the engine's distances",
+            f"validation {task}: {len(dist)} distances, not the engine's at places {wrong[:5]} of "
+            f"{'none' if expected is None else len(expected)}",
+        )
         invalid = sum(d > config.r_target for d in dist)
         demand(
             fraud == (invalid > 0),
             "an honest node is not accused",
-            f"{invalid} of {len(dist)} are invalid, fraud: {fraud}",
+            f"validation {task}: {invalid} of {len(dist)} are invalid, fraud: {fraud}",
         )
 
     def _no_verdict(self, name: str, message: str, expected: list[float] | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from math import isnan, nan
 from typing import Any
@@ -83,11 +84,13 @@ def check_round(
         fields, run, nonces, found, claims = pipe.execute()
     if not fields:
         return None
-    where = f"round {round_id}"
     config = PoCConfig.model_validate_json(run["config"])
+    where = f"round {round_id} ({config.block_hash}, batches of {config.batch_size})"
     once = "each nonce is counted once"
-    demand(len(found) == len(set(found)), once, f"{where} found a nonce twice")
-    demand(set(found) == nonces.keys(), once, f"{where}: list and hash of nonces differ")
+    twice = sorted(nonce for nonce, times in Counter(found).items() if times > 1)
+    demand(not twice, once, f"{where} found nonces twice: {twice[:5]}")
+    unlike = sorted(set(found) ^ nonces.keys())
+    demand(not unlike, once, f"{where}: in one of list and hash of nonces only: {unlike[:5]}")
 
     size, cursor = config.batch_size, int(run["cursor"])
     still_open = _open_batches([json.loads(claim) for claim in claims], size, cursor, where)
@@ -98,7 +101,8 @@ def check_round(
         batch = config.nonces(start, size)
         kept = {n: told.pop(n) for n in batch if n in told}
         if start in still_open:
-            demand(not kept, once, f"{where}: open positions {start} have counted nonces")
+            has = f"positions {start} on are open, yet nonces of them count: {sorted(kept)[:5]}"
+            demand(not kept, once, f"{where}: {has}")
             continue
         dist = {n: distance(config.block_hash, config.public_key, n) for n in batch}
         expected = {n: d for n, d in dist.items() if d < config.valid_below}
@@ -139,18 +143,35 @@ def _check_totals(
 ) -> None:
     checked, failed, valid = (int(fields[f"total_{n}"]) for n in ("checked", "failed", "valid"))
     counts = "total_checked and total_valid equal a recount"
-    demand(valid == len(recount.valid), counts, f"{where}: {valid}, not {len(recount.valid)} valid")
+    found = len(recount.valid)
+    demand(valid == found, counts, f"{where}: total_valid is {valid}, a recount finds {found}")
+    handed_out = recount.checked + recount.failed + recount.given_up
+    uncounted = handed_out - checked - failed
+    told = (
+        f"; total_checked is {checked} and total_failed {failed}, of {handed_out} positions that "
+        "were handed out and are not open any more"
+    )
+    demand(
+        uncounted >= 0,
+        counts,
+        f"{where}: {-uncounted} positions too many are counted: a batch counted twice, or counts "
+        f"and is still open{told}",
+    )
+    demand(
+        uncounted <= most_left,
+        counts,
+        f"{where}: {uncounted} positions are neither counted nor open, where at most {most_left} "
+        f"may be: what was claimed was lost{told}",
+    )
     # Nothing is kept of batches that were given up, but that they are counted as failed.
     more = recount.checked - checked
-    missing = recount.given_up + more
-    given_up = failed - recount.failed
     demand(
-        0 <= more <= unsure and 0 <= missing - given_up <= most_left,
+        0 <= more <= unsure,
         counts,
-        f"{where}: {checked} checked and {failed} failed, a recount gives {recount.checked} (of "
-        f"{unsure} it can't tell) and {recount.failed}; {missing} positions are missing",
+        f"{where}: {abs(more)} nonces too {'few' if more > 0 else 'many'} count as checked, and as "
+        f"many too {'many' if more > 0 else 'few'} as failed{told}",
     )
-    recount.checked, recount.given_up, recount.open = checked, given_up, missing - given_up
+    recount.checked, recount.given_up, recount.open = checked, failed - recount.failed, uncounted
     demand(
         fields["error"] or not failed,
         "what failed is shown",
@@ -213,7 +234,9 @@ def check_callbacks(
         int(fields[f"callbacks_{name}"]) for name in ("delivered", "refused", "pending")
     )
     told = "every callback is delivered at least once"
-    demand(pending == 0, told, f"{where}: {pending} are pending")
+    waiting = direct.xlen(keys("outbox"))
+    what = f"{pending} callbacks count as pending, the outbox has {waiting} messages of all rounds"
+    demand(pending == 0, told, f"{where}: {what}")
     seen: dict[int, list[str]] = {}
     for key, each in got.items():
         demand(

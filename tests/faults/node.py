@@ -20,6 +20,7 @@ import psutil
 
 from fake_engine import fake_distance
 from faults.invariants import NAN_EVERY, Broken
+from faults.journal import FAULT, Journal
 from shared.settings import Settings
 from support import clean_environment
 from worker.app import FAILED, QUARANTINED
@@ -68,6 +69,10 @@ class Member:
     told_at: float = 0.0
     frozen: bool = False
 
+    def __str__(self) -> str:
+        """As a worker is called in its log and the status."""
+        return f"{self.name}-{self.starts}"
+
     @property
     def lives(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -82,6 +87,7 @@ class Node:
     workers: int
     random: Random
     count: dict[str, int]
+    journal: Journal
     members: dict[str, Member] = field(default_factory=dict)
     #: The longest time from SIGTERM to the end of a worker, seconds.
     slowest_end_s: float = 0.0
@@ -118,6 +124,7 @@ class Node:
 
     def kill(self, member: Member) -> None:
         """Kill -9."""
+        self.journal.note(f"{FAULT}{member} killed")
         member.excuse = "killed"
         member.frozen = False
         if member.lives:
@@ -127,17 +134,20 @@ class Node:
     def tell_to_end(self, member: Member) -> None:
         """SIGTERM."""
         if not member.told_at:
+            self.journal.note(f"{FAULT}{member} told to end")
             member.excuse, member.told_at = "told to end", time.monotonic()
             member.process.terminate()
 
     def freeze(self, member: Member) -> None:
         """SIGSTOP."""
+        self.journal.note(f"{FAULT}{member} frozen")
         member.frozen = True
         os.kill(member.process.pid, signal.SIGSTOP)
 
     def thaw(self, member: Member) -> None:
         """SIGCONT."""
         if member.lives and member.frozen:
+            self.journal.note(f"{FAULT}{member} thawed")
             os.kill(member.process.pid, signal.SIGCONT)
         member.frozen = False
 
@@ -147,7 +157,7 @@ class Node:
         for member in self.members.values():
             if member.lives:
                 if member.told_at and not member.frozen and now > member.told_at + END_S:
-                    raise Broken("a process that is told to end ends", f"{member.name} did not")
+                    raise Broken("a process that is told to end ends", self._see(member, "did not"))
                 continue
             if member.process is not None:
                 self._bury(member, now)
@@ -177,25 +187,30 @@ class Node:
 
     def _bury(self, member: Member, now: float) -> None:
         status = member.process.wait()
+        ended = f"ended with status {status}"
+        self.journal.note(f"{member} {ended} ({member.excuse or 'nobody knows why'})")
         if not member.excuse:
-            raise Broken("no process ends by itself", f"{member.name} ended with status {status}")
+            raise Broken("no process ends by itself", self._see(member, ended))
         if member.told_at:
             took = now - member.told_at
             self.slowest_end_s = max(self.slowest_end_s, took)
             # Before it has handlers for signals it has nothing to give back either.
             well = status == 0 or (status == -signal.SIGTERM and not self._was_ready(member))
             if not well:
-                raise Broken("a process that is told to end ends well", f"{member.name}: {status}")
+                raise Broken("a process that is told to end ends well", self._see(member, ended))
         elif member.excuse in FATAL:
             if status not in FATAL[member.excuse]:
-                what = f"{member.name} ({member.excuse}): {status}"
-                raise Broken("a process says how it ended", what)
+                what = f"({member.excuse}) {ended}, not with one of {FATAL[member.excuse]}"
+                raise Broken("a process says how it ended", self._see(member, what))
             self.count[f"worker ended by: {member.excuse}"] += 1
         self._await_restart(member)
 
+    def _see(self, member: Member, what: str) -> str:
+        return f"{member} {what}: see {self.log(member.name).name}"
+
     def _was_ready(self, member: Member) -> bool:
         said = self.log(member.name).read_text(errors="replace")
-        return f"ready: worker {member.name}-{member.starts}@" in said
+        return f"ready: worker {member}@" in said
 
     def _await_restart(self, member: Member) -> None:
         if member.process is not None:
@@ -223,7 +238,7 @@ class Node:
         }
         if command == "worker":
             env |= {
-                "POC_WORKER_NAME": f"{member.name}-{member.starts}@{socket.gethostname()}",
+                "POC_WORKER_NAME": f"{member}@{socket.gethostname()}",
                 "POC_ENGINE": "fake_engine:load",
                 "POC_MODEL": f"fake?seconds={BATCH_S}&nan={NAN_EVERY}{knobs}",
                 "POC_RUN_CALLBACKS": "true" if self.random.random() < 0.5 else "false",
@@ -232,6 +247,8 @@ class Node:
             }
             if member.excuse == WRONG:
                 env["POC_MODEL_DISTANCES"] = json.dumps(DISTANCES)
+        ill = f" whose {member.excuse}" if member.excuse else f" with {knobs}" if knobs else ""
+        self.journal.note(f"{member} starts{ill}")
         member.started_at = time.monotonic()
         member.process = spawn(
             [sys.executable, "-m", "worker.cli", command],

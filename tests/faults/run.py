@@ -20,9 +20,10 @@ import httpx
 import redis
 
 from faults import invariants
-from faults.commands import Courier
+from faults.commands import Command, Courier
 from faults.controller import Act, Controller, Play
 from faults.invariants import Broken, Recount, demand
+from faults.journal import FAULT, Journal
 from faults.node import DEADLINE_S, OLD, Node
 from faults.proxy import HOST, Proxy
 from faults.receiver import Receiver
@@ -81,7 +82,8 @@ class Report:
     failed: int = 0
     callbacks: int = 0
     repeats: int = 0
-    broken: dict[str, str] | None = None
+    #: The invariant, what is wrong, during which act, and what was done before it.
+    broken: dict[str, Any] | None = None
     faults: dict[str, int] = field(default_factory=dict)
     checks: dict[str, int] = field(default_factory=dict)
     api: dict[str, int] = field(default_factory=dict)
@@ -119,12 +121,15 @@ class Run:
         )
         self.receiver = Receiver()
         node_random = Random(f"{options.seed}:node")
-        self.node = Node(self.settings, directory, options.workers, node_random, self.count)
+        self.journal = Journal(directory / "journal.log")
+        self.node = Node(
+            self.settings, directory, options.workers, node_random, self.count, self.journal
+        )
         self.world = World(directory, NAMESPACE, proxy, self.node, self.receiver, self.count)
         schedule = Random(f"{options.seed}:faults")
         self.saboteur = Saboteur(self.world, schedule, options.kill_every_s, options.fault_every_s)
         messages = Random(f"{options.seed}:messages")
-        courier = Courier(self.settings, messages, self.count, directory / "commands.log")
+        courier = Courier(self.settings, messages, self.count, self.journal)
         client = PoCClient(self.settings, timeout=SETTLE_S)
         self.controller = Controller(client, courier, self.count)
         self.keys = Keys(NAMESPACE)
@@ -140,6 +145,8 @@ class Run:
         self._starts = self._starts_before = 0
         self._began = time.monotonic()
         self._sabotage = SABOTAGE[options.sabotage] if options.sabotage else None
+        #: What is being played, for whoever looks into what is broken.
+        self._during = "the start"
 
     def run(self) -> Report:
         """Play until the time is over, or an invariant is broken."""
@@ -159,7 +166,12 @@ class Run:
             self._check_memory()
             self._check_logs()
         except Broken as broken:
-            report.broken = {"invariant": broken.invariant, "detail": broken.detail}
+            report.broken = {
+                "invariant": broken.invariant,
+                "detail": broken.detail,
+                "during": self._during,
+                "journal": self.journal.about(f"{broken.detail} {self._during}"),
+            }
         finally:
             self._close()
         self._fill(report)
@@ -197,6 +209,8 @@ class Run:
         self.world.spare_old = elapsed > self.options.seconds / 3
         self._starts_before = self._starts
         self._starts = sum(member.starts for member in self.node.members.values())
+        self._during = f"act {act.number} ({act.config.block_hash}), Redis: {self.world.phase}"
+        self.journal.note(f"{self._during}: begins, batches of {act.config.batch_size}")
         play = self.controller.play(act)
         self.saboteur.begin_act()
         until = time.monotonic() + act.seconds
@@ -243,6 +257,9 @@ class Run:
             running = fields.get("state") == "GENERATING" and int(fields["total_valid"]) > 100
             if running and self._sabotage(it, self.keys, fields["round_id"]):
                 self._say(f"sabotage: {self.options.sabotage}")
+                self.journal.note(
+                    f"{FAULT}sabotage {self.options.sabotage} of round {fields['round_id']}"
+                )
                 self._sabotage = None
 
     def _huge(self) -> None:
@@ -268,24 +285,28 @@ class Run:
             self._demand(
                 status.get("state") == "STOPPED" or not strict,
                 "nothing changes in a round that is over",
-                f"after its stop the round is {status.get('state')}",
+                f"after its stop round {status.get('round_id')} is {status.get('state')}",
             )
-            ends = [
-                e["total_checked"] for e in play.ends if e["round_id"] == status.get("round_id")
-            ]
+            ends = {
+                e["ticket"]: e["total_checked"]
+                for e in play.ends
+                if e["round_id"] == status.get("round_id")
+            }
             if strict and ends:
                 self._demand(
-                    max(ends) == int(status["total_checked"]),
+                    max(ends.values()) == int(status["total_checked"]),
                     "a ticket ends with its round's status",
-                    f"{ends}, and the round has {status['total_checked']}",
+                    f"round {status['round_id']} has {status['total_checked']} checked, "
+                    f"its tickets {ends}",
                 )
-            self._replay(direct)
+            replayed = ", ".join(f"{each.task} {each.id}" for each in self._replay(direct))
             self._check_rounds(direct)
             again = direct.hgetall(self.keys("status"))
+            was, now = ([s.get(name) for name in ("round_id", "state")] for s in (status, again))
             self._demand(
-                all(again.get(name) == status.get(name) for name in ("state", "round_id")),
+                was == now,
                 "a command replayed later changes nothing",
-                f"{status}, now {again}",
+                f"it was {was}, is {now} after {replayed}",
             )
 
     def _check_at_rest(self) -> None:
@@ -342,22 +363,24 @@ class Run:
         starts = sum(member.starts for member in self.node.members.values())
         return DEPTH * (starts - self._starts_before + len(self.node.members))
 
-    def _replay(self, direct: redis.Redis) -> None:
+    def _replay(self, direct: redis.Redis) -> list[Command]:
         """Send old commands again that Redis remembers, and wait until they are through."""
         sent = self.controller.courier.sent
         chosen = self._random.sample(sent, min(REPLAYS, len(sent)))
-        for command in chosen:
-            if direct.exists(self.keys("command", command.id)):
-                self.controller.courier.push(command)
-                self.count["message: replayed after its round"] += 1
+        replayed = [each for each in chosen if direct.exists(self.keys("command", each.id))]
+        for command in replayed:
+            self.controller.courier.push(command)
+            self.count["message: replayed after its round"] += 1
 
         def through() -> None:
             # Those of killed workers are in `unacked`, and come back after an hour.
             waiting = direct.llen(self.settings.queue)
-            demand(waiting == 0, "every message is taken", f"{waiting} wait")
+            oldest = (direct.lindex(self.settings.queue, -1) or "")[:300]
+            demand(waiting == 0, "every message is taken", f"{waiting} wait, the oldest: {oldest}")
 
         self._settle(through, "every message is taken")
         time.sleep(0.5)  # they are taken, and now carried out
+        return replayed
 
     def _end_phase(self) -> None:
         self.saboteur.heal(everything=True)
@@ -365,7 +388,9 @@ class Run:
         def drained() -> None:
             with contextlib.closing(self.world.direct()) as direct:
                 left = direct.xlen(self.keys("outbox"))
-            demand(left == 0, "every callback is delivered at least once", f"{left} in the outbox")
+                oldest = direct.xrange(self.keys("outbox"), count=1)
+            told = "every callback is delivered at least once"
+            demand(left == 0, told, f"{left} in the outbox, the oldest: {str(oldest)[:300]}")
 
         self._settle(drained, "every callback is delivered at least once")
         self._settle(self._check_at_rest, "everything comes to rest")
@@ -499,7 +524,8 @@ class Run:
         def someone() -> None:
             with contextlib.closing(self.world.direct()) as direct:
                 found = direct.zcard(self.keys("workers"))
-            demand(found, "workers come back by themselves", "nobody after a new start of Redis")
+            what = f"none in {SETTLE_S:g} s after a new start of Redis ({self.world.phase})"
+            demand(found, "workers come back by themselves", what)
 
         self._settle(someone, "workers come back by themselves")
 

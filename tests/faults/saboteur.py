@@ -15,6 +15,7 @@ from typing import Any
 
 import redis
 
+from faults.journal import FAULT
 from faults.node import OLD, Node
 from faults.proxy import Proxy
 from faults.receiver import TROUBLES, Receiver
@@ -388,6 +389,7 @@ class Saboteur:
         world = self.world
         if fault.target in busy or world.phase not in fault.phases or not fault.possible(world):
             return
+        world.node.journal.note(f"{FAULT}{fault.name}")
         undo = fault.begin(world, random)
         world.count[fault.name] += 1
         if undo:
@@ -396,8 +398,9 @@ class Saboteur:
     def _mend(self, which: Callable[[float, Fault], bool]) -> None:
         mended = [entry for entry in self._undo if which(entry[0], entry[1])]
         self._undo = [entry for entry in self._undo if entry not in mended]
-        for _, _, undo in mended:
+        for _, fault, undo in mended:
             undo()
+            self.world.node.journal.note(f"{FAULT}{fault.name}: mended")
 
     def _gap(self, mean: float) -> float:
         return self.random.uniform(0.5, 1.5) * mean

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import redis
@@ -13,6 +15,7 @@ import redis
 from fake_engine import FakeEngine
 from faults import invariants
 from faults.invariants import NAN_EVERY, Broken
+from faults.journal import FAULT, Journal
 from faults.receiver import Receiver
 from faults.run import NAMESPACE
 from faults.sabotage import SABOTAGE
@@ -35,6 +38,16 @@ NOTICED_BY = {
     "skip-positions": "total_checked and total_valid equal a recount",
     "drop-a-callback": "every callback is delivered at least once",
     "leave-a-key": "no key is left without owner or time to live",
+}
+#: What the message says, beside the round: where to look.
+SAYS = {
+    "count-twice": "32 positions too many are counted: a batch counted twice",
+    "lose-a-nonce": r"positions 0 on: missing \[\d+\]",
+    "find-twice": r"found nonces twice: \['\d+'\]",
+    "wrong-distance": r"positions 0 on: .*another distance \[\d+\]",
+    "skip-positions": "32 positions are neither counted nor open, where at most 0 may be",
+    "drop-a-callback": "1 callbacks count as pending, the outbox has 0 messages",
+    "leave-a-key": "tombstone:left",
 }
 
 
@@ -111,6 +124,8 @@ def test_a_defect_is_noticed(defect: str, played: Played) -> None:
     with pytest.raises(Broken) as caught:
         played.check()
     assert caught.value.invariant == NOTICED_BY[defect]
+    assert re.search(SAYS[defect], caught.value.detail)
+    assert played.round_id in caught.value.detail or defect == "leave-a-key"
 
 
 @pytest.mark.parametrize("field", ["state", "total_checked", "updated_at"])
@@ -124,6 +139,23 @@ def test_a_change_after_the_end_is_noticed(field: str, played: Played) -> None:
     invariants.check_same(before, after, played.round_id, "after deliveries")
     with pytest.raises(Broken, match=field):
         invariants.check_same(before, after | {field: "other"}, played.round_id, "later")
+
+
+def test_what_is_broken_names_its_round_s_past(tmp_path: Path) -> None:
+    """Given a long journal, what is shown is the last faults, and what has to do with the round."""
+    journal = Journal(tmp_path / "journal.log")
+    journal.note("poc.generate 0d6e-1 sent to act7-beef")
+    for n in range(100):
+        journal.note(f"poc.stop 0d6e-{n + 2} sent to another")
+        journal.note(f"{FAULT}w1-{n} killed")
+    first, *faults = journal.about("round act7-beef: 32 positions are missing")
+    assert "poc.generate 0d6e-1" in first
+    assert [line.split(" ", 1)[1] for line in faults] == [
+        f"fault: w1-{n} killed" for n in range(92, 100)
+    ]
+    assert len((tmp_path / "journal.log").read_text().splitlines()) == 201
+    assert any("w1-3 killed" in line for line in journal.about("w1-3 ended with status 1"))
+    assert not any("w1-30 " in line for line in journal.about("w1-3 ended with status 1"))
 
 
 def test_a_repeat_with_another_body_is_noticed(played: Played) -> None:

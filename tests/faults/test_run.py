@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +42,13 @@ def test_a_minute_of_faults_loses_nothing() -> None:
 
 
 def test_a_defect_ends_a_run() -> None:
-    """Given a batch that counts twice, the run fails and names invariant and seed."""
+    """Given a batch that counts twice, the run fails and names invariant, seed, round and fault."""
     status, report, said = run("--seconds", "40", "--phase", "always", "--sabotage", "count-twice")
     assert status == 1, said
+    detail = report["broken"]["detail"]
     assert report["broken"]["invariant"] == "total_checked and total_valid equal a recount"
     assert "with seed 1" in said
+    named = re.match(r"round (\S+) \(block\d+, batches of \d+\): \d+ positions too many", detail)
+    assert named, detail
+    assert f"{report['broken']['during']}; before it:" in said
+    assert f"fault: sabotage count-twice of round {named[1]}" in said

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import redis
+import yaml
 
-from shared.settings import load_settings
+from shared.settings import SECRETS, Settings, load_settings
 from support import clean_environment, free_port, running
 from worker.embedded import _server_binary
 
@@ -103,9 +104,20 @@ def test_workers_don_t_share_a_name(services: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [*WORKERS, "api"])
+def test_every_setting_is_handed_on_and_secrets_are_kept_apart(name: str) -> None:
+    """After a change of the settings: change `x-settings`. Needs no Docker."""
+    file = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    given = {key for key in file["services"][name]["environment"] if key.startswith("POC_")}
+    own = {"redis_url", "api_tokens" if name == "api" else "callback_secret"}
+    handed_on = Settings.model_fields.keys() - set(SECRETS) | own
+    assert given == {f"POC_{field.upper()}" for field in handed_on}
+
+
+@pytest.mark.parametrize("name", [*WORKERS, "api"])
 def test_settings_are_ones_that_there_are(name: str, services: dict[str, Any]) -> None:
     """An unknown one would end the process; all are of one namespace, each with its user."""
-    settings = load_settings(services[name]["environment"])
+    given = {k: v for k, v in services[name]["environment"].items() if v is not None}
+    settings = load_settings(given)
     user = "worker" if name in WORKERS else name
     assert settings.redis_url == f"redis://{user}:for-{user}@redis:6379/0"
     assert settings.namespace == "default"
@@ -173,6 +185,14 @@ def test_redis_loses_no_round(services: dict[str, Any]) -> None:
     volumes = {(each["type"], each["target"]) for each in services["redis"]["volumes"]}
     assert ("volume", "/data") in volumes
     assert services["redis"]["working_dir"] == "/data"
+
+
+@pytest.mark.usefixtures("_has_compose")
+def test_a_setting_of_the_shell_reaches_the_worker() -> None:
+    """And what is set nowhere is set nowhere inside either."""
+    done = compose("config", "--format", "json", **NEEDED, POC_TILE="7")
+    environment = json.loads(done.stdout)["services"]["worker-gpu0"]["environment"]
+    assert (environment["POC_TILE"], environment.get("POC_DTYPE")) == ("7", None)
 
 
 def test_flower_asks_for_a_password(services: dict[str, Any]) -> None:

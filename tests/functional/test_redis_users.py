@@ -332,14 +332,69 @@ def test_the_file_holds_no_password() -> None:
     assert all(password not in written for password in PASSWORD.values())
 
 
-def test_secrets_are_made_anew_and_complete() -> None:
+def make_secrets(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run deploy/secrets.sh in `directory`, with a umask that lets everybody read."""
+    return subprocess.run(
+        ["sh", ROOT / "deploy" / "secrets.sh"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+        umask=0o022,
+    )
+
+
+def test_secrets_are_made_anew_and_complete(tmp_path: Path) -> None:
     """Two runs have no value in common, and one is all that the users need."""
 
-    def made() -> dict[str, str]:
-        done = subprocess.run(["sh", "deploy/secrets.sh"], cwd=ROOT, capture_output=True, text=True)
-        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+    def made(name: str) -> dict[str, str]:
+        directory = tmp_path / name
+        directory.mkdir()
+        assert make_secrets(directory).returncode == 0
+        written = (directory / ".env").read_text()
+        return dict(line.split("=", 1) for line in written.splitlines())
 
-    one, two = made(), made()
+    one, two = made("one"), made("two")
     assert not set(one.values()) & set(two.values())
     assert acl_file({"PATH": os.environ["PATH"], **one}).returncode == 0
     load_settings({name: one[name] for name in ("POC_API_TOKENS", "POC_CALLBACK_SECRET")})
+
+
+def test_secrets_are_never_overwritten(tmp_path: Path) -> None:
+    """Given a node that runs with its .env, a second run says so and changes nothing."""
+    make_secrets(tmp_path)
+    before = (tmp_path / ".env").read_text()
+    again = make_secrets(tmp_path)
+    assert again.returncode == 1
+    assert ".env is there already" in again.stderr
+    assert (tmp_path / ".env").read_text() == before
+
+
+def test_the_commands_of_the_docs(tmp_path: Path) -> None:
+    """They make both files, for their owner's eyes only, and leave no variable in the shell."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    shell = next(s for s in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "--aclfile" in s)
+    shell = shell.replace("valkey-server --aclfile users.acl", "env")
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    done = subprocess.run(
+        ["sh", "-euc", shell],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+        umask=0o022,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "POC_" not in done.stdout
+    assert (tmp_path / "users.acl").read_text().count("user ") == len(USERS) + 1
+    for name in (".env", "users.acl"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600, name
+
+
+def test_neither_file_gets_into_git_or_an_image() -> None:
+    assert {".env", "users.acl"} <= set((ROOT / ".gitignore").read_text().splitlines())
+    # All is left out of the image but what is named, and neither is.
+    rules = [r for r in (ROOT / ".dockerignore").read_text().splitlines() if r[0] != "#"]
+    assert rules[0] == "*"
+    assert not {"!.env", "!users.acl", "!deploy"} & set(rules)

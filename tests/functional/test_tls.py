@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -179,6 +181,39 @@ def test_a_command_says_what_is_wrong(broken: Settings) -> None:
     assert done.returncode == 1
     assert "certificate verify failed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_commands_of_the_docs(redis_url: str, tmp_path: Path) -> None:
+    """Their certificates are good for a server, and for who is verified as strictly as can be."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    section = page.partition("### TLS")[2].partition("\n## ")[0]
+    _, made, used = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    made, redis_server, options = made.partition("redis-server ")
+    subprocess.run(["sh", "-euc", made], cwd=tmp_path, check=True, capture_output=True)
+    command = ["openssl", "verify", "-x509_strict", "-CAfile", "ca.pem", "redis.pem", "worker.pem"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "redis.key").stat().st_mode & 0o077 == 0
+
+    port = free_port()
+    server = [*shlex.split((redis_server + options).replace("6380", str(port))), "--save", ""]
+    says = "Ready to accept"
+    if not shutil.which("redis-server"):
+        behind = redis_url.rpartition(":")[2].partition("/")[0]
+        proxy = ROOT / "tests" / "tls_proxy.py"
+        server = [sys.executable, str(proxy), "redis.pem", "redis.key", "ca.pem", behind]
+        says = r"^port (\d+)\n"
+    with running(server, says, tmp_path / "server.log", cwd=tmp_path) as (_, found):
+        port = found[1] if found.groups() else port
+        used = used.replace(":6380/", f":{port}/")
+        used = used.replace("poc ", f"{shlex.quote(sys.executable)} -m worker.cli ")
+        env = clean_environment(PYTHONPATH=str(ROOT))
+        done = subprocess.run(
+            ["sh", "-euc", used], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert "IDLE" in done.stdout
 
 
 def test_a_file_that_is_not_there_is_named(certificates: Certificates) -> None:

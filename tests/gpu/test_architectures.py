@@ -1,6 +1,6 @@
-"""Experts and sliding windows on a GPU: vLLM in bfloat16 against a plain forward of transformers.
+"""Kinds of models on a GPU: vLLM in bfloat16 against a plain forward of transformers.
 
-A dense model is in test_vllm_engine.py.
+Prints the table of docs/numerics.md: dense, experts, sliding windows.
 """
 
 from __future__ import annotations
@@ -45,14 +45,16 @@ SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-#: Measured on an H200 (2026-11), Qwen3 and Mistral of these sizes among them: sd 3.3e-5 to 4.5e-5
-#: between vLLM and transformers, 2.1e-5 to 3.3e-5 from vLLM to float32; distances spread by 4e-3.
+#: Measured on an H200 (2026-11): sd 3.3e-5 to 4.5e-5 between vLLM and transformers, 2.1e-5 to
+#: 3.3e-5 from vLLM to float32; distances spread by 4e-3.
 CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma3_text": lambda: transformers.Gemma3TextConfig(
         **SIZES,
         sliding_window=SLIDING_WINDOW,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
     ),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=SLIDING_WINDOW),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
         **SIZES, num_experts=32, num_experts_per_tok=4, moe_intermediate_size=768
     ),
@@ -63,7 +65,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 def test_distances_equal_transformers(
     architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What differs is noise, alike in size for both; a nonce's bits don't depend on its batch.
+    """What differs is noise, alike in size for all; a nonce's bits don't depend on its batch.
 
     Prints what was measured.
     """

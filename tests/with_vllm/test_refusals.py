@@ -117,7 +117,7 @@ def test_a_build_for_a_gpu_without_one(model_dir: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (None, "vLLM is not installed; pip install vllm=="),
+        (None, "vLLM is not installed, and 0.26 up to, not including, 0.34 is supported; "),
         (("vllm", "0.25.1"), "vLLM 0.25.1 is not supported, 0.26 up to, not including, 0.34 is"),
         (("vllm", "0.34.0rc1"), "vLLM 0.34.0rc1 is not supported"),
     ],

@@ -108,7 +108,9 @@ def check_version() -> str:
     """The installed version. Raises `EngineError` if there is none, or not a supported one."""
     found = installed()
     if found is None:
-        raise EngineError(f"POC_ENGINE=vllm: vLLM is not installed; {INSTALL}")
+        raise EngineError(
+            f"POC_ENGINE=vllm: vLLM is not installed, and {SUPPORTED} is supported; {INSTALL}"
+        )
     version = found[1]
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if not FIRST <= numbers < BEYOND:
@@ -190,7 +192,7 @@ class VllmEngine:
                     "tensor_parallel": str(facts["tensor_parallel"]),
                     "quantization": facts["quantization"],
                     "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),
-                    "options": json.dumps(options, sort_keys=True),
+                    "options": json.dumps(settings.vllm_options or {}, sort_keys=True),
                 },
                 exact=True,
             )
@@ -473,15 +475,19 @@ def _device(settings: Settings) -> tuple[str, int]:
 
 
 def check_options(settings: Settings) -> dict[str, Any]:
-    """Those of `settings.vllm_options`. Raises `EngineError` for one that can't be set."""
-    options: dict[str, Any] = dict(settings.vllm_options or {})
-    for name in options:
+    """Those of `settings.vllm_options`, and our defaults for what they don't have.
+
+    Raises `EngineError` for one that can't be set.
+    """
+    given = settings.vllm_options or {}
+    for name in given:
         if name in _SETTINGS:
             raise EngineError(f"POC_VLLM_OPTIONS: {name} is a setting; use {_SETTINGS[name]}")
         if name not in _OPTIONS:
             known = ", ".join(sorted(_OPTIONS))
             raise EngineError(f"POC_VLLM_OPTIONS: {name} can't be set; what can is {known}")
-    tokens = options.get("max_num_batched_tokens", DEFAULT_TOKENS)
+    options = {"max_num_batched_tokens": DEFAULT_TOKENS} | given
+    tokens = options["max_num_batched_tokens"]
     if type(tokens) is not int or tokens < 1:
         raise EngineError(f"POC_VLLM_OPTIONS: max_num_batched_tokens={tokens!r} is no number")
     return options
@@ -497,14 +503,13 @@ def _arguments(
     tile: int,
 ) -> Any:
     """The `AsyncEngineArgs` of vLLM, with room left on the device for what jobs need."""
-    tokens = options.get("max_num_batched_tokens", DEFAULT_TOKENS)
     # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
     own = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
     dtype = own if settings.dtype == "auto" else settings.dtype
     reserve = reserve_bytes(
         config,
         tile=tile,
-        tokens=tokens,
+        tokens=options["max_num_batched_tokens"],
         ranks=settings.tensor_parallel,
         width=4 if dtype == "float32" else 2,
     )
@@ -525,7 +530,6 @@ def _arguments(
     try:
         return AsyncEngineArgs(
             **{
-                "max_num_batched_tokens": tokens,
                 "disable_log_stats": settings.serve_port is None,
                 **memory,
                 **options,

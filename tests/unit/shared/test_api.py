@@ -391,13 +391,14 @@ class TestLimits:
     def test_who_asks_too_often_is_told_to_wait(
         self, api: TestClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """And is answered again in the next second; /livez is answered always."""
+        """And is answered again in the next second; /livez alone is always answered."""
         now = 1_700_000_000.0
         monkeypatch.setattr("time.time", lambda: now)
         answers = [api.get(STATUS) for _ in range(12)]
         assert [answer.status_code for answer in answers] == [200] * 10 + [429] * 2
         assert answers[-1].headers["Retry-After"] == "1"
         assert api.get("/livez").status_code == 200
+        assert api.get("/readyz").status_code == api.get("/docs").status_code == 429
         now += 1.1
         assert api.get(STATUS).status_code == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from pydantic import ValidationError
 
 from shared.errors import ConfigError
 from shared.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[3]
 
 
 def message(environ: dict[str, str]) -> str:
@@ -61,6 +64,21 @@ def test_a_variable_set_to_nothing_counts_as_not_set() -> None:
 def test_an_unknown_variable_is_refused_with_the_nearest_known_one() -> None:
     """A misspelt setting is an error, not silence."""
     assert "POC_NAMESPCE (did you mean POC_NAMESPACE?)" in message({"POC_NAMESPCE": "x"})
+
+
+def test_variables_of_compose_are_none_of_ours() -> None:
+    """Given a shell that has read .env, the error says whose they are and how to be rid of them."""
+    text = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "deploy").iterdir()))
+    ).replace("${user}", "WORKER")
+    ours = {f"POC_{name.upper()}" for name in Settings.model_fields}
+    theirs = sorted(set(re.findall(r"POC_[A-Z_]*[A-Z]", text)) - ours)
+    assert "POC_REDIS_WORKER_PASSWORD" in theirs
+    said = message(dict.fromkeys(theirs, "x"))
+    assert said.startswith(f"{', '.join(theirs)}: ")
+    assert said.endswith(f"; unset {' '.join(theirs)}")
+    assert "did you mean" not in said
 
 
 def test_an_unknown_override_is_refused_too() -> None:

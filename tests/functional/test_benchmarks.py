@@ -1,0 +1,58 @@
+"""The scripts of benchmarks/ help, and say in one line what they miss; tests/gpu has the rest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import clean_environment
+from worker.engines import vllm_engine
+
+pytestmark = pytest.mark.functional
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("gpu_round.py", "numerics.py", "timeline.py")
+
+
+def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a script where torch sees no GPU."""
+    command = [sys.executable, f"benchmarks/{script}", *words]
+    env = clean_environment(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_it_helps_wherever_it_is(script: str) -> None:
+    """Without vLLM and without a GPU."""
+    done = run(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{script}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("gpu_round.py",), "sees no GPU"),
+        (("gpu_round.py", "--make", "{tmp}/model"), "sees no GPU"),
+        (("timeline.py", "--model", "{tmp}"), "vLLM is not installed, and 0.26 up to"),
+        (
+            ("numerics.py", "compute", "{tmp}/o.json", "--engine", "vllm", "--model", "{tmp}"),
+            "vLLM is not installed, and 0.26 up to",
+        ),
+        (("numerics.py", "compute", "{tmp}/o.json", "--model", "/none"), "no such directory"),
+        (("numerics.py", "report", "/none.json"), "No such file"),
+    ],
+)
+def test_what_it_misses_is_one_line(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    if "vLLM" in says and vllm_engine.installed():
+        pytest.skip("vLLM is installed here")
+    done = run(*(word.format(tmp=tmp_path) for word in words))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{words[0]}: ")
+    assert says in line
