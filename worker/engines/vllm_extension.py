@@ -129,14 +129,17 @@ class _Device:
         nonces: Sequence[int],
         seq_len: int,
         strong_rng: bool,
+        exact: bool,
     ) -> bool:
         job = _Job(self._device)
         key = (block_hash, public_key, seq_len, strong_rng)
+        # The ranks of a group must do the same: one that halves alone waits for ever.
+        may_halve = self._alone and not exact
         try:
             tile = min(self._tile, self._max_tokens // seq_len)
+            compute = self._compute_or_halve if may_halve else partial(self._compute, self._forward)
             parts = [
-                self._compute_or_halve(nonces[at : at + tile], tile, *key)
-                for at in range(0, len(nonces), tile)
+                compute(nonces[at : at + tile], tile, *key) for at in range(0, len(nonces), tile)
             ]
             job.close([part for part in parts if part is not None])
         except Exception as error:
@@ -157,8 +160,7 @@ class _Device:
         try:
             return self._compute(self._forward, nonces, tile, *key)
         except torch.OutOfMemoryError as error:
-            if not self._alone or tile == 1:
-                # The ranks of a group must do the same: one that halves alone waits for ever.
+            if tile == 1:
                 raise
             reason = str(error).partition("\n")[0]
         # Out here, since the exception's traceback would keep the failed tile's tensors alive.

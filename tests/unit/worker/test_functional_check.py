@@ -65,7 +65,8 @@ class TestBegin:
         caplog.set_level("INFO")
         check = begun(engine)
         assert check.distances == DISTANCES
-        assert engine.checks == [Job(BLOCK_HASH, BLOCK_HASH, tuple(range(8)), 64)] * 2
+        expected = Job(BLOCK_HASH, BLOCK_HASH, tuple(range(8)), 64, exact=True)
+        assert engine.checks == [expected] * 2
         assert f"functional check passed: POC_MODEL_DISTANCES={list(DISTANCES)}" in caplog.text
 
     def test_a_short_model_is_checked_in_its_length(
