@@ -25,7 +25,7 @@ CLOSED: dict[Network, str] = {
     for what, networks in {
         "a link-local address, where clouds give out credentials": ("169.254.0.0/16", "fe80::/10"),
         "a cloud's metadata service": (
-            "fd00:ec2::254",  # AWS
+            "fd00:ec2::/32",  # AWS: instances (::254), pods of EKS (::23)
             "fd20:ce::254",  # Google
             "fd00:c1::a9fe:a9fe",  # Oracle
             "fd00:42::42",  # Scaleway
@@ -54,20 +54,24 @@ class Receivers:
 
     @classmethod
     def of(cls, text: str | None) -> Self:
-        """Read `POC_CALLBACK_ALLOW`. Raises `ValueError` that names a bad entry."""
+        """Read `POC_CALLBACK_ALLOW`. Raises `ValueError` with the number of a bad entry.
+
+        Without the entry itself: it may be a URL with a password.
+        """
         names: set[str] = set()
         networks: list[Network] = []
-        for entry in (each.strip().lower() for each in (text or "").split(",")):
+        entries = (text or "").lower().split(",")
+        for number, entry in enumerate((each.strip() for each in entries), start=1):
             try:
                 networks.append(ipaddress.ip_network(entry))
             except ValueError:
                 if re.fullmatch(r"[0-9a-f.:]*[.:/][0-9a-f.:/]*", entry):
                     raise ValueError(
-                        f"{entry!r} is no address or network; write 10.1.2.3 or 10.1.0.0/16"
+                        f"entry {number} is no address or network; write 10.1.2.3 or 10.1.0.0/16"
                     ) from None
                 if entry and not _NAME.fullmatch(entry):
                     raise ValueError(
-                        f"{entry!r} is no host; write names, *.names, addresses and networks, "
+                        f"entry {number} is no host; write names, *.names, addresses and networks, "
                         "without scheme and port"
                     ) from None
                 if entry:

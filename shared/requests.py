@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError, model_validator
@@ -9,7 +10,6 @@ from pydantic import BaseModel, ValidationError, model_validator
 from shared.config import PoCConfig, RoundId, Strict
 from shared.data import ProofBatch
 from shared.errors import InvalidRequest
-from shared.settings import hide_passwords
 
 #: Bad fields that an error names; a large batch may have thousands.
 SHOW_ERRORS = 5
@@ -87,5 +87,6 @@ def _sentence(loc: tuple[int | str, ...], message: str, value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    text = hide_passwords(text)
+    # User and password of a URL, up to the last @: a password may hold @, : and /.
+    text = re.sub(r"(//|^'?(?!.*//)).*@", r"\1***@", text)
     return text if len(text) <= 80 else f"{text[:77]}..."

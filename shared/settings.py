@@ -5,8 +5,9 @@ option of the same name (`--redis-url`). An unknown `POC_*` variable is an error
 misspelt setting that is silently ignored costs a night of wrong results. A variable that is
 set to nothing counts as not set, since compose files and unit files can't leave one out.
 
-A secret may be in a file: `POC_REDIS_URL_FILE=/run/secrets/redis_url` stands for what is in it.
-None is ever shown: not by the object, not by an error.
+What may hold a secret is marked once, by `repr=False`. Nothing of its value is ever shown, not by
+the object and not by an error, whose message must do without it. And it may be in a file:
+`POC_REDIS_URL_FILE=/run/secrets/redis_url` stands for what is in that.
 """
 
 from __future__ import annotations
@@ -39,8 +40,6 @@ from shared.receivers import Receivers
 from shared.signature import read_secret
 
 PREFIX = "POC_"
-#: The settings that may be in a file, and are never shown.
-SECRETS = ("redis_url", "api_tokens", "callback_secret")
 
 #: A namespace is part of key and queue names, so only characters that need no quoting there.
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -58,24 +57,32 @@ def _redis_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     if scheme not in ("redis", "rediss"):
         raise ValueError("must begin with redis:// or rediss://")
-    secret, _, behind = rest.rpartition("@")
-    if bad := sorted(set(secret) & set("/?#[] ")):
-        raise ValueError(f"in user and password write {bad[0]!r} as %{ord(bad[0]):02X}")
+    login, at, behind = rest.rpartition("@")
+    if set(login) & set("/?#[] "):
+        raise ValueError(
+            "in user and password write / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D and a "
+            "blank as %20"
+        )
+    if at and ":" not in login:
+        # Everybody would take it for a name, and show it.
+        raise ValueError("before the @ must be user:password, or :password without a user")
     place = _REDIS_PLACE.fullmatch(behind)
     if place is None or int(place["port"] or 0) > 65535:
         raise ValueError("must be redis://host:port/number-of-a-database")
+    try:
+        place["host"].encode("idna")  # as whoever connects to it does
+    except UnicodeError:
+        raise ValueError("between the dots of its host must be 1 to 63 characters each") from None
     options = dict(pair.partition("=")[::2] for pair in (place["query"] or "").split("&") if pair)
-    if unknown := sorted(options.keys() - _TLS_OPTIONS):
-        raise ValueError(
-            f"unknown option {unknown[0]}; possible are {', '.join(sorted(_TLS_OPTIONS))}"
-        )
+    if options.keys() - _TLS_OPTIONS:
+        raise ValueError(f"behind the ? there may be {', '.join(sorted(_TLS_OPTIONS))} only")
     if options and scheme == "redis":
         raise ValueError("options are for rediss://")
     if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
         raise ValueError("ssl_cert_reqs must be required, optional or none")
     for name in sorted(options.keys() - {"ssl_cert_reqs"}):
         if not Path(options[name]).is_file():
-            raise ValueError(f"{name}={options[name]}: there is no such file")
+            raise ValueError(f"{name} must name a file: there is no such file")
     if scheme == "rediss" and "ssl_cert_reqs" not in options:
         # One of the three would not verify, and another would refuse to guess.
         url += ("&" if options else "?") + "ssl_cert_reqs=required"
@@ -116,12 +123,16 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         "redis://127.0.0.1:6379/0",
-        repr=False,  # it may hold a password; many hand it on, so it is no SecretStr
+        repr=False,  # many hand it on, so it is no SecretStr
         description="Redis that holds broker, results and rounds: redis:// or rediss://",
     )
     namespace: Namespace = Field(
@@ -163,7 +174,9 @@ class Settings(BaseSettings):
         None, description="vllm: how to quantize the weights, such as fp8", pattern=r"^[\w-]+$"
     )
     vllm_options: Json[dict[str, Any]] | None = Field(
-        None, description="vllm: JSON object of further engine arguments, as vLLM names them"
+        None,
+        repr=False,
+        description="vllm: JSON object of further engine arguments, as vLLM names them",
     )
     serve_host: str = Field(
         "127.0.0.1", description="vllm: address that it serves its OpenAI-compatible API on"
@@ -225,16 +238,20 @@ class Settings(BaseSettings):
     run_callbacks: bool = Field(True, description="whether `poc worker` also delivers callbacks")
     callback_allow: Annotated[str, AfterValidator(_receivers)] | None = Field(
         None,
+        repr=False,  # a URL in the place of a host may have a password
         description="the only hosts that callbacks go to: names, *.names, addresses and networks, "
         "with commas between; default all but link-local and metadata addresses",
     )
     callback_secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
-        None, description="base64 of 24 to 64 random bytes that callbacks are signed with"
+        None,
+        repr=False,
+        description="base64 of 24 to 64 random bytes that callbacks are signed with",
     )
     api_host: str = Field("127.0.0.1", description="address that the status API listens on")
     api_port: int = Field(8080, ge=0, le=65535, description="port of the status API")
     api_tokens: Annotated[SecretStr, AfterValidator(_tokens)] | None = Field(
         None,
+        repr=False,
         description="bearer tokens that the status API asks for, with commas between; without any "
         "it listens on loopback only",
     )
@@ -289,7 +306,13 @@ class Settings(BaseSettings):
     @property
     def safe_redis_url(self) -> str:
         """The Redis URL with its password hidden, for logs and screens."""
-        return hide_passwords(self.redis_url)
+        scheme, _, rest = self.redis_url.partition("://")
+        login, at, place = rest.rpartition("@")
+        return f"{scheme}://{login.partition(':')[0]}:***@{place}" if at else self.redis_url
+
+
+#: The settings that may hold a secret: never shown, and may be in a file.
+SECRETS = tuple(name for name, field in Settings.model_fields.items() if not field.repr)
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -331,7 +354,8 @@ def _read(variable: str, path: str) -> str:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise ConfigError(f"{variable}={path}: can't be read: {reason}") from None
+        # Without the path: the secret itself may have been put there.
+        raise ConfigError(f"{variable}: can't be read: {reason}") from None
 
 
 def _none_of_ours(unknown: list[str], known: list[str]) -> str:
@@ -350,7 +374,7 @@ def _with_hint(name: str, known: list[str]) -> str:
 
 
 def _sentence(error: ErrorDetails) -> str:
-    """`POC_API_PORT='x': what is wrong; what would be right`, on one line."""
+    """`POC_API_PORT='x': what is wrong; what would be right`, on one line; 'x' unless secret."""
     if not error["loc"]:  # it concerns two fields, and says which
         return error["msg"].removeprefix("Value error, ")
     name = str(error["loc"][0])
@@ -361,11 +385,5 @@ def _sentence(error: ErrorDetails) -> str:
     else:
         wrong = error["msg"].replace("Input should", "should").removeprefix("Value error, ")
         wrong += "" if field.default is None else f"; the default is {field.default}"
-    secret = name in SECRETS and name != "redis_url"
-    value = "***" if secret else hide_passwords(repr(error["input"]))
-    return f"{_variable(name)}={value}: {wrong}"
-
-
-def hide_passwords(text: str) -> str:
-    """`text` without the passwords of URLs, up to the last @: one may hold @, : and /."""
-    return re.sub(r"((?://|^'?(?!.*//))[^:/@]*:).*@", r"\1***@", text)
+    shown = "" if name in SECRETS else f"={error['input']!r}"
+    return f"{_variable(name)}{shown}: {wrong}"

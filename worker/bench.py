@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from shared.config import PoCConfig, PoCState, r_target_for
-from shared.errors import EngineError, PoCError
+from shared.errors import ConfigError, EngineError, PoCError
 from shared.settings import load_settings
 from worker.cli.show import news, out
 from worker.embedded import EmbeddedRedis
@@ -68,7 +68,10 @@ def run(
     seconds: float = 10.0,
     json: bool = False,
 ) -> int:
-    """Measure for `seconds` each and print a table, or with `json` one line of JSON; 0."""
+    """Measure for `seconds` each and print a table, or with `json` one line of JSON; 0.
+
+    Raises `ConfigError` if the engine can't be loaded with these settings.
+    """
     with tempfile.TemporaryDirectory(prefix="poc-bench-") as directory, EmbeddedRedis() as server:
         if model is None:
             model = str(
@@ -83,8 +86,11 @@ def run(
         failed = threading.Event()
         node = Node(settings, on_failure=lambda _: failed.set())
         try:
-            with news.status("loading"):
-                node.start("bench", _Silence())
+            try:
+                with news.status("loading"):
+                    node.start("bench", _Silence())
+            except EngineError as error:
+                raise ConfigError(str(error)) from None  # as a worker's: its options are wrong
             engine = node.manager.engine
             config = PoCConfig(
                 block_hash="bench",

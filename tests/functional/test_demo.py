@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import wait_until
+from support import clean_environment, wait_until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -80,6 +80,22 @@ def test_a_demo_that_is_ended_leaves_nothing_running(
     demo.send_signal(how)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+def test_the_benchmark_of_a_model_that_is_not_there() -> None:
+    """It is an option that is wrong: status 2, one line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "bench", "--model", "/nowhere/model"],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: /nowhere/model: there is no such directory" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_benchmark_prints_its_figures() -> None:

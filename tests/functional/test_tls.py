@@ -227,4 +227,4 @@ def test_a_file_that_is_not_there_is_named(certificates: Certificates) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "ssl_ca_certs=/no/ca.pem: there is no such file" in done.stderr.replace("\n", " ")
+    assert "ssl_ca_certs must name a file: there is no such file" in done.stderr.replace("\n", " ")

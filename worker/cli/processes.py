@@ -119,8 +119,8 @@ def doctor(settings: dict[str, Any], as_json: Json = False) -> None:
         typer.echo(json.dumps([asdict(each) for each in findings]))
     else:
         show.out.print(show.findings_table(findings))
-    if any(each.level == FAIL for each in findings):
-        raise typer.Exit(1)
+    if failed := {each.name for each in findings if each.level == FAIL}:
+        raise typer.Exit(2 if "settings" in failed else 1)
 
 
 def make_model(

@@ -424,3 +424,11 @@ def test_it_does_not_listen_to_the_world_without_tokens(host: str) -> None:
     """Said before a port is taken, with what to do."""
     with pytest.raises(ConfigError, match=rf"POC_API_HOST={host}: .*set POC_API_TOKENS"):
         serve(load_settings({}, api_host=host))
+
+
+@pytest.mark.parametrize("host", ["ü..x", "a" * 64])
+def test_a_host_that_can_be_none_is_named(host: str) -> None:
+    """Python's own error about the first is none of a socket."""
+    settings = load_settings({}, api_host=host, api_public=True)
+    with pytest.raises(ConfigError, match=f"can't listen on {host} .it is no name of a host"):
+        serve(settings)

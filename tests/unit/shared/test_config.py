@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from shared.config import MAX_BATCH_SIZE, MAX_NODE_COUNT, MAX_NONCE, PoCConfig, PoCState, RoundId
+from shared.errors import InvalidRequest
+from shared.requests import read
 
 REQUIRED: dict[str, Any] = {
     "block_hash": "b10c",
@@ -150,6 +152,17 @@ def test_a_url_that_cannot_receive_is_refused(url: str, why: str) -> None:
     """At once, not when the first callback fails."""
     with pytest.raises(ValidationError, match=why):
         config(callback_url=url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:hunter2@c/", "http://hunter2@c/", "http://m@e:hun/hunter2@c/", "me:hunter2@c"],
+)
+def test_a_refused_url_shows_no_password(url: str) -> None:
+    """The error is in a task's result, and in logs."""
+    with pytest.raises(InvalidRequest, match="c") as caught:
+        read(PoCConfig, REQUIRED | {"callback_url": url})
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_node_is_one_of_its_network() -> None:

@@ -106,6 +106,24 @@ def test_a_bad_setting_is_named(poc: Poc) -> None:
     assert "POC_NAMESPACE='a b'" in error_of(poc("status", "--namespace", "a b"), 2)
 
 
+@pytest.mark.parametrize("name", ["worker", "api", "callbacks", "status", "stop"])
+@pytest.mark.parametrize("url", ["redis://hunter2@h:x/0", "redis://h/0?password=hunter2"])
+def test_no_command_shows_a_wrong_redis_url(
+    poc: Poc, monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    """It may hold a password in any place."""
+    monkeypatch.setenv("POC_REDIS_URL", url)
+    assert "hunter2" not in error_of(poc(name), 2)
+
+
+def test_the_doctor_shows_no_wrong_redis_url(poc: Poc) -> None:
+    """Given settings that can't be used, its status is that of all commands."""
+    ran = poc("doctor", "--redis-url", "redis://h/hunter2")
+    assert ran.status == 2
+    assert "number-of-a-database" in ran.out
+    assert "hunter2" not in ran.out + ran.err
+
+
 def test_an_embedded_redis_and_a_named_one_exclude_each_other(poc: Poc) -> None:
     """Which one is meant is not guessed."""
     assert "--embedded" in error_of(poc("worker", "--embedded"), 2)
