@@ -33,7 +33,8 @@ priorities="$(printf '\006\026')?"
 # What a status is made of; not the outbox, whose messages are for their receivers.
 status="%R~$node:status %R~$node:round:* %R~$node:nonces:* %R~$node:found:* %R~$node:tombstone:*
   %R~$node:workers %R~$node:worker:* %R~$node:incidents %R~$node:jobs %R~$node:job:* %R~$node:callbacks"
-look="+@read -@keyspace +exists +time +@connection -@dangerous"
+# Tracking would tell the names of all keys that change.
+look="+@read -@keyspace +exists +time +@connection -client|tracking -@dangerous"
 # Celery's own: bindings of its exchanges, mailboxes for remote control, and their answers.
 celery="~_kombu.binding* ~*.celery.pidbox ~*.celery.pidbox$priorities"
 # Of these what Flower needs: where to ask, and the answers. Of the keys of messages that were taken

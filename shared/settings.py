@@ -47,7 +47,7 @@ Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 #: What of a Redis URL lies behind its user and password.
 _REDIS_PLACE = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/?\[\]\s]+)(:(?P<port>\d{1,5}))?(/(?P<db>\d*))?(\?(?P<query>.*))?"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/?\[\]\s]+)(:(?P<port>\d{1,5}))?(/(?P<db>\d{0,9}))?(\?(?P<query>.*))?"
 )
 _TLS_OPTIONS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 

@@ -193,6 +193,7 @@ REFUSED = {
         "EVAL return 0",
         "SCAN 0",
         "KEYS *",
+        "CLIENT TRACKING ON BCAST",  # it tells the names of all keys
         "FLUSHALL",
         "CONFIG GET *",
     ],
@@ -211,6 +212,7 @@ REFUSED = {
         "EVAL return 0",
         "SCAN 0",
         "KEYS *",
+        "CLIENT TRACKING ON BCAST",
         "CONFIG GET *",
     ],
     "flower": [

@@ -155,6 +155,7 @@ def test_passwords_are_hidden(url: str, shown: str) -> None:
         ("POC_REDIS_URL", "redis://hunter2@h/0", ":password without a user"),
         ("POC_REDIS_URL", "redis://me:hunter2@h:x/0", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://h/hunter2", "number-of-a-database"),
+        ("POC_REDIS_URL", "redis://h/9999999999", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://h:hunter2/0", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://h:99999/0", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://[hunter2", "number-of-a-database"),
