@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
+import warnings
 from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
+from celery.exceptions import SecurityWarning
 from celery.worker import state
 from celery.worker.control import Panel
 
@@ -45,6 +48,9 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, parent: Any) -> None:
         """Load and register; what fails ends the process, before it took a task."""
         node: Node = parent.app.node
+        # Celery would start the whole worker anew, or leave it to the system to end it at once.
+        end = signal.SIG_IGN if parent.app.outlives_terminal else signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGHUP, end)
         try:
             node.start(parent.hostname, CeleryTickets(parent.app, parent.hostname))
         except Exception as error:
@@ -80,6 +86,10 @@ def create_app(settings: Settings) -> Celery:
         **{f"{name}_key": keys(name) for name in ("unacked", "unacked_index", "unacked_mutex")},
     }
     app.signalled = threading.Event()
+    # By nohup, say. Before Celery installs a handler of its own.
+    app.outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    # Of a worker that runs as root. It is about pickles, which nobody here reads.
+    warnings.simplefilter("ignore", SecurityWarning)
     app.node = Node(settings, on_failure=_end_process)
     app.steps["worker"].add(NodeStep)
     tasks.register(app, app.node)

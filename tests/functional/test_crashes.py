@@ -94,14 +94,15 @@ def test_a_round_waits_while_all_workers_are_dead(
     assert ticket.wait(10).state == PoCState.STOPPED
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_worker_that_is_told_to_end_gives_back_what_it_holds(
-    client: PoCClient, store: Store, start_worker: Any
+    number: int, client: PoCClient, store: Store, start_worker: Any
 ) -> None:
-    """Given SIGTERM, then it commits the running batch, and the next worker waits for no lease."""
+    """Then it commits the running batch, and the next worker waits for no lease."""
     leaving = start_worker("w0", seconds=0.3, POC_LEASE_S="600")
     client.generate(ALL_VALID)
     checked_more(store, 4)
-    leaving.process.terminate()
+    leaving.process.send_signal(number)
     assert leaving.process.wait(20) == 0
     assert store.status().workers == []
     nonces = counted(store, store.status())

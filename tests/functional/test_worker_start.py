@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_a_model_that_is_never_loaded(start_worker: Any, store: Store) -> None:
     assert store.workers.listing() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_worker_that_is_told_to_end_while_it_loads(number: int, start_worker: Any) -> None:
     """It holds nothing, so it ends at once, with status 0."""
     worker = start_worker(wait=False, broken="hangs")
@@ -53,6 +54,12 @@ def test_a_worker_that_is_told_to_end_while_it_loads(number: int, start_worker: 
     worker.process.send_signal(number)
     assert worker.process.wait(10) == 0, worker.log
     assert "told to end while the model is loaded" in worker.log
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root would be warned")
+def test_a_worker_of_root_is_not_warned_of_pickles(start_worker: Any) -> None:
+    """Celery's warning is about what nobody here reads."""
+    assert "Warning" not in start_worker().log
 
 
 def test_a_defect_while_it_starts(start_worker: Any, store: Store) -> None:

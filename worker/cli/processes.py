@@ -49,7 +49,7 @@ def worker(
         bool, typer.Option("--embedded", help="Start a Redis here that ends with this command.")
     ] = False,
 ) -> None:
-    """Load the model and take part in rounds, until Ctrl-C or SIGTERM.
+    """Load the model and take part in rounds, until Ctrl-C, SIGTERM or the end of its terminal.
 
     poc worker --model ./model --gpu 0
 
@@ -87,8 +87,9 @@ def callbacks(settings: Settings) -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     ending = threading.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: ending.set())
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup's wish
+            signal.signal(each, lambda *_: ending.set())
     name = f"callbacks-{os.getpid()}@{socket.gethostname()}"
     with closing(Store(settings)) as store:
         PoCCallbackSender(store, name, settings).run(ending)
