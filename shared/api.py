@@ -20,7 +20,7 @@ import hmac
 import ipaddress
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Annotated, Any
 
 import uvicorn
@@ -38,7 +38,7 @@ from shared.errors import ConfigError, StoreUnavailable
 from shared.listener import listen
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
-from shared.store import Store
+from shared.store import Store, admitted
 
 #: Seconds after which a client that was told 503 may ask again.
 RETRY_AFTER_S = 1
@@ -269,13 +269,15 @@ async def _drain(receive: Receive) -> None:
 def serve(settings: Settings) -> None:
     """Answer on `settings.api_host` and `api_port` (0: any free one) until SIGINT or SIGTERM.
 
-    Raises `ConfigError` if it can't listen there, or may not without tokens.
+    Raises `ConfigError` if it can't listen there, or may not without tokens, or if Redis refuses.
     """
     if not (settings.api_tokens or settings.api_public or _is_loopback(settings.api_host)):
         raise ConfigError(
             f"POC_API_HOST={settings.api_host}: everybody who reaches it could read the rounds; "
             "set POC_API_TOKENS, or POC_API_PUBLIC=true if that is meant"
         )
+    with closing(Store(settings)) as store, suppress(StoreUnavailable):  # it may come
+        admitted(store.workers.listing)
     try:
         listener = listen(settings.api_host, settings.api_port)
     except OSError as error:

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from shared import requests
 from shared.broker import celery_app
@@ -30,6 +30,7 @@ from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import NoAnswer, PoCError, StoreUnavailable
 from shared.settings import Settings
 from shared.status import RoundStatus
+from shared.store.scripts import refusal
 
 __all__ = ["PoCClient", "Ticket"]
 
@@ -58,8 +59,8 @@ class PoCClient:
 
     Every method returns when a worker has carried the command out or taken it on. It raises what
     the command raised there (see `shared.errors`), `InvalidRequest` before anything is sent,
-    `NoAnswer` when no worker answers within `timeout` seconds, and `StoreUnavailable` when Redis
-    is away that long (a Redis that hangs may add some seconds).
+    `NoAnswer` when no worker answers within `timeout` seconds, `StoreUnavailable` when Redis is
+    away that long (a Redis that hangs may add some seconds) and, at once, `StoreRefused`.
     """
 
     def __init__(self, settings: Settings, timeout: float = 30.0) -> None:
@@ -173,14 +174,14 @@ class Ticket(Generic[Answer]):
                 if trouble:
                     log.info("Redis is back")
                 trouble = None
-            except ResponseError as error:
-                # Redis is there and refuses; its subclasses (read-only, loading) pass.
-                if type(error) in (ResponseError, NoPermissionError):
+            except _AWAY as error:
+                if refused := refusal(error) or refusal(error.__cause__):  # kombu wraps it
+                    raise refused from None
+                # Redis is there and has another reason; subclasses (read-only, loading) pass.
+                if type(error) is ResponseError:
                     raise StoreUnavailable(
                         f"Redis at {self._settings.safe_redis_url}: {error}"
                     ) from None
-                trouble = error
-            except _AWAY as error:
                 if not trouble:
                     log.warning("Redis at %s: %s; retrying", self._settings.safe_redis_url, error)
                 trouble = error

@@ -67,6 +67,10 @@ class StoreUnavailable(PoCError):
     """Redis can't be reached, or is not the Redis that the store needs."""
 
 
+class StoreRefused(StoreUnavailable):
+    """Redis answers, and refuses this user or database: waiting mends nothing."""
+
+
 class NoAnswer(PoCError):
     """A command has no answer after the time that its caller gave it; it may still be run."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,15 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError, RedisError
 
-from shared.errors import ConfigError, PoCError
+from shared.errors import ConfigError, PoCError, StoreRefused
 from shared.settings import Settings, load_settings
 from shared.store import Store
-from shared.store.scripts import connect
+from shared.store.scripts import connect, redis_errors, refusal
 from worker.engines import engine_of, vllm_engine
 from worker.engines.checkpoint import ARCHITECTURES, REMEDY, names_a_path, weight_files
+
+#: What to do about a check that the Redis user of the settings may not make.
+_AS_ANOTHER = "run poc doctor once as a user who may, such as admin"
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -73,9 +76,12 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
             "redis",
             WARN,
             f"{settings.safe_redis_url} answers, but tells this user nothing about itself",
-            "run poc doctor once as a user who may send INFO",
+            _AS_ANOTHER,
         )
-    except (RedisError, ValueError) as error:  # a URL's port may be no number
+    except RedisError as error:
+        if refused := refusal(error):
+            yield _refused("redis", f"{settings.safe_redis_url}: {refused}")
+            return
         yield Finding(
             "redis",
             FAIL,
@@ -85,14 +91,20 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
         return
     else:
         yield from _check_server(settings, info)
+    with closing(Store(settings)) as store:
+        yield _asked("clock", lambda: _check_clock(store.workers.clock_skew()))
+        yield _asked("workers", lambda: _check_workers(settings, store))
+
+
+def _asked(name: str, check: Callable[[], Finding]) -> Finding:
+    """What `check` finds, if Redis lets this user look and is still there."""
     try:
-        with closing(Store(settings)) as store:
-            yield _check_clock(store.workers.clock_skew())
-            names = [each.name for each in store.workers.listing()]
+        return check()
+    except StoreRefused as error:
+        text = f"not looked at, since this user may not: {error}".partition("; ")[0]
+        return Finding(name, WARN, text, _AS_ANOTHER)
     except PoCError as error:
-        yield Finding("workers", FAIL, str(error), "see the findings about Redis")
-        return
-    yield _check_workers(settings, names)
+        return Finding(name, FAIL, str(error), "see the findings about Redis")
 
 
 def _check_server(settings: Settings, info: Mapping[str, Any]) -> Iterator[Finding]:
@@ -138,14 +150,15 @@ def _check_clock(skew: float) -> Finding:
     )
 
 
-def _check_workers(settings: Settings, names: list[str]) -> Finding:
+def _check_workers(settings: Settings, store: Store) -> Finding:
+    names = [each.name for each in store.workers.listing()]
     if not names:
         return Finding(
             "workers", WARN, f"none lives in namespace {settings.namespace}", "start `poc worker`"
         )
     from shared.broker import celery_app
 
-    with closing(celery_app(settings)) as app:
+    with redis_errors(), closing(celery_app(settings)) as app:
         answers = app.control.ping(timeout=PING_S, limit=len(names), destination=names)
     silent = sorted(set(names) - {name for answer in answers for name in answer})
     if silent:

@@ -25,7 +25,7 @@ from shared.errors import EngineError, Hung, PoCError, Quarantined
 from shared.receivers import Receivers
 from shared.settings import Settings
 from shared.status import Incident
-from shared.store import Store
+from shared.store import Store, admitted
 from worker.clerk import Clerk, TicketSink
 from worker.engines import Engine, load_engine
 from worker.functional_check import FunctionalCheck
@@ -72,11 +72,13 @@ class Node:
     def start(self, name: str, sink: TicketSink) -> None:
         """Load the engine, register the worker as `name`, and begin.
 
-        Raises `EngineError` if the model can't be loaded, `ModelMismatch` if the namespace runs
-        another and `Quarantined` if the device gives wrong numbers; waits for a Redis that is
-        away.
+        Raises `ConfigError` if Redis refuses what a worker needs, `EngineError` if the model can't
+        be loaded, `ModelMismatch` if the namespace runs another and `Quarantined` if the device
+        gives wrong numbers; waits for a Redis that is away.
         """
         self.sink = sink
+        # Before the model is loaded in vain.
+        self.outage.knock(lambda: self.store.check_access(self.settings.queue))
         log.info("loading %s", self.settings.model or "the engine")
         began = time.monotonic()
         self._engine = engine = self._load()
@@ -94,7 +96,8 @@ class Node:
         with self._watchdog.watching():
             check.begin()
         heartbeat = Heartbeat(self.manager, self.settings, self._landed)
-        check.agree_with(self.outage.insist(heartbeat.beat, self.closing))
+        beat = self.outage.insist(lambda: admitted(heartbeat.beat), self.closing)
+        check.agree_with(beat)
         bell = self.store.bell("work")
         self._loop = loop = GpuLoop(self.manager, bell, self.closing, self._watchdog)
         clerk = Clerk(self.store, sink, self.store.bell("verdicts", "endings"))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shared.errors import StoreUnavailable, defect
+from shared.store import admitted
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,16 @@ class Outage:
             if self._since is not None:
                 log.warning("Redis answers again, after %.0f s", time.monotonic() - self._since)
                 self._since = None
+
+    def knock(self, call: Callable[[], object]) -> None:
+        """`call` Redis for the first time: one that is away is waited for later.
+
+        Raises `ConfigError` if it refuses.
+        """
+        try:
+            admitted(call)
+        except StoreUnavailable as error:
+            self.seen(error)
 
     def insist(
         self, call: Callable[[], T], closing: threading.Event, for_s: float = float("inf")

@@ -21,7 +21,7 @@ from shared.store.endings import Ending, Endings
 from shared.store.jobs import Chunk, Computed, Jobs
 from shared.store.outbox import Entry, Outbox
 from shared.store.rounds import Claim, Message, Reference, Rounds
-from shared.store.scripts import Bell, Client, Scripts, connect
+from shared.store.scripts import Bell, Client, Scripts, admitted, connect, redis_errors
 from shared.store.workers import Workers
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Reference",
     "Rounds",
     "Store",
+    "admitted",
 ]
 
 
@@ -63,6 +64,16 @@ class Store:
             validations=self.jobs.progress(),
             validation_callbacks=self.outbox.uncounted(),
         )
+
+    def check_access(self, *others: str) -> None:
+        """Have Redis say whether this user may run scripts that change our keys and `others`.
+
+        Raises `StoreRefused` if not. Changes nothing.
+        """
+        keys = (self._keys("workers"), *others)
+        with redis_errors():
+            # A script may do anything with the keys that are declared.
+            self._redis.eval("return 0", len(keys), *keys)
 
     def bell(self, *topics: str) -> Bell:
         """What the calling thread waits at: for work, verdicts, endings, outbox, or for all."""

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import PubSub
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from shared import errors
 from shared.settings import Settings
+
+T = TypeVar("T")
 
 _LUA = resources.files("shared.store") / "lua"
 
@@ -66,11 +74,40 @@ def connect(settings: Settings) -> Client:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Turn what redis-py raises into `StoreUnavailable`."""
+    """Turn what redis-py raises into `StoreUnavailable` or, of that, `StoreRefused`."""
     try:
         yield
     except RedisError as error:
-        raise errors.StoreUnavailable(f"Redis: {error}") from error
+        raise refusal(error) or errors.StoreUnavailable(f"Redis: {error}") from error
+
+
+def refusal(error: BaseException | None) -> errors.StoreRefused | None:
+    """`error` as one that no waiting mends; None if it may pass, as an outage does."""
+    said = str(error).rstrip(".")
+    if said.startswith("HELLO must be called"):  # redis-py's first word; the rest is for drivers
+        said = "it asks for a user and a password"
+    if isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError):
+        remedy = "mend user and password in POC_REDIS_URL"
+    elif isinstance(error, NoPermissionError):
+        remedy = "name a user in POC_REDIS_URL that may, docs/security.md lists them"
+    # They have no class of their own.
+    elif type(error) is ResponseError and said.startswith(("DB index", "SELECT is not allowed")):
+        remedy = "name another database in POC_REDIS_URL"
+    else:
+        return None
+    return errors.StoreRefused(f"Redis refuses: {said}; {remedy}")
+
+
+def admitted(call: Callable[[], T]) -> T:
+    """What `call` gives; what Redis refuses is a wrong setting, and raises `ConfigError`.
+
+    For the start of a process. Later a refusal is waited for like an outage: whoever took a
+    permission away may give it back.
+    """
+    try:
+        return call()
+    except errors.StoreRefused as error:
+        raise errors.ConfigError(str(error)) from None
 
 
 class Scripts:

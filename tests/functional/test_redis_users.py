@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 import redis
 from celery import Celery
 
+from shared.client import PoCClient
+from shared.errors import StoreRefused
 from shared.settings import Settings, load_settings
 from support import clean_environment, free_port, running, wait_until
 from worker.embedded import _server_binary
@@ -286,6 +289,127 @@ def test_the_doctor_says_what_it_may_not_see(
         "text": worker.name,
         "remedy": "",
     }
+
+
+@pytest.mark.parametrize("user", ["controller", "api", "flower"])
+def test_the_doctor_goes_on_where_it_may_not_ask(
+    user: str, settings_of: Callable[[str], Settings], start_worker: Any
+) -> None:
+    """It names each check that this user may not make, and who may."""
+    start_worker("w0")
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "doctor", "--json"],
+        env=environment(settings_of(user)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    findings = {each["name"]: each for each in json.loads(done.stdout)}
+    assert findings["clock"]["level"] == "ok"
+    for name in ("redis", "workers"):
+        assert findings[name]["level"] == "warn"
+        assert findings[name]["remedy"] == "run poc doctor once as a user who may, such as admin"
+    assert findings["workers"]["text"].startswith("not looked at, since this user may not: ")
+    assert "gpu" in findings
+
+
+#: What makes a worker's user the wrong one, and what is said about it.
+WRONG = {
+    "the controller": ("controller:{controller}@{host}/0", "may, docs/security.md lists them"),
+    "the API": ("api:{api}@{host}/0", "may, docs/security.md lists them"),
+    "Flower": ("flower:{flower}@{host}/0", "may, docs/security.md lists them"),
+    "a wrong password": ("worker:wrong@{host}/0", "mend user and password in POC_REDIS_URL"),
+    "no password": ("{host}/0", "it asks for a user and a password"),
+    "no such database": ("admin:{admin}@{host}/99", "name another database in POC_REDIS_URL"),
+}
+
+
+def wrong_url(who: str, port: int) -> str:
+    quoted = {
+        user: "".join(f"%{byte:02X}" for byte in word.encode()) for user, word in PASSWORD.items()
+    }
+    return "redis://" + WRONG[who][0].format(host=f"127.0.0.1:{port}", **quoted)
+
+
+@pytest.mark.parametrize("who", WRONG)
+def test_a_worker_that_redis_refuses_ends_at_once(who: str, port: int, start_worker: Any) -> None:
+    """Before it loads its model, with status 2 and one line; no waiting would mend it."""
+    worker = start_worker(wait=False, POC_REDIS_URL=wrong_url(who, port), broken="hangs")
+    assert worker.process.wait(20) == 2, worker.log
+    (line,) = worker.log.splitlines()
+    assert "the worker can't start: Redis refuses: " in line
+    assert WRONG[who][1] in line
+
+
+def test_a_worker_of_another_namespace_is_refused(start_worker: Any) -> None:
+    """Its user may be right, and its keys are not."""
+    worker = start_worker(wait=False, POC_NAMESPACE="other", broken="hangs")
+    assert worker.process.wait(20) == 2, worker.log
+    assert "Redis refuses: No permissions to access a key" in worker.log
+
+
+@pytest.mark.parametrize("who", ["a wrong password", "no password", "no such database"])
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["api", "--api-port", "0"], 2),
+        (["callbacks"], 2),
+        (["status"], 1),
+        (["stop", "--timeout", "60"], 1),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_whoever_redis_refuses_says_so_in_one_line(
+    command: list[str], status: int, who: str, port: int
+) -> None:
+    """At once: what begins ends with 2, since its settings are wrong, and a command with 1."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", *command],
+        env=clean_environment() | {"POC_REDIS_URL": wrong_url(who, port), "NO_COLOR": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Redis refuses: ")
+    assert WRONG[who][1] in line
+
+
+def test_a_command_that_may_not_be_sent_is_no_outage(
+    as_user: Callable[[str], redis.Redis], port: int
+) -> None:
+    """Given a user who may read results and not enqueue, it is told so at once."""
+    rules = "on >pw -@all +@connection +@read +multi +exec ~*"
+    as_user("admin").execute_command("ACL", "SETUSER", "reader", *rules.split())
+    client = PoCClient(
+        load_settings({}, redis_url=f"redis://reader:pw@127.0.0.1:{port}/0"), timeout=60
+    )
+    began = time.monotonic()
+    with contextlib.closing(client), pytest.raises(StoreRefused, match="User reader has no perm"):
+        client.stop()
+    assert time.monotonic() - began < 10
+
+
+def test_a_worker_whose_user_is_locked_out_waits(
+    as_user: Callable[[str], redis.Redis], start_worker: Any
+) -> None:
+    """Given one that runs, a refusal is an outage: it goes on when its user is let in again."""
+    worker = start_worker("w0")
+    admin = as_user("admin")
+    admin.execute_command("ACL SETUSER worker off")
+    try:
+        wait_until(lambda: "trying again until it answers" in worker.log, 30, "the refusal")
+        assert worker.process.poll() is None
+    finally:
+        admin.execute_command("ACL SETUSER worker on")
+    wait_until(lambda: "Redis answers again" in worker.log, 30, "the end of it")
+    worker.process.terminate()
+    assert worker.process.wait(30) == 0
 
 
 def test_a_controller_may_use_a_celery_client_of_its_own(

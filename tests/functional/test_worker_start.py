@@ -16,6 +16,7 @@ from shared.settings import Settings
 from shared.store import Store
 from support import clean_environment, wait_until
 from worker.children import end, spawn
+from worker.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 
@@ -68,6 +69,17 @@ def test_a_defect_while_it_starts(start_worker: Any, store: Store) -> None:
     assert worker.process.wait(60) == 2, worker.log
     assert "can't start: the fake engine was asked to find no memory\nTraceback" in worker.log
     assert store.workers.listing() == []
+
+
+def test_a_redis_that_is_not_there_yet_is_waited_for(start_worker: Any) -> None:
+    """The model is loaded meanwhile."""
+    with EmbeddedRedis() as server:
+        server.kill()
+        worker = start_worker(wait=False, POC_REDIS_URL=server.url)
+        wait_until(lambda: "loaded fake" in worker.log, 30, "the model")
+        assert "trying again until it answers" in worker.log
+        server.start()
+        wait_until(lambda: f"{worker.name} ready." in worker.log, 30, "the worker")
 
 
 @pytest.mark.parametrize(

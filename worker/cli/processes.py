@@ -82,6 +82,7 @@ def callbacks(settings: Settings) -> None:
 
     from shared.store import Store
     from worker.sender import PoCCallbackSender
+    from worker.threads import Outage
 
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -91,8 +92,10 @@ def callbacks(settings: Settings) -> None:
         if signal.getsignal(each) is not signal.SIG_IGN:  # nohup's wish
             signal.signal(each, lambda *_: ending.set())
     name = f"callbacks-{os.getpid()}@{socket.gethostname()}"
+    outage = Outage()
     with closing(Store(settings)) as store:
-        PoCCallbackSender(store, name, settings).run(ending)
+        outage.knock(store.check_access)
+        PoCCallbackSender(store, name, settings, outage).run(ending)
 
 
 def demo(

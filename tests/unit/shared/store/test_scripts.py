@@ -1,0 +1,56 @@
+"""What Redis says, in our words: what may pass, and what has to be mended."""
+
+from __future__ import annotations
+
+import pytest
+from redis import exceptions
+
+from shared.errors import ConfigError, StoreRefused, StoreUnavailable
+from shared.store.scripts import admitted, redis_errors
+
+
+def raised(error: exceptions.RedisError) -> StoreUnavailable:
+    """What the store raises for `error`."""
+    with pytest.raises(StoreUnavailable) as caught, redis_errors():
+        raise error
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (exceptions.AuthenticationError("invalid username-password pair"), "user and password"),
+        (exceptions.NoPermissionError("User api has no permissions"), "name a user"),
+        (exceptions.ResponseError("DB index is out of range"), "another database"),
+        (exceptions.ResponseError("SELECT is not allowed in cluster mode"), "another database"),
+    ],
+)
+def test_what_no_waiting_mends_is_refused(error: exceptions.RedisError, remedy: str) -> None:
+    """And at a start it is a wrong setting."""
+    refused = raised(error)
+    assert isinstance(refused, StoreRefused)
+    assert str(refused).startswith(f"Redis refuses: {error}; ")
+    assert remedy in str(refused)
+
+    def call() -> None:
+        raise refused
+
+    with pytest.raises(ConfigError, match="Redis refuses"):
+        admitted(call)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exceptions.ConnectionError("Connection refused"),
+        exceptions.TimeoutError("Timeout reading from socket"),
+        exceptions.BusyLoadingError("Redis is loading the dataset in memory"),
+        exceptions.ReadOnlyError("You can't write against a read only replica."),
+        exceptions.MasterDownError("Link with MASTER is down"),
+        exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        exceptions.ResponseError("BUSY Redis is busy running a script"),
+    ],
+)
+def test_what_may_pass_is_an_outage(error: exceptions.RedisError) -> None:
+    """A fail-over, too: its worker waits, from the start on."""
+    assert type(raised(error)) is StoreUnavailable
