@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
 from celery.exceptions import SecurityWarning
-from celery.worker import state
+from celery.worker import consumer, state
 from celery.worker.control import Panel
 
 from shared.broker import celery_app
 from shared.errors import Hung, Quarantined, defect
 from shared.keys import Keys
 from shared.settings import Settings
+from shared.store.scripts import refusal
 from worker import tasks
 from worker.children import kill_leashed
 from worker.node import Node
@@ -66,6 +67,17 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.app.node.stop()
 
 
+class Consumer(consumer.Consumer):  # type: ignore[misc]
+    """Celery's consumer, which would try for ever what Redis refuses it from the start."""
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """End the worker for a refusal, unless it has consumed before: see `admitted`."""
+        if self.restart_count == 0 and (refused := refusal(exc)):
+            log.critical("the worker can't start: %s", refused)
+            raise SystemExit(START_FAILED)
+        super().on_connection_error_after_connected(exc)
+
+
 def create_app(settings: Settings) -> Celery:
     """The application of a worker process, pinned to its GPU."""
     if settings.gpu is not None:
@@ -77,6 +89,7 @@ def create_app(settings: Settings) -> Celery:
         settings,
         broker_transport="worker.transport:Transport",
         result_backend=f"worker.results:Results+{settings.redis_url}",
+        worker_consumer=Consumer,
     )
     keys = Keys(settings.namespace)
     # Celery's own names for them are the same for all who share a Redis.

@@ -350,6 +350,16 @@ def test_a_worker_of_another_namespace_is_refused(start_worker: Any) -> None:
     assert "Redis refuses: No permissions to access a key" in worker.log
 
 
+def test_a_worker_that_may_not_consume_ends(
+    settings_of: Callable[[str], Settings], start_worker: Any
+) -> None:
+    """Given a user who may do what a worker needs, but not what Celery does: in database 1."""
+    url = settings_of("worker").redis_url.removesuffix("0") + "1"
+    worker = start_worker(wait=False, POC_REDIS_URL=url)
+    assert worker.process.wait(30) == 2, worker.log
+    assert "can't start: Redis refuses: No permissions to access a channel" in worker.log
+
+
 @pytest.mark.parametrize("who", ["a wrong password", "no password", "no such database"])
 @pytest.mark.parametrize(
     ("command", "status"),
