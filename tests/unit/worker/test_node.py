@@ -232,6 +232,7 @@ class TestStart:
         starting = threading.Thread(target=start)
         starting.start()
         wait_until(lambda: "trying again until it answers" in caplog.text, description="it")
+        wait_until(lambda: hasattr(waiting.node, "manager"), description="the engine meanwhile")
         assert starting.is_alive()
         waiting.node.closing.set()
         starting.join(10)
