@@ -320,14 +320,14 @@ class TestStop:
         self, make: Callable[..., Running], store: Store, config: PoCConfig
     ) -> None:
         """Given one that outlasts a lease while the worker ends, then nobody takes it over."""
-        running = make(changes={"lease_s": 1.0, "heartbeat_s": 0.1})
+        running = make(changes={"lease_s": 3.0, "heartbeat_s": 0.1})
         running.engine.gate.clear()
         running.start()
         store.rounds.generate("g", config)
         wait_until(lambda: len(running.node.manager.tokens) == 2, description="two batches")
         stopping = threading.Thread(target=running.node.stop)
         stopping.start()
-        time.sleep(1.5)
+        time.sleep(4)
         other = store.rounds.claim("other", "t")
         assert other
         assert other.start > 0
