@@ -79,7 +79,6 @@ class Node:
         self.sink = sink
         # Before the model is loaded in vain.
         self.outage.knock(lambda: self.store.check_access(self.settings.queue))
-        log.info("loading %s", self.settings.model or "the engine")
         began = time.monotonic()
         self._engine = engine = self._load()
         check = FunctionalCheck(engine, self.settings)
@@ -126,6 +125,7 @@ class Node:
         watchdog = Watchdog(self.settings.load_deadline, "POC_LOAD_DEADLINE", self._on_failure)
         watchdog.start()
         self.loading.set()
+        log.info("loading %s", self.settings.model or "the engine")
         try:
             if self.closing.is_set():  # told to end just before
                 raise EngineError("told to end before the model was loaded")
