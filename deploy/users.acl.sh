@@ -33,8 +33,9 @@ priorities="$(printf '\006\026')?"
 # What a status is made of; not the outbox, whose messages are for their receivers.
 status="%R~$node:status %R~$node:round:* %R~$node:nonces:* %R~$node:found:* %R~$node:tombstone:*
   %R~$node:workers %R~$node:worker:* %R~$node:incidents %R~$node:jobs %R~$node:job:* %R~$node:callbacks"
-# Tracking would tell the names of all keys that change.
-look="+@read -@keyspace +exists +time +@connection -client|tracking -@dangerous"
+# What tells the names of all keys, of other namespaces as well.
+blind="-scan -randomkey -client|tracking"
+look="+@read -@keyspace +exists +time +@connection -@dangerous $blind"
 # Celery's own: bindings of its exchanges, mailboxes for remote control, and their answers.
 celery="~_kombu.binding* ~*.celery.pidbox ~*.celery.pidbox$priorities"
 # Of these what Flower needs: where to ask, and the answers. Of the keys of messages that were taken
@@ -51,7 +52,7 @@ user() { echo user "$@"; }
 user default off
 user admin on "#$admin" "~*" "&*" +@all
 user worker on "#$worker" -@all \
-  +@read +@write +@transaction +@scripting -function +@pubsub +@connection +time -@dangerous \
+  +@read +@write +@transaction +@scripting -function +@pubsub +@connection +time -@dangerous $blind \
   "~$node:*" "~$queue" "~$queue$priorities" "~celery-task-meta-*" $celery \
   "&$node:wake" "&celery-task-meta-*" "&/0.celery.pidbox" "&/0.celeryev/*"
 user controller on "#$controller" -@all $look +@transaction $status \
@@ -63,6 +64,6 @@ user controller on "#$controller" -@all $look +@transaction $status \
 user api on "#$api" -@all $look $status
 user flower on "#$flower" -@all \
   +@read +@write +@transaction +@pubsub +@connection +time -@dangerous \
-  -@scripting +evalsha "+script|load" "+script|exists" \
+  -@scripting +evalsha "+script|load" "+script|exists" $blind \
   $asking \
   "&/0.celery.pidbox" "&/0.celeryev/*" "(-@all" +llen "%R~$queue)" "(-@all" +llen "%R~$queue$priorities)"

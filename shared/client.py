@@ -30,7 +30,7 @@ from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import NoAnswer, PoCError, StoreUnavailable
 from shared.settings import Settings
 from shared.status import RoundStatus
-from shared.store.scripts import refusal
+from shared.store import refusal
 
 __all__ = ["PoCClient", "Ticket"]
 

@@ -312,7 +312,7 @@ class Settings(BaseSettings):
 
 
 #: The settings that may hold a secret: never shown, and may be in a file.
-SECRETS = tuple(name for name, field in Settings.model_fields.items() if not field.repr)
+HIDDEN = tuple(name for name, field in Settings.model_fields.items() if not field.repr)
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -331,7 +331,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
             given[_variable(name)] = value
             given.pop(f"{_variable(name)}_FILE", None)
     known = {_variable(name): name for name in Settings.model_fields}
-    for variable in map(_variable, SECRETS):
+    for variable in map(_variable, HIDDEN):
         if path := given.pop(f"{variable}_FILE", ""):
             if given.get(variable):
                 raise ConfigError(f"{variable} and {variable}_FILE are both set: unset one")
@@ -385,5 +385,5 @@ def _sentence(error: ErrorDetails) -> str:
     else:
         wrong = error["msg"].replace("Input should", "should").removeprefix("Value error, ")
         wrong += "" if field.default is None else f"; the default is {field.default}"
-    shown = "" if name in SECRETS else f"={error['input']!r}"
+    shown = "" if name in HIDDEN else f"={error['input']!r}"
     return f"{_variable(name)}{shown}: {wrong}"

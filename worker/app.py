@@ -11,15 +11,14 @@ import warnings
 from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
-from celery.exceptions import SecurityWarning
-from celery.worker import consumer, state
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+from celery.worker import state
 from celery.worker.control import Panel
 
 from shared.broker import celery_app
 from shared.errors import Hung, Quarantined, defect
 from shared.keys import Keys
 from shared.settings import Settings
-from shared.store.scripts import refusal
 from worker import tasks
 from worker.children import kill_leashed
 from worker.node import Node
@@ -31,11 +30,12 @@ log = logging.getLogger(__name__)
 #: whose device gives wrong numbers, whenever that was seen.
 START_FAILED, FAILED, QUARANTINED = 2, 3, 4
 
-#: The remote control that a worker takes: what Flower shows, and what ends a worker or a command.
+#: The remote control that a worker takes: what Flower and `celery inspect` show, and what ends a
+#: worker or a command.
 #: Not, for one, to consume from another list, which the rights on our own queue don't guard.
 CONTROL = frozenset({
-    "active", "active_queues", "clock", "conf", "disable_events", "enable_events", "heartbeat",
-    "hello", "ping", "query_task", "registered", "report", "reserved", "revoke", "revoked",
+    "active", "active_queues", "conf", "disable_events", "enable_events", "heartbeat",
+    "ping", "query_task", "registered", "report", "reserved", "revoke", "revoked",
     "scheduled", "shutdown", "stats",
 })  # fmt: skip
 
@@ -49,6 +49,9 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, parent: Any) -> None:
         """Load and register; what fails ends the process, before it took a task."""
         node: Node = parent.app.node
+        # With each outage, about late acknowledgements, which nobody asks for. Celery has just
+        # turned it on.
+        warnings.simplefilter("ignore", CPendingDeprecationWarning)
         # Celery would start the whole worker anew, or leave it to the system to end it at once.
         end = signal.SIG_IGN if parent.app.outlives_terminal else signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGHUP, end)
@@ -67,17 +70,6 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.app.node.stop()
 
 
-class Consumer(consumer.Consumer):  # type: ignore[misc]
-    """Celery's consumer, which would try for ever what Redis refuses it from the start."""
-
-    def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """End the worker for a refusal, unless it has consumed before: see `admitted`."""
-        if self.restart_count == 0 and (refused := refusal(exc)):
-            log.critical("the worker can't start: %s", refused)
-            raise SystemExit(START_FAILED)
-        super().on_connection_error_after_connected(exc)
-
-
 def create_app(settings: Settings) -> Celery:
     """The application of a worker process, pinned to its GPU."""
     if settings.gpu is not None:
@@ -89,7 +81,6 @@ def create_app(settings: Settings) -> Celery:
         settings,
         broker_transport="worker.transport:Transport",
         result_backend=f"worker.results:Results+{settings.redis_url}",
-        worker_consumer=Consumer,
     )
     keys = Keys(settings.namespace)
     # Celery's own names for them are the same for all who share a Redis.

@@ -19,8 +19,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from shared.errors import ConfigError, PoCError, StoreRefused
 from shared.settings import Settings, load_settings
-from shared.store import Store
-from shared.store.scripts import connect, redis_errors, refusal
+from shared.store import Store, connect, redis_errors, refusal
 from worker.engines import engine_of, vllm_engine
 from worker.engines.checkpoint import ARCHITECTURES, REMEDY, names_a_path, weight_files
 
@@ -92,8 +91,21 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
     else:
         yield from _check_server(settings, info)
     with closing(Store(settings)) as store:
+        yield _check_access(settings, store)
         yield _asked("clock", lambda: _check_clock(store.workers.clock_skew()))
         yield _asked("workers", lambda: _check_workers(settings, store))
+
+
+def _check_access(settings: Settings, store: Store) -> Finding:
+    try:
+        store.check_access(settings.queue)
+    except StoreRefused as error:
+        why, _, _ = str(error).partition("; ")
+        remedy = "`poc worker` needs the user worker of deploy/users.acl.sh, for its namespace"
+        return Finding("access", WARN, f"a worker would end as this user: {why}", remedy)
+    except PoCError as error:
+        return Finding("access", FAIL, str(error), "see the findings about Redis")
+    return Finding("access", OK, "this user may do what a worker must")
 
 
 def _asked(name: str, check: Callable[[], Finding]) -> Finding:

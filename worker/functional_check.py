@@ -42,7 +42,9 @@ class FunctionalCheck:
         self._engine, self._every_s = engine, settings.check_every_s
         self._pinned = settings.model_distances
         # Memory that another process took is no reason to call a device wrong.
-        self._job = Job(BLOCK_HASH, PUBLIC_KEY, NONCES, min(SEQ_LEN, info.max_seq_len), exact=True)
+        self._job = Job(
+            BLOCK_HASH, PUBLIC_KEY, NONCES, min(SEQ_LEN, info.max_seq_len), whole_tiles=True
+        )
         self._tolerance = TOLERANCE / math.sqrt(info.vocab_size)
         self._due_at = 0.0
         #: The first answer; empty before `begin`.

@@ -15,7 +15,7 @@ from celery import states
 from celery.backends.redis import RedisBackend
 
 from shared.errors import StoreUnavailable
-from shared.store.scripts import redis_errors
+from shared.store import redis_errors
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ return 1
 
 
 class Results(RedisBackend):  # type: ignore[misc]
-    """Says what went wrong, but not where in our code: the worker's log has the traceback."""
+    """Where the ends of tasks are shown: those of tickets, and those that Celery itself stores."""
 
     def store(
         self, task_id: str, meta: Mapping[str, Any], unless: Sequence[str], among: str | None = None
@@ -64,12 +64,6 @@ class Results(RedisBackend):  # type: ignore[misc]
                 self._script(keys=keys, args=[self.encode(meta), self.expires, task_id, *unless])
             )
 
-    def mark_as_failure(
-        self, task_id: str, exc: BaseException, traceback: Any = None, **options: Any
-    ) -> None:
-        """Store `exc` as the end of a task."""
-        super().mark_as_failure(task_id, exc, traceback=None, **options)
-
     def _store_result(
         self,
         task_id: str,
@@ -81,17 +75,19 @@ class Results(RedisBackend):  # type: ignore[misc]
     ) -> Any:
         """How Celery itself ends a task: insisting as the task did, since it has been carried out.
 
-        A ticket whose work is open ends with its work. What wants to end it earlier is a repeat,
-        or another message under the same id.
+        A ticket whose work is open ends with its work; what wants to end it earlier is a repeat, or
+        another message under its id. Success may follow on a failure: the command was mended and
+        sent again. The traceback is for the worker's log alone.
         """
-        meta = self._get_result_meta(
-            result=result, state=state, traceback=traceback, request=request
-        )
+        stays = [states.SUCCESS, PROGRESS]
+        if state != states.SUCCESS:
+            stays.append(states.FAILURE)
+        meta = self._get_result_meta(result=result, state=state, traceback=None, request=request)
         meta["task_id"] = task_id
         node = self.app.node
         try:
             stored = node.outage.insist(
-                lambda: self.store(task_id, meta, unless=(states.SUCCESS, PROGRESS)),
+                lambda: self.store(task_id, meta, unless=stays),
                 node.closing,
                 PATIENCE_S,
             )
@@ -100,7 +96,7 @@ class Results(RedisBackend):  # type: ignore[misc]
             log.warning("task %s is left unanswered: %s", task_id, error)
         else:
             if not stored and state != states.SUCCESS:
-                log.warning("task %s has another end, or none yet: %s is not shown", task_id, state)
+                log.info("task %s has another end, or none yet: %s is not shown", task_id, state)
         return result
 
     @cached_property

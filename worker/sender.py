@@ -415,12 +415,11 @@ class _Run:
                 try:
                     more = await self._collect()
                     self._outage.over()
+                    if not more:
+                        await asyncio.to_thread(bell.wait, min(self._renew_every_s, 0.5))
                 except StoreUnavailable as error:
                     self._outage.seen(error)
                     await asyncio.sleep(RETRY_S)
-                else:
-                    if not more:
-                        await asyncio.to_thread(bell.wait, min(self._renew_every_s, 0.5))
         finally:
             bell.close()
 

@@ -22,27 +22,33 @@ REST_S = 5.0
 
 
 class Outage:
-    """Says once that Redis is away and once that it is back, for all threads of a process."""
+    """Says once that Redis is away and once that it is back, for all threads of a process.
+
+    It is back when each thread that missed it has its answer: a Redis that refuses writes still
+    answers those who only read.
+    """
 
     def __init__(self) -> None:
-        self._since: float | None = None
+        self._since = 0.0
+        self._waiting: set[int] = set()
         self._lock = threading.Lock()
 
     def seen(self, error: StoreUnavailable) -> None:
-        """Redis did not answer."""
+        """Redis did not answer the calling thread."""
         with self._lock:
-            if self._since is None:
+            if not self._waiting:
                 self._since = time.monotonic()
                 log.warning("%s: nothing is lost, trying again until it answers", error)
+            self._waiting.add(threading.get_ident())
 
     def over(self) -> None:
-        """Redis answered."""
-        if self._since is None:  # the usual case takes no lock
+        """Redis answered the calling thread."""
+        if threading.get_ident() not in self._waiting:  # the usual case takes no lock
             return
         with self._lock:
-            if self._since is not None:
+            self._waiting.discard(threading.get_ident())
+            if not self._waiting:
                 log.warning("Redis answers again, after %.0f s", time.monotonic() - self._since)
-                self._since = None
 
     def knock(self, call: Callable[[], object]) -> None:
         """`call` Redis for the first time: one that is away is waited for later.
@@ -69,6 +75,8 @@ class Outage:
             except StoreUnavailable as error:
                 self.seen(error)
                 if time.monotonic() > gives_up_at or closing.wait(RETRY_S):
+                    with self._lock:
+                        self._waiting.discard(threading.get_ident())
                     raise
             else:
                 self.over()

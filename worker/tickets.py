@@ -18,8 +18,11 @@ from worker.results import PROGRESS, Results
 
 log = logging.getLogger(__name__)
 
-#: States that a report leaves as they are.
+#: What a ticket's end does not replace.
 ENDED = (states.SUCCESS, states.FAILURE, states.REVOKED)
+#: Nor progress: but an open ticket's id may have an older failure, of a command that was refused,
+#: mended and sent again.
+SUCCEEDED = (states.SUCCESS,)
 
 
 class CeleryTickets:
@@ -56,7 +59,9 @@ class CeleryTickets:
             "task_id": task,
             "worker": self._worker,
         }
-        return self._results.store(task, meta, unless=ENDED, among=among)
+        return self._results.store(
+            task, meta, unless=ENDED if among is None else SUCCEEDED, among=among
+        )
 
     def _send(self, event: str, task: str, **fields: Any) -> None:
         """Tell whoever watches. An event is news, not state: one that is lost is not repeated."""

@@ -13,6 +13,8 @@ then: a script that did run is recognised by the id of its command or the token 
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from shared.keys import Keys
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
@@ -21,7 +23,15 @@ from shared.store.endings import Ending, Endings
 from shared.store.jobs import Chunk, Computed, Jobs
 from shared.store.outbox import Entry, Outbox
 from shared.store.rounds import Claim, Message, Reference, Rounds
-from shared.store.scripts import Bell, Client, Scripts, admitted, connect, redis_errors
+from shared.store.scripts import (
+    Bell,
+    Client,
+    Scripts,
+    admitted,
+    connect,
+    redis_errors,
+    refusal,
+)
 from shared.store.workers import Workers
 
 __all__ = [
@@ -37,6 +47,9 @@ __all__ = [
     "Rounds",
     "Store",
     "admitted",
+    "connect",
+    "redis_errors",
+    "refusal",
 ]
 
 
@@ -65,15 +78,24 @@ class Store:
             validation_callbacks=self.outbox.uncounted(),
         )
 
-    def check_access(self, *others: str) -> None:
-        """Have Redis say whether this user may run scripts that change our keys and `others`.
+    def check_access(self, queue: str = "") -> None:
+        """Have Redis say whether this user may do what a sender must, or a worker of `queue`.
 
         Raises `StoreRefused` if not. Changes nothing.
         """
-        keys = (self._keys("workers"), *others)
-        with redis_errors():
+        keys, channels = [self._keys("workers")], [self._keys.wake]
+        if queue:
+            database = self._redis.connection_pool.connection_kwargs.get("db") or 0
+            keys += [queue, "celery-task-meta-"]
+            channels += [f"/{database}.celery.pidbox"]
+        with redis_errors(), closing(self._redis.pubsub()) as pubsub:
             # A script may do anything with the keys that are declared.
             self._redis.eval("return 0", len(keys), *keys)
+            if queue:  # how Celery takes commands, from a list that is never there
+                self._redis.brpop([self._keys("unacked")], timeout=0.01)
+            pubsub.subscribe(*channels)
+            for _ in channels:
+                pubsub.get_message(timeout=5)
 
     def bell(self, *topics: str) -> Bell:
         """What the calling thread waits at: for work, verdicts, endings, outbox, or for all."""

@@ -162,25 +162,29 @@ class Bell:
         """Return at the next ring, or after `timeout` seconds; whether it rang.
 
         When newly connected it returns at once, as if it had rung: what came before is unknown.
+        Raises `StoreUnavailable`.
         """
         try:
-            if self._pubsub is None:
-                self._pubsub = self._redis.pubsub()
-                self._pubsub.subscribe(self._channel)
-                # Only when Redis has confirmed it is no ring missed any more.
-                self._pubsub.get_message(timeout=timeout)
-                return True
-            deadline = time.monotonic() + timeout
-            rang = False
-            while not rang and (left := deadline - time.monotonic()) > 0:
-                rang = self._concerns(self._pubsub.get_message(timeout=left))
-            # Rings that came together are one.
-            while message := self._pubsub.get_message(timeout=0):
-                rang |= self._concerns(message)
-        except RedisError:
+            with redis_errors():
+                return self._wait(timeout)
+        except errors.StoreUnavailable:
             self.close()
-            time.sleep(min(timeout, 1.0))
-            return False
+            raise
+
+    def _wait(self, timeout: float) -> bool:
+        if self._pubsub is None:
+            self._pubsub = self._redis.pubsub()
+            self._pubsub.subscribe(self._channel)
+            # Only when Redis has confirmed it is no ring missed any more.
+            self._pubsub.get_message(timeout=timeout)
+            return True
+        deadline = time.monotonic() + timeout
+        rang = False
+        while not rang and (left := deadline - time.monotonic()) > 0:
+            rang = self._concerns(self._pubsub.get_message(timeout=left))
+        # Rings that came together are one.
+        while message := self._pubsub.get_message(timeout=0):
+            rang |= self._concerns(message)
         return rang
 
     def _concerns(self, message: Mapping[str, Any] | None) -> bool:

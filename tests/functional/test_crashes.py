@@ -171,9 +171,10 @@ class TestRedisRestarts:
         for worker in workers:
             assert worker.process.poll() is None
             assert "Traceback" not in worker.log
-            # Said once when it went and once when it came, by each worker.
-            assert "trying again until it answers" in worker.log
-            assert "Redis answers again" in worker.log
+            # Said once each time that it went and came, by each worker.
+            went = worker.log.count("trying again until it answers")
+            assert went in (1, 2)  # one, if a thread had no answer yet when it went again
+            assert worker.log.count("Redis answers again") == went
 
     def test_a_worker_waits_for_a_redis_that_is_not_there(
         self, logging_server: EmbeddedRedis, client: PoCClient, store: Store, start_worker: Any

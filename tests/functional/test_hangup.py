@@ -73,7 +73,7 @@ def test_a_worker_ends_in_order_with_its_terminal(terminal: Terminal, store: Sto
     terminal.close()
     _, status = os.waitpid(terminal.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert store.workers.listing() == []
+    assert store.workers.listing() == []  # of a Redis of its own there is nothing left to ask
     assert_gone(children)
 
 

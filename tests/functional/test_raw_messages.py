@@ -127,6 +127,16 @@ def test_another_message_under_the_id_of_an_open_ticket_does_not_end_it(
     wait_until(lambda: meta(direct, ticket)["status"] == "SUCCESS", description="the ticket's end")
 
 
+def test_a_command_that_was_mended_may_keep_its_id(direct: redis.Redis) -> None:
+    """Given one that was refused, then its ticket has the end of the round that it opened."""
+    ticket = push(direct, "poc.generate", {"x": 1})
+    assert meta(direct, ticket)["status"] == "FAILURE"
+    push(direct, "poc.generate", {"config": CONFIG, "replace": True}, ticket)
+    wait_until(lambda: meta(direct, ticket)["status"] == "PROGRESS", description="progress")
+    push(direct, "poc.stop", {})
+    wait_until(lambda: meta(direct, ticket)["status"] == "SUCCESS", description="the end")
+
+
 @pytest.mark.parametrize("task", ["celery.starmap", "celery.map", "celery.chord_unlock"])
 def test_a_task_of_celerys_own_is_unknown(task: str, direct: redis.Redis, store: Store) -> None:
     """It would run for whoever may enqueue."""

@@ -227,6 +227,9 @@ REFUSED = {
         "EVAL return 0",
         "FUNCTION LOAD #!lua",
         "SCRIPT FLUSH",
+        "SCAN 0",
+        "RANDOMKEY",
+        "CLIENT TRACKING ON BCAST",
         "LRANGE poc.test 0 -1",
         "HGETALL poc:test:status",
         "HSET poc:test:status state IDLE",
@@ -240,6 +243,9 @@ REFUSED = {
         "LPUSH poc.other x",
         "HGETALL poc:other:status",
         "FUNCTION LOAD #!lua",
+        "SCAN 0",
+        "RANDOMKEY",
+        "CLIENT TRACKING ON BCAST",
         "EVAL return\tredis.call('HGETALL','poc:other:status')",
         "PUBLISH poc:other:wake work",
         "KEYS *",
@@ -412,14 +418,35 @@ def test_a_worker_whose_user_is_locked_out_waits(
     worker = start_worker("w0")
     admin = as_user("admin")
     admin.execute_command("ACL SETUSER worker off")
+    admin.execute_command("CLIENT KILL USER worker")
     try:
         wait_until(lambda: "trying again until it answers" in worker.log, 30, "the refusal")
-        assert worker.process.poll() is None
+        time.sleep(3)
+        assert "Redis answers again" not in worker.log
     finally:
         admin.execute_command("ACL SETUSER worker on")
     wait_until(lambda: "Redis answers again" in worker.log, 30, "the end of it")
     worker.process.terminate()
     assert worker.process.wait(30) == 0
+    assert worker.log.count("trying again until it answers") == 1
+    assert worker.log.count("Redis answers again") == 1
+
+
+def test_a_worker_that_may_not_take_commands_any_more_waits(
+    as_user: Callable[[str], redis.Redis], settings: Settings, start_worker: Any
+) -> None:
+    """Given one that has run for a while, then it takes them again when it may."""
+    worker = start_worker("w0")
+    admin = as_user("admin")
+    time.sleep(2)
+    admin.execute_command("ACL SETUSER worker -brpop")
+    try:
+        wait_until(lambda: "NoPermissionError" in worker.log, 30, "the refusal")
+    finally:
+        admin.execute_command("ACL SETUSER worker +brpop")
+    with contextlib.closing(PoCClient(settings, timeout=30)) as client:
+        client.stop()
+    assert worker.process.poll() is None
 
 
 def test_a_controller_may_use_a_celery_client_of_its_own(

@@ -82,11 +82,11 @@ class TestTrouble:
         driver.call("poc_run_out_of_memory", 1)
         assert driver.distances(*range(6)) == pytest.approx(expected, abs=1e-6)
 
-    def test_an_exact_job_is_not_halved(self, driver: Driver) -> None:
+    def test_a_job_of_whole_tiles_is_not_halved(self, driver: Driver) -> None:
         """A functional check would call other bits a device that is wrong."""
         driver.call("poc_run_out_of_memory", 1)
         with pytest.raises(EngineError, match=r"can't compute the batch: .*9 GiB"):
-            driver.distances(*range(6), exact=True)
+            driver.distances(*range(6), whole_tiles=True)
 
     def test_out_of_memory_twice_fails_the_job_and_no_other(self, driver: Driver) -> None:
         """The manager gives its claim back; the engine goes on."""

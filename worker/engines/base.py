@@ -20,8 +20,8 @@ class Job:
     nonces: tuple[int, ...]
     seq_len: int
     strong_rng: bool = False
-    #: Rather fail than compute in another way (a halved tile), which may move the last bits.
-    exact: bool = False
+    #: Rather fail than halve a tile for want of memory, which may move the last bits.
+    whole_tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -489,7 +489,7 @@ def check_options(settings: Settings) -> dict[str, Any]:
     options = {"max_num_batched_tokens": DEFAULT_TOKENS} | given
     tokens = options["max_num_batched_tokens"]
     if type(tokens) is not int or tokens < 1:
-        raise EngineError(f"POC_VLLM_OPTIONS: max_num_batched_tokens={tokens!r} is no number")
+        raise EngineError("POC_VLLM_OPTIONS: max_num_batched_tokens is no number of 1 or more")
     return options
 
 

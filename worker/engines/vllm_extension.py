@@ -129,12 +129,12 @@ class _Device:
         nonces: Sequence[int],
         seq_len: int,
         strong_rng: bool,
-        exact: bool,
+        whole_tiles: bool,
     ) -> bool:
         job = _Job(self._device)
         key = (block_hash, public_key, seq_len, strong_rng)
         # The ranks of a group must do the same: one that halves alone waits for ever.
-        may_halve = self._alone and not exact
+        may_halve = self._alone and not whole_tiles
         try:
             tile = min(self._tile, self._max_tokens // seq_len)
             compute = self._compute_or_halve if may_halve else partial(self._compute, self._forward)

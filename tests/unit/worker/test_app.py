@@ -7,6 +7,8 @@ import contextlib
 from shared.settings import load_settings
 from worker.app import create_app
 
+UNACKED = ("unacked", "unacked_index", "unacked_mutex")
+
 
 def test_what_a_worker_took_is_noted_in_its_namespace() -> None:
     """Who shares a Redis has Celery's own names in common, and could give a message back."""
@@ -14,6 +16,6 @@ def test_what_a_worker_took_is_noted_in_its_namespace() -> None:
     with contextlib.closing(create_app(settings)) as app:
         channel = app.connection_for_read().transport.Channel
         options = app.conf.broker_transport_options
-    names = {f"{name}_key": f"poc:test:{name}" for name in ("unacked", "unacked_index")}
+    names = {f"{name}_key": f"poc:test:{name}" for name in UNACKED}
     assert names.items() <= options.items()
     assert names.keys() <= set(channel.from_transport_options)

@@ -65,7 +65,7 @@ class TestBegin:
         caplog.set_level("INFO")
         check = begun(engine)
         assert check.distances == DISTANCES
-        expected = Job(BLOCK_HASH, BLOCK_HASH, tuple(range(8)), 64, exact=True)
+        expected = Job(BLOCK_HASH, BLOCK_HASH, tuple(range(8)), 64, whole_tiles=True)
         assert engine.checks == [expected] * 2
         assert f"functional check passed: POC_MODEL_DISTANCES={list(DISTANCES)}" in caplog.text
 

@@ -107,11 +107,12 @@ def test_an_error_is_stored_without_our_code(backend: Results, direct: redis.Red
     assert meta(direct)["traceback"] is None
 
 
-@pytest.mark.parametrize("state", ["SUCCESS", PROGRESS])
-def test_what_succeeded_or_is_open_does_not_fail(
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", PROGRESS])
+def test_what_has_ended_or_is_open_does_not_fail(
     state: str, backend: Results, direct: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What failed is a repeat, or another message under its id."""
+    caplog.set_level(logging.INFO)
     direct.set("celery-task-meta-t", json.dumps({"status": state}))
     backend.mark_as_failure("t", InvalidRequest("no"))
     assert meta(direct) == {"status": state}

@@ -102,6 +102,23 @@ class TestOutage:
             thread.join(10)
         assert len(caplog.records) == 2
 
+    def test_it_is_over_when_all_who_saw_it_have_their_answer(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Given a Redis that refuses writes, then an answer to who only reads is not its end."""
+        outage.seen(GONE)
+
+        def read() -> None:
+            outage.seen(GONE)
+            outage.over()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        reader.join(10)
+        assert len(caplog.records) == 1
+        outage.over()
+        assert "Redis answers again" in caplog.records[1].getMessage()
+
 
 class TestInsist:
     """For whoever needs an answer now."""

@@ -141,11 +141,23 @@ class TestState:
         self, end: str, sink: CeleryTickets, direct: Any
     ) -> None:
         """A late report of another worker is dropped."""
+        direct.srem(OPEN, "t")  # whatever ends a ticket takes it out in the same step
         ENDS[end](sink)
         before = meta(direct)
         sink.progress("t", {"done": 1}, OPEN)
         assert meta(direct) == before
         assert before["status"] == end
+
+    @pytest.mark.parametrize("before", ["FAILURE", "REVOKED"])
+    def test_what_is_open_after_all_is_shown(
+        self, before: str, sink: CeleryTickets, direct: Any
+    ) -> None:
+        """Given a command that was refused, or too late, and was sent again under its id."""
+        direct.set("celery-task-meta-t", json.dumps({"status": before}))
+        sink.progress("t", {"done": 1}, OPEN)
+        assert meta(direct)["status"] == "PROGRESS"
+        sink.succeeded("t", {"by": "us"})
+        assert meta(direct)["status"] == "SUCCESS"
 
     @pytest.mark.parametrize("end", ENDS)
     @pytest.mark.parametrize("second", ENDS)
@@ -160,6 +172,7 @@ class TestState:
 
     def test_a_task_that_was_revoked_stays_so(self, sink: CeleryTickets, direct: Any) -> None:
         """By whoever clicked on it in Flower."""
+        direct.srem(OPEN, "t")
         direct.set("celery-task-meta-t", json.dumps({"status": "REVOKED"}))
         sink.progress("t", {"done": 1}, OPEN)
         sink.succeeded("t", {})
