@@ -19,6 +19,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Annotated, Any
@@ -295,6 +296,10 @@ def serve(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     place = f"[{host}]" if ":" in host else host
     logging.getLogger("uvicorn.error").info("the status API listens on http://%s:%d", place, port)
+    # uvicorn ends in order and then lets the signal have its usual effect: ours is none.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with listener, suppress(KeyboardInterrupt):  # it has ended by then, in order
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 from celery import Celery, bootsteps, signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.worker import state
-from celery.worker.control import Panel
 
 from shared.broker import celery_app
 from shared.errors import Hung, Quarantined, defect
@@ -21,6 +20,7 @@ from shared.keys import Keys
 from shared.settings import Settings
 from worker import tasks
 from worker.children import kill_leashed
+from worker.control import GuardedControl, take_no_more
 from worker.node import Node
 from worker.tickets import CeleryTickets
 
@@ -29,15 +29,6 @@ log = logging.getLogger(__name__)
 #: Exit status of a worker that could not start, of one that failed while it ran, and of one
 #: whose device gives wrong numbers, whenever that was seen.
 START_FAILED, FAILED, QUARANTINED = 2, 3, 4
-
-#: The remote control that a worker takes: what Flower and `celery inspect` show, and what ends a
-#: worker or a command.
-#: Not, for one, to consume from another list, which the rights on our own queue don't guard.
-CONTROL = frozenset({
-    "active", "active_queues", "conf", "disable_events", "enable_events", "heartbeat",
-    "ping", "query_task", "registered", "report", "reserved", "revoke", "revoked",
-    "scheduled", "shutdown", "stats",
-})  # fmt: skip
 
 
 class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -89,6 +80,7 @@ def create_app(settings: Settings) -> Celery:
         "dead_letter_key": keys("dead_letters"),
         **{f"{name}_key": keys(name) for name in ("unacked", "unacked_index", "unacked_mutex")},
     }
+    app.control_cls = GuardedControl
     app.signalled = threading.Event()
     # By nohup, say. Before Celery installs a handler of its own.
     app.outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -113,8 +105,7 @@ def create_app(settings: Settings) -> Celery:
 def run_worker(settings: Settings) -> int:
     """Run a worker in this process until it is told to end; its exit status."""
     app = create_app(settings)
-    for name in Panel.data.keys() - CONTROL:
-        del Panel.data[name]
+    take_no_more()
     worker = app.Worker(
         hostname=worker_name(settings),
         loglevel=settings.log_level,

@@ -11,6 +11,8 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpcore
 import httpx
@@ -19,6 +21,8 @@ from shared.receivers import Receivers
 
 #: Seconds until the next address of a name is tried.
 NEXT_ADDRESS_S = 2.0
+#: Names that are looked up at a time.
+RESOLVERS = 32
 
 _SocketOption = (
     tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
@@ -49,6 +53,8 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
     def __init__(self, receivers: Receivers) -> None:
         self._receivers = receivers
         self._inner = httpcore.AnyIOBackend()
+        # Of its own: names whose servers hang must not keep the loop's other threads.
+        self._resolver = ThreadPoolExecutor(RESOLVERS, "resolver")
 
     async def connect_tcp(
         self,
@@ -78,7 +84,9 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
     async def _addresses(self, host: str, port: int) -> list[str]:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await loop.run_in_executor(
+                self._resolver, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            )
         except socket.gaierror as error:
             raise httpcore.ConnectError(f"{host}: {error.strerror}") from error
         allowed, refusals = [], []

@@ -26,7 +26,7 @@ PATIENCE_S = 60.0
 
 # Celery's own way reads and then writes, so two reports at once could undo an end. KEYS[1] is the
 # task's key, on whose channel a waiting caller listens; ARGV its new state, its life in seconds,
-# its id, and the states that it is left in.
+# its id, and the states that it is left in. What can't be read is no end, and is replaced.
 # Given KEYS[2], the task must be among its members: a Redis that lost the work must not show
 # progress of it, or its caller would wait for ever instead of sending it again.
 _STORE = """
@@ -35,11 +35,11 @@ if KEYS[2] then
   local found = redis.call(sorted and 'ZSCORE' or 'SISMEMBER', KEYS[2], ARGV[3])
   if not found or found == 0 then return 0 end
 end
-local now = redis.call('GET', KEYS[1])
-if now then
-  local status = cjson.decode(now).status
+local is_ours = redis.call('TYPE', KEYS[1]).ok == 'string'
+local read, now = pcall(cjson.decode, is_ours and redis.call('GET', KEYS[1]) or 'null')
+if read and type(now) == 'table' then
   for i = 4, #ARGV do
-    if status == ARGV[i] then return 0 end
+    if now.status == ARGV[i] then return 0 end
   end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])

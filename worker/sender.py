@@ -53,6 +53,8 @@ T = TypeVar("T")
 
 #: Requests under way at a time, in all and to one receiver. One that fails gets one at a time.
 MAX_REQUESTS, MAX_PER_RECEIVER = 32, 4
+#: Of these, requests to receivers that failed last time: slow ones must leave room for the others.
+MAX_TROUBLED = 24
 #: Messages that a sender holds, without their bodies: about 700 bytes each.
 MAX_HELD = 10_000
 #: Messages asked for at once. Redis sends their bodies along, of up to some megabytes.
@@ -477,7 +479,9 @@ class _Run:
             if self._expired:
                 receiver, held = self._expired.popleft()
             else:
-                ready = (r for r in self._receivers.values() if r.ready(now))
+                all_of = self._receivers.values()
+                full = sum(r.requests for r in all_of if r.failures) >= MAX_TROUBLED
+                ready = (r for r in all_of if r.ready(now) and not (full and r.failures))
                 if (found := next(ready, None)) is None:
                     return
                 receiver, held = found, found.take()

@@ -71,7 +71,7 @@ _HEADERS: dict[str, tuple[type, ...]] = {
 _UNUSED_HEADERS = ("stamped_headers", "stamps", "eta", "callbacks", "errbacks", "chain", "chord")
 #: The longest id, in bytes: it becomes part of key names.
 MAX_ID = 256
-#: The longest of the other headers, in characters: they are logged, and events have them.
+#: The longest of the other headers, in bytes: they are logged, and events have them.
 MAX_HEADER = 4096
 #: How lists are called that answers to control commands come through; they are no tasks.
 _ANSWERS = ".reply.celery.pidbox"
@@ -84,6 +84,10 @@ class _Message(virtual.Message):  # type: ignore[misc]
         # Before it is read: kombu unpacks what is compressed, however large that becomes.
         if (payload.get("headers") or {}).get("compression"):
             raise ValueError("compressed messages are not taken")
+        if channel.pops_a_task:
+            # Where it goes if it is given back: whence it came, and not where its sender says.
+            queue = channel.popped_from.rsplit(channel.sep, 1)[0]
+            payload["properties"]["delivery_info"] = {"exchange": "", "routing_key": queue}
         super().__init__(payload, channel=channel, **kwargs)
         if channel.pops_a_task:
             self.headers: dict[str, Any] = _checked_headers(self.headers)
@@ -97,8 +101,8 @@ def _checked_headers(headers: dict[str, Any]) -> dict[str, Any]:
         value = headers.get(name)
         if not isinstance(value, types):
             raise TypeError(f"header {name!r} is {_short(value)}")
-        if isinstance(value, str) and len(value) > MAX_HEADER:
-            raise ValueError(f"header {name!r} has more than {MAX_HEADER} characters")
+        if isinstance(value, str) and len(value.encode()) > MAX_HEADER:
+            raise ValueError(f"header {name!r} has more than {MAX_HEADER} bytes")
     for name in _UNUSED_HEADERS:
         if headers.get(name):
             raise ValueError(f"header {name!r} is not taken")
@@ -161,7 +165,8 @@ class _Survivor:
     QoS = _QoS
 
     _item: bytes | None = None
-    _list = ""
+    #: The list that it was in, with the priority that kombu puts behind a queue's name.
+    popped_from = ""
 
     @property
     def pops_a_task(self) -> bool:
@@ -169,7 +174,7 @@ class _Survivor:
 
         By the list's name: what a message says of itself is its sender's choice.
         """
-        return self._item is not None and not self._list.endswith(_ANSWERS)
+        return self._item is not None and not self.popped_from.endswith(_ANSWERS)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         # kombu pops and parses in one breath. A response callback sees the bytes in between.
@@ -184,7 +189,7 @@ class _Survivor:
         def note(reply: Any, **options: Any) -> Any:
             reply = parse(reply, **options)
             if reply and command == "BRPOP":
-                self._list, self._item = reply[0].decode(errors="replace"), reply[1]
+                self.popped_from, self._item = reply[0].decode(errors="replace"), reply[1]
             else:
                 self._item = reply or None
             return reply
@@ -205,7 +210,7 @@ class _Survivor:
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """One message by direct access, past whatever is none."""
         while True:
-            self._list, self._item = queue, None
+            self.popped_from, self._item = queue, None
             try:
                 return super().basic_get(queue, no_ack=no_ack, **kwargs)  # type: ignore[misc]
             except BAD_ITEM as error:

@@ -138,7 +138,7 @@ class Outbox:
         for entry_id, fields in raw:
             try:
                 entries.append(_read(entry_id, fields, ahead))
-            except (LookupError, ValueError) as error:
+            except (LookupError, ValueError, ArithmeticError) as error:
                 # Written by another version or a stray hand: those behind it go on.
                 item = json.dumps({"outbox": entry_id, **fields}).encode()
                 with self._dead_letters.keeping("outbox", item, error) as pipe:
@@ -149,7 +149,7 @@ class Outbox:
 
 def _read(id: str, fields: Mapping[str, str], ahead: float) -> Entry:
     """The entry `id`; `ahead` are the seconds from this process' clock to Redis'."""
-    fields["body"]  # which is sent later
+    fields["body"].encode()  # which is sent later; text that was no UTF-8 can't be
     urlsplit(fields["url"])
     return Entry(
         id=id,

@@ -247,6 +247,27 @@ def test_a_receiver_that_never_ends_holds_up_no_other(
         wait_until(lambda: store.outbox.waiting() == 0, 30, "the slow one to get its own")
 
 
+def test_many_slow_receivers_leave_room_for_others(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given more of them than there are requests at a time, then another gets its own soon."""
+    monkeypatch.setattr(sender, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(sender, "MAX_TROUBLED", 1)
+    monkeypatch.setattr(sender, "MAX_PAUSE_S", 0.5)
+    with contextlib.ExitStack() as stack:
+        good, *slow = [stack.enter_context(Receiver()) for _ in range(13)]
+        stack.enter_context(sending(store, settings))
+        for each in slow:
+            each.always = "hang"
+            open_round(store, each.url)
+            find(store, 3)
+        wait_until(lambda: all(each.requests for each in slow), 30, "all to be known")
+        open_round(store, good.url)
+        nonces = find(store, 20)
+        until_counts(store, 0, 20, 0)
+        assert good.nonces == nonces
+
+
 def test_a_full_sender_has_room_for_others(
     store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,11 +140,11 @@ def test_a_command_that_was_mended_may_keep_its_id(direct: redis.Redis) -> None:
 @pytest.mark.parametrize("task", ["celery.starmap", "celery.map", "celery.chord_unlock"])
 def test_a_task_of_celerys_own_is_unknown(task: str, direct: redis.Redis, store: Store) -> None:
     """It would run for whoever may enqueue."""
-    before = store.status()
+    before = store.status().round_id
     inner = {"task": "poc.init", "kwargs": {"config": CONFIG, "replace": True}, "args": []}
     failed = meta(direct, push(direct, task, {"task": inner, "it": [[]]}))
     assert (failed["status"], failed["result"]["exc_type"]) == ("FAILURE", "NotRegistered")
-    assert store.status() == before
+    assert store.status().round_id == before
 
 
 def test_no_other_list_is_consumed(direct: redis.Redis, settings: Settings) -> None:
@@ -153,6 +153,28 @@ def test_no_other_list_is_consumed(direct: redis.Redis, settings: Settings) -> N
         app.control.add_consumer("x.celery.pidbox", reply=True, timeout=1)
         (queues,) = app.control.inspect(timeout=2).active_queues().values()
     assert [queue["name"] for queue in queues] == ["poc.test"]
+
+
+@pytest.mark.parametrize("exchange", ["", "reply.celery.pidbox"])
+@pytest.mark.parametrize("to", ["poc:test:tombstone:r1", "poc.test", 5])
+def test_remote_control_answers_to_askers_only(
+    to: Any, exchange: str, direct: redis.Redis, settings: Settings, shared_worker: Any
+) -> None:
+    """Given a ping that wants its answer elsewhere, none is written, and the next asker has his."""
+    message = json.loads(changed())
+    asked = {"method": "ping", "arguments": {}, "destination": None, "ticket": "t"}
+    asked["reply_to"] = {"exchange": exchange, "routing_key": to}
+    message["body"] = base64.b64encode(json.dumps(asked).encode()).decode()
+    said = shared_worker.log.count("no answer to")
+    # Where an answer by its exchange would be led to.
+    direct.sadd("_kombu.binding.reply.celery.pidbox", f"{to}\x06\x16\x06\x16{to}")
+    assert direct.publish("/0.celery.pidbox", json.dumps(message)) == 1
+    wait_until(lambda: shared_worker.log.count("no answer to") > said, description="the refusal")
+    with contextlib.closing(celery_app(settings)) as app:
+        (answer,) = app.control.ping(timeout=5, limit=1)
+    assert list(answer.values()) == [{"ok": "pong"}]
+    assert not direct.exists(str(to))
+    direct.delete("_kombu.binding.reply.celery.pidbox")
 
 
 @pytest.mark.parametrize("name", [*DEAD, *DROPPED])

@@ -107,9 +107,7 @@ POISON: dict[str, bytes] = {
         name: json.dumps(message).encode()
         for name, message in {
             "no properties": without("properties"),
-            "no delivery_info": without("properties", "delivery_info"),
             "no delivery_tag": without("properties", "delivery_tag"),
-            "no exchange": without("properties", "delivery_info", "exchange"),
             "tag is null": envelope(properties__delivery_tag=None),
             "tag is a list": envelope(properties__delivery_tag=[1]),
             "tag is half a character": envelope(properties__delivery_tag="\ud800"),
@@ -143,6 +141,8 @@ POISON: dict[str, bytes] = {
             "errbacks in the headers": envelope(headers__errbacks=[{"task": "t.add"}]),
             "a chord in the headers": envelope(headers__chord={"task": "t.add"}),
             "an endless name": envelope(headers__task="x" * 5000),
+            "a name of half a character": envelope(headers__task="poc.\ud800"),
+            "a group of half a character": envelope(headers__group="\ud800"),
             "an endless origin": envelope(headers__origin="x" * 5000),
             "shadow is a list": envelope(headers__shadow=["x"]),
             "stamps": envelope(headers__stamps={"a": 1}),
@@ -382,6 +382,23 @@ def test_direct_access_passes_over_poison(redis_server: Any) -> None:
             message.ack()
             assert broker.default_channel.basic_get(queue) is None
         assert direct.lrange(DEAD, 0, -1) == [b"{}", b"\xff"]
+
+
+@pytest.mark.parametrize("priority", ["", "\x06\x163"])
+def test_what_is_given_back_goes_whence_it_came(priority: str, redis_server: Any) -> None:
+    """And not where its sender says that it belongs: the worker may write where he may not."""
+    with contextlib.closing(redis.Redis.from_url(redis_server.url)) as direct:
+        direct.delete("poc.nobody", "poc:test:endings")
+        says = {"exchange": "", "routing_key": "poc:test:endings"}
+        direct.lpush(f"poc.nobody{priority}", json.dumps(envelope(properties__delivery_info=says)))
+        broker = kombu.Connection(redis_server.url, transport=TRANSPORT, transport_options=OPTIONS)
+        channel = broker.default_channel
+        assert channel.basic_get("poc.nobody")
+        channel.close()
+        broker.close()
+        assert direct.llen("poc.nobody") == 1
+        assert direct.llen("poc:test:endings") == 0
+        direct.delete("poc.nobody")
 
 
 def test_a_connection_that_broke_before_an_acknowledgement_ends_quietly(redis_server: Any) -> None:

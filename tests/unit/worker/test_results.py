@@ -126,6 +126,17 @@ def test_what_failed_may_succeed(backend: Results, direct: redis.Redis) -> None:
     assert meta(direct)["status"] == "SUCCESS"
 
 
+@pytest.mark.parametrize("key", ["hello", '"text"', "null", '{"status": "\\ud800"}', ["a list"]])
+def test_what_cannot_be_read_is_replaced(key: Any, backend: Results, direct: redis.Redis) -> None:
+    """Else one task's end could never be told, and no other behind it."""
+    if isinstance(key, list):
+        direct.rpush("celery-task-meta-t", *key)
+    else:
+        direct.set("celery-task-meta-t", key)
+    backend.mark_as_done("t", {})
+    assert meta(direct)["status"] == "SUCCESS"
+
+
 def test_a_repeat_is_no_news(
     backend: Results, direct: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -187,6 +187,8 @@ STRAY: dict[str, dict[str, str]] = {
     "bad deadline": {"url": "http://c", "body": "b", "key": "k", "round": "", "expires_at": "x"},
     "bad url": {"url": "http://[", "body": "b", "key": "k", "round": "", "expires_at": "1"},
     "no body": {"url": "http://c", "key": "k", "round": "", "expires_at": "1"},
+    "far deadline": {"url": "u", "body": "b", "key": "k", "round": "", "expires_at": "9" * 400},
+    "bytes": {"url": "u", "body": "\udcff", "key": "k", "round": "", "expires_at": "1"},
 }
 
 
