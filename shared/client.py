@@ -110,6 +110,8 @@ class PoCClient:
 
     def close(self) -> None:
         """Give the connections back."""
+        self._app.backend.client.close()
+        self._app.backend.client.connection_pool.disconnect()
         self._app.close()
 
     def _send(self, name: str, asked: Strict, kind: type[Answer]) -> Ticket[Answer]:

@@ -191,7 +191,7 @@ def _check_gpu(settings: Settings) -> Iterator[Finding]:
             "gpu",
             WARN,
             "torch is not installed: no worker can run here, controllers can",
-            "pip install 'poc-worker[cpu]' or 'poc-worker[vllm]'",
+            "pip install '.[cpu]' or '.[vllm]' where poc-worker's source is",
         )
         return
     wanted = settings.gpu is not None or settings.device.startswith("cuda")
@@ -276,7 +276,7 @@ def _check_checkpoint(settings: Settings, directory: Path) -> Finding:
             "model",
             WARN,
             f"{directory} ({kind}); no engine is installed",
-            "pip install 'poc-worker[cpu]' or 'poc-worker[vllm]'",
+            "pip install '.[cpu]' or '.[vllm]' where poc-worker's source is",
         )
     if kind not in ARCHITECTURES[engine]:
         allowed = ", ".join(sorted(ARCHITECTURES[engine]))

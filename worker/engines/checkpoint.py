@@ -129,7 +129,12 @@ def weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     single = directory / "model.safetensors"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise EngineError(
+                f"{index}: can't be read ({first_line(error)}); download the model again"
+            ) from None
     elif single.is_file():
         names = [single.name]
     else:

@@ -18,16 +18,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel
 
 from shared.errors import EngineError
 from worker import gpu_random
-from worker.engines import checkpoint
+from worker.engines import checkpoint, weights
 from worker.engines.base import EngineInfo, FuturePending, Job
 from worker.engines.checkpoint import first_line
 
@@ -65,7 +63,7 @@ class TransformersEngine:
         target = _choose_device(device, gpu)
         directory = checkpoint.find(model)
         config = checkpoint.read_config(directory, "transformers")
-        self._model = _load_model(directory, config, dtype, target)
+        self._model = weights.load(directory, config, dtype, target)
         self._device = target
         self._tile = tile or (DEFAULT_TILE_GPU if target.type == "cuda" else DEFAULT_TILE_CPU)
         self._info = EngineInfo(
@@ -175,44 +173,6 @@ class TransformersEngine:
             output.logits[:, -1], permutations, self._target(job.block_hash)
         )
         return distances[: len(nonces)]
-
-
-def _load_model(
-    directory: Path, config: PretrainedConfig, dtype: str, device: torch.device
-) -> PreTrainedModel:
-    """The model in `directory`, ready to compute on `device`."""
-    checkpoint.weight_files(directory)  # its messages say more than the library's
-    disable_progress_bar()  # of no use in a log
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=dtype,
-            device_map={"": device},  # straight to it: a large model need not fit in memory first
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        model = model.eval().requires_grad_(False)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise EngineError(
-            f"{directory}: the weights do not fit on {device} ({first_line(error)}); "
-            "use a smaller model or POC_DTYPE=bfloat16"
-        ) from None
-    except Exception as error:  # safetensors, shapes, disk: no common parent
-        raise EngineError(
-            f"{directory}: the weights can't be loaded ({first_line(error)}); "
-            "download or make the model again"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        # The library fills them with fresh random numbers: distances, but of no model.
-        raise EngineError(
-            f"{directory}: {len(missing)} weights are missing, {missing[0]} the first; "
-            "download or make the model again"
-        )
-    loaded: PreTrainedModel = model
-    return loaded
 
 
 def _choose_device(device: str, gpu: str | None) -> torch.device:

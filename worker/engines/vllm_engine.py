@@ -156,10 +156,12 @@ class VllmEngine:
         Raises `EngineError` that says what is wrong; then no process of vLLM is left.
         """
         version = check_version()
+        from worker.engines import weights  # which needs torch, and a doctor may have none
+
         options = check_options(settings)
         directory = checkpoint.find(settings.model, serving=settings.serve_port is not None)
         config = checkpoint.read_config(directory, "vllm")
-        checkpoint.weight_files(directory)  # its messages say more than vLLM's
+        weights.check(directory, config)  # its messages say more than vLLM's
         with contextlib.ExitStack() as undo:
             if listener := _listen(settings, directory):
                 undo.callback(listener.close)
@@ -453,10 +455,20 @@ def _device(settings: Settings) -> tuple[str, int]:
 
         kind, total = platform()
     except Exception as error:  # whatever a half-installed vLLM makes of its import
+        if settings.gpu is not None and "NVML" in type(error).__name__:
+            raise EngineError(
+                f"POC_GPU={settings.gpu}: there is no such GPU ({first_line(error)}); choose one "
+                "that `nvidia-smi -L` lists"
+            ) from error
         raise EngineError(
             f"POC_ENGINE=vllm: vLLM can't be imported ({first_line(error)}); {INSTALL}"
         ) from error
     wanted = settings.device
+    if settings.gpu is not None and kind == "cpu":
+        raise EngineError(
+            f"POC_GPU={settings.gpu}: the installed vLLM computes on the CPU; unset POC_GPU, or "
+            f"install another: {INSTALL}"
+        )
     if wanted.startswith("cuda:"):
         raise EngineError(
             f"POC_DEVICE={wanted}: vLLM takes the first GPUs that it sees; choose with POC_GPU"
@@ -542,6 +554,7 @@ def _arguments(
             max_model_len=settings.max_model_len,
             skip_tokenizer_init=settings.serve_port is None,
             trust_remote_code=False,
+            runner="generate",  # whatever files beside the model say that it is good for
             # Those that are hashed: auto prefers what Mistral's own formats are called.
             config_format="hf",
             load_format="safetensors",

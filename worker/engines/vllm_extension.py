@@ -221,7 +221,13 @@ class _Device:
             for group in self._groups
         ]
 
+        pages = set(self._scratch.values())
+
         def forward(inputs: Tensor) -> Tensor | None:
+            # A kernel may read a last block to its end, and 0 * NaN is NaN: what an earlier tile
+            # left there must not reach a healthy nonce.
+            for each in pages:
+                each.zero_()
             with internals.swapped(self._layers, self._scratch):
                 return internals.last_logits(self._worker, inputs, self._groups, metadata)
 

@@ -324,6 +324,17 @@ class TestRefusals:
         (model_dir / INDEX).write_text('{"weight_map": {"w": "model.safetensors"}}')
         assert load(model_dir).submit(job(1)).result()
 
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", "{}", '{"weight_map": 5}', '{"weight_map": {"w": {}}}']
+    )
+    def test_an_index_that_cannot_be_read(
+        self, text: str, model_dir: Path, load: LoadEngine
+    ) -> None:
+        """As an interrupted download leaves it."""
+        (model_dir / INDEX).write_text(text)
+        with pytest.raises(EngineError, match=r"index\.json: can't be read .*download the model"):
+            load(model_dir)
+
     def test_damaged_weights(self, model_dir: Path, load: LoadEngine) -> None:
         (model_dir / "model.safetensors").write_bytes(b"no tensors")
         with pytest.raises(EngineError, match="the weights can't be loaded"):
