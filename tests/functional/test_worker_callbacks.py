@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -217,6 +218,17 @@ class TestItsOwnProcess:
         assert receiver.nonces == sorted(found)
         assert store.status().callbacks_pending == 0
         assert end(sender, timeout=20) == 0
+        assert "Traceback" not in (tmp_path / "callbacks.log").read_text()
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_a_signal_ends_it_in_order(
+        self, number: int, store: Store, start_callbacks: StartCallbacks, tmp_path: Path
+    ) -> None:
+        """With status 0: the end of its terminal as well."""
+        sender = start_callbacks()
+        wait_until(lambda: store._redis.exists(Keys("test")("outbox")), 30, "it to look for work")
+        sender.send_signal(number)
+        assert sender.wait(20) == 0
         assert "Traceback" not in (tmp_path / "callbacks.log").read_text()
 
     def test_another_takes_over_from_one_that_was_killed(
