@@ -165,7 +165,7 @@ def _check_gpu() -> None:
         import torch
     except ImportError:
         raise EngineError(
-            "torch is not installed; pip install 'poc-worker[vllm]', or [cpu]"
+            "torch is not installed; pip install '.[vllm]' or '.[cpu]' where poc-worker's source is"
         ) from None
     if not torch.cuda.is_available():
         raise EngineError(f"torch {torch.__version__} sees no GPU, and this measures one")
