@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ from shared.store import Store, connect, redis_errors, refusal
 from worker.engines import engine_of, vllm_engine
 from worker.engines.checkpoint import ARCHITECTURES, REMEDY, names_a_path, weight_files
 
-#: What to do about a check that the Redis user of the settings may not make.
+#: What to say of a check that the Redis user of the settings may not make, and what to do.
+_MAY_NOT_LOOK = "not looked at, since this user may not"
 _AS_ANOTHER = "run poc doctor once as a user who may, such as admin"
+#: The same of what a worker must be allowed.
+_MAY_NOT_WORK = "a worker would end as this user"
+_AS_A_WORKER = "`poc worker` needs the user worker of deploy/users.acl.sh, for its namespace"
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -91,32 +96,31 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
     else:
         yield from _check_server(settings, info)
     with closing(Store(settings)) as store:
-        yield _check_access(settings, store)
+        access = partial(_check_access, settings, store)
+        yield _asked("access", access, _MAY_NOT_WORK, _AS_A_WORKER)
         yield _asked("clock", lambda: _check_clock(store.workers.clock_skew()))
         yield _asked("workers", lambda: _check_workers(settings, store))
 
 
-def _check_access(settings: Settings, store: Store) -> Finding:
-    try:
-        store.check_access(settings.queue)
-    except StoreRefused as error:
-        why, _, _ = str(error).partition("; ")
-        remedy = "`poc worker` needs the user worker of deploy/users.acl.sh, for its namespace"
-        return Finding("access", WARN, f"a worker would end as this user: {why}", remedy)
-    except PoCError as error:
-        return Finding("access", FAIL, str(error), "see the findings about Redis")
-    return Finding("access", OK, "this user may do what a worker must")
-
-
-def _asked(name: str, check: Callable[[], Finding]) -> Finding:
+def _asked(
+    name: str,
+    check: Callable[[], Finding],
+    refused: str = _MAY_NOT_LOOK,
+    remedy: str = _AS_ANOTHER,
+) -> Finding:
     """What `check` finds, if Redis lets this user look and is still there."""
     try:
         return check()
     except StoreRefused as error:
-        text = f"not looked at, since this user may not: {error}".partition("; ")[0]
-        return Finding(name, WARN, text, _AS_ANOTHER)
+        why, _, _ = str(error).partition("; ")
+        return Finding(name, WARN, f"{refused}: {why}", remedy)
     except PoCError as error:
         return Finding(name, FAIL, str(error), "see the findings about Redis")
+
+
+def _check_access(settings: Settings, store: Store) -> Finding:
+    store.check_access(settings.queue)
+    return Finding("access", OK, "this user may do what a worker must")
 
 
 def _check_server(settings: Settings, info: Mapping[str, Any]) -> Iterator[Finding]:

@@ -34,6 +34,11 @@ PASSWORD = {user: f"p w/{user}$&'|" for user in USERS}
 ROUND = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.9, "seq_len": 8}
 
 
+def quoted(user: str) -> str:
+    """A user's password as it stands in a URL."""
+    return "".join(f"%{byte:02X}" for byte in PASSWORD[user].encode())
+
+
 def variables() -> dict[str, str]:
     """What deploy/users.acl.sh needs."""
     passwords = {f"POC_REDIS_{user.upper()}_PASSWORD": PASSWORD[user] for user in USERS}
@@ -65,8 +70,7 @@ def settings_of(port: int) -> Callable[[str], Settings]:
     """The settings of a process that has a user's password."""
 
     def settings_of(user: str) -> Settings:
-        quoted = "".join(f"%{byte:02X}" for byte in PASSWORD[user].encode())
-        url = f"redis://{user}:{quoted}@127.0.0.1:{port}/0"
+        url = f"redis://{user}:{quoted(user)}@127.0.0.1:{port}/0"
         return load_settings(
             {}, redis_url=url, namespace="test", lease_s="2", heartbeat_s="0.2", api_port=0
         )
@@ -273,22 +277,28 @@ def test_a_user_can_t_do_what_is_others(
     assert re.search("no permissions|No permissions|can't access|ACL failure", str(caught.value))
 
 
+def doctor(settings: Settings) -> subprocess.CompletedProcess[str]:
+    """What `poc doctor` says to a user."""
+    return subprocess.run(
+        [sys.executable, "-m", "worker.cli", "doctor", "--json"],
+        env=environment(settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(("user", "level"), [("admin", "ok"), ("worker", "warn")])
 def test_the_doctor_says_what_it_may_not_see(
     user: str, level: str, settings_of: Callable[[str], Settings], start_worker: Any
 ) -> None:
     """A server that says no is not one that is away, and the rest is looked at all the same."""
     worker = start_worker("w0")
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "doctor", "--json"],
-        env=environment(settings_of(user)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = doctor(settings_of(user))
     findings = {each["name"]: each for each in json.loads(done.stdout)}
     assert findings["redis"]["level"] == level
+    assert findings["access"]["level"] == "ok"
     assert findings["workers"] == {
         "name": "workers",
         "level": "ok",
@@ -303,17 +313,12 @@ def test_the_doctor_goes_on_where_it_may_not_ask(
 ) -> None:
     """It names each check that this user may not make, and who may."""
     start_worker("w0")
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "doctor", "--json"],
-        env=environment(settings_of(user)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = doctor(settings_of(user))
     assert (done.returncode, done.stderr) == (0, "")
     findings = {each["name"]: each for each in json.loads(done.stdout)}
     assert findings["clock"]["level"] == "ok"
+    assert findings["access"]["level"] == "warn"
+    assert findings["access"]["text"].startswith("a worker would end as this user: Redis refuses")
     for name in ("redis", "workers"):
         assert findings[name]["level"] == "warn"
         assert findings[name]["remedy"] == "run poc doctor once as a user who may, such as admin"
@@ -333,10 +338,8 @@ WRONG = {
 
 
 def wrong_url(who: str, port: int) -> str:
-    quoted = {
-        user: "".join(f"%{byte:02X}" for byte in word.encode()) for user, word in PASSWORD.items()
-    }
-    return "redis://" + WRONG[who][0].format(host=f"127.0.0.1:{port}", **quoted)
+    passwords = {user: quoted(user) for user in USERS}
+    return "redis://" + WRONG[who][0].format(host=f"127.0.0.1:{port}", **passwords)
 
 
 @pytest.mark.parametrize("who", WRONG)
