@@ -30,8 +30,8 @@ from shared.errors import EngineError, PoCError
 from shared.settings import load_settings
 from shared.store import Store
 from worker.children import end, spawn, vanishing_directory
-from worker.embedded import EmbeddedRedis
-from worker.make_model import make_model
+from worker.tools.embedded import EmbeddedRedis
+from worker.tools.make_model import make_model
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 151_936,

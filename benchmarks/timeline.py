@@ -17,7 +17,8 @@ from dataclasses import asdict
 
 from shared.errors import PoCError
 from shared.settings import load_settings
-from worker.engines import Job, vllm_engine
+from worker.engines import Job
+from worker.engines.vllm import engine as vllm_engine
 
 
 def main() -> None:

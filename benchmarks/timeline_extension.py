@@ -8,8 +8,8 @@ from collections import defaultdict
 from typing import Any
 
 from worker import gpu_random
-from worker.engines.recording import Recorder
-from worker.engines.vllm_extension import PoCWorkerExtension
+from worker.engines.vllm.extension import PoCWorkerExtension
+from worker.engines.vllm.recording import Recorder
 
 #: Batches before the measurement, and in it.
 WARM_UP, BATCHES = 10, 50

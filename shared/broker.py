@@ -17,7 +17,7 @@ from shared.settings import Settings
 def celery_app(settings: Settings, **conf: Any) -> Celery:
     """An application on the namespace's broker and queue, with `conf` on top of celeryconfig.py.
 
-    It knows no tasks: send them by name, or let `worker.app` register them.
+    It knows no tasks: send them by name, or let `worker.queue.app` register them.
     """
     app = Celery("poc", set_as_current=False)
     app.config_from_object(_celeryconfig())

@@ -10,7 +10,7 @@ import pytest
 import redis
 from hypothesis import settings
 
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 # What hypothesis makes up is the same each time, unless a run is asked to look further:
 # pytest --hypothesis-profile=thorough

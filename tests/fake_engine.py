@@ -25,7 +25,7 @@ from shared.errors import EngineDied, EngineError
 from shared.settings import Settings
 from worker.engines import EngineInfo, Job
 from worker.engines.base import FuturePending
-from worker.functional_check import BLOCK_HASH
+from worker.node.functional_check import BLOCK_HASH
 
 #: Faults of the device, in any job from then on.
 FAULTS = (

@@ -35,9 +35,9 @@ from shared.receivers import Receivers
 from shared.status import Commit, RoundStatus
 from shared.store import Chunk, Claim, Store
 from shared.transitions import MESSAGES
+from worker.callbacks.messages import generated_message
 from worker.engines import Engine, Job, JobCancelled, Pending
-from worker.functional_check import FunctionalCheck
-from worker.sender import generated_message
+from worker.node.functional_check import FunctionalCheck
 
 log = logging.getLogger(__name__)
 

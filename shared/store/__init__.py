@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from shared.keys import Keys
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
 from shared.store.dead_letters import DeadLetters
 from shared.store.endings import Ending, Endings
 from shared.store.jobs import Chunk, Computed, Jobs
+from shared.store.keys import Keys
 from shared.store.outbox import Entry, Outbox
 from shared.store.rounds import Claim, Message, Reference, Rounds
 from shared.store.scripts import (

@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.client import NEVER_DECODE
 
-from shared.keys import Keys
+from shared.store.keys import Keys
 from shared.store.scripts import Client, redis_errors
 
 log = logging.getLogger(__name__)

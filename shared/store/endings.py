@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 
 from shared import errors
-from shared.keys import Keys
 from shared.store.dead_letters import DeadLetters
+from shared.store.keys import Keys
 from shared.store.scripts import Client, redis_errors
 
 

@@ -11,9 +11,9 @@ from math import isfinite, nan
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, PoCError
-from shared.keys import Keys
 from shared.settings import Settings
 from shared.store.dead_letters import DeadLetters
+from shared.store.keys import Keys
 from shared.store.rounds import Message
 from shared.store.scripts import Client, Scripts, redis_errors
 

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import ResponseError
 
-from shared.keys import Keys
 from shared.settings import Settings
 from shared.status import CallbackCounts
 from shared.store.dead_letters import DeadLetters
+from shared.store.keys import Keys
 from shared.store.scripts import Client, Scripts, redis_errors
 
 GROUP = "senders"

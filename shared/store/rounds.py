@@ -11,9 +11,9 @@ from typing import Any
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import PoCError, RoundMismatch, RoundNotInitialized
-from shared.keys import KEYS, Keys
 from shared.settings import Settings
 from shared.status import RoundStatus
+from shared.store.keys import KEYS, Keys
 from shared.store.scripts import Client, Scripts, redis_errors
 from shared.transitions import MESSAGES
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from shared.keys import Keys
 from shared.settings import Settings
 from shared.status import Incident, WorkerStatus
+from shared.store.keys import Keys
 from shared.store.scripts import Client, Scripts, redis_errors
 
 #: Incidents that are kept, for how many seconds, and how many of them a status shows.

@@ -20,7 +20,7 @@ from faults.journal import Journal
 from raw import raw_message
 from shared import errors
 from shared.settings import Settings
-from worker.threads import RETRY_S
+from worker.outage import RETRY_S
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import redis
 from fake_engine import fake_distance
 from faults.receiver import Received
 from shared.config import PoCConfig
-from shared.keys import KEYS, Keys
+from shared.store.keys import KEYS, Keys
 
 #: Every so many nonces there is none with a finite distance, whoever computes it.
 NAN_EVERY = 101

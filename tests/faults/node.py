@@ -23,9 +23,9 @@ from faults.invariants import NAN_EVERY, Broken
 from faults.journal import FAULT, Journal
 from shared.settings import Settings
 from support import clean_environment
-from worker.app import FAILED, QUARANTINED
 from worker.children import end, spawn
-from worker.functional_check import BLOCK_HASH, NONCES, PUBLIC_KEY
+from worker.node.functional_check import BLOCK_HASH, NONCES, PUBLIC_KEY
+from worker.queue.app import FAILED, QUARANTINED
 
 ROOT = Path(__file__).parents[2]
 

@@ -32,9 +32,9 @@ from faults.saboteur import PHASES, STRICT, Saboteur, World
 from faults.traces import Trace, traces
 from shared.client import PoCClient
 from shared.config import PoCConfig
-from shared.keys import Keys
 from shared.listener import listen
 from shared.settings import load_settings
+from shared.store.keys import Keys
 from worker.manager import DEPTH
 
 NAMESPACE = "faults"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import redis
 
-from shared.keys import Keys
+from shared.store.keys import Keys
 
 
 def _count_twice(direct: redis.Redis, keys: Keys, round_id: str) -> bool:

@@ -20,7 +20,7 @@ from faults.node import OLD, Node
 from faults.proxy import Proxy
 from faults.receiver import TROUBLES, Receiver
 from faults.server import CLOCK_S, Server, clock_library
-from shared.keys import Keys
+from shared.store.keys import Keys
 
 #: What a server is run with. `failover` is everysec with a replica that lags behind.
 PHASES = ("always", "everysec", "failover", "none")

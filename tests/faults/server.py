@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis
 
-from worker.embedded import HOST, EmbeddedRedis
+from worker.tools.embedded import HOST, EmbeddedRedis
 
 #: What a machine that crashes loses with appendfsync everysec: what was written for so long.
 UNSYNCED_S = 1.0

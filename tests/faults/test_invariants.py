@@ -20,9 +20,9 @@ from faults.receiver import Receiver
 from faults.run import NAMESPACE
 from faults.sabotage import SABOTAGE
 from shared.config import PoCConfig
-from shared.keys import Keys
 from shared.settings import Settings, load_settings
 from shared.store import Store
+from shared.store.keys import Keys
 from support import wait_until
 from worker.manager import PoCManager
 from worker.sender import PoCCallbackSender

@@ -12,8 +12,8 @@ CELERY = "/venv/lib/python3.11/site-packages/celery/app/trace.py"
 #: Theirs, though a folder of it is named as ours.
 CONSUMER = "/venv/lib/python3.11/site-packages/celery/worker/consumer/consumer.py"
 REDIS = "/venv/lib/python3.11/site-packages/redis/connection.py"
-TASKS = f"{ROOT}/worker/tasks.py"
-TRANSPORT = f"{ROOT}/worker/transport.py"
+TASKS = f"{ROOT}/worker/queue/tasks.py"
+TRANSPORT = f"{ROOT}/worker/queue/transport.py"
 REFUSED = "redis.exceptions.ConnectionError: Error 111 connecting to 127.0.0.1:6379."
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2].resolve()
 #: Our code.
 OURS = (ROOT / "shared", ROOT / "worker")
 #: Classes of Celery's with a change: what passes through them has to reach Celery.
-CELERYS = (ROOT / "worker/transport.py", ROOT / "worker/results.py")
+CELERYS = (ROOT / "worker/queue/transport.py", ROOT / "worker/queue/results.py")
 #: How Celery and kombu show, with a traceback of theirs, that Redis refuses them; they try again.
 THEIR_ERRORS = ("redis.exceptions.", "billiard.exceptions.RestartFreqExceeded")
 #: The defect of an engine that is there on purpose.

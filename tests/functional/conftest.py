@@ -17,7 +17,7 @@ from shared.settings import Settings, load_settings
 from shared.store import Store
 from support import clean_environment, wait_until
 from worker.children import end, spawn
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 ROOT = Path(__file__).parents[2]
 

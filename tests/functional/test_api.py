@@ -22,7 +22,7 @@ from shared.config import MAX_NONCE, PoCConfig
 from shared.settings import load_settings
 from shared.store import Store
 from support import wait_until
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import clean_environment
-from worker.engines import vllm_engine
+from worker.engines.vllm import engine as vllm_engine
 
 pytestmark = pytest.mark.functional
 

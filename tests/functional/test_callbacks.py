@@ -28,10 +28,11 @@ from shared.signature import verify
 from shared.status import RoundStatus
 from shared.store import Store
 from support import free_port, wait_until
-from worker import sender
+from worker.callbacks import delivery
+from worker.callbacks.messages import generated_message, validated_message
 from worker.children import end, spawn
-from worker.embedded import EmbeddedRedis
-from worker.sender import PoCCallbackSender, generated_message, validated_message
+from worker.sender import PoCCallbackSender
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 
@@ -161,7 +162,7 @@ def test_a_receiver_that_was_down_misses_nothing(
     store: Store, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Given nobody at the address for a while, then all arrives later; the log says it once."""
-    caplog.set_level(logging.INFO, "worker.sender")
+    caplog.set_level(logging.INFO, "worker.callbacks.delivery")
     port = free_port()
     with sending(store, settings):
         open_round(store, f"http://127.0.0.1:{port}/poc")
@@ -251,9 +252,9 @@ def test_many_slow_receivers_leave_room_for_others(
     store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given more of them than there are requests at a time, then another gets its own soon."""
-    monkeypatch.setattr(sender, "MAX_REQUESTS", 2)
-    monkeypatch.setattr(sender, "MAX_TROUBLED", 1)
-    monkeypatch.setattr(sender, "MAX_PAUSE_S", 0.5)
+    monkeypatch.setattr(delivery, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(delivery, "MAX_TROUBLED", 1)
+    monkeypatch.setattr(delivery, "MAX_PAUSE_S", 0.5)
     with contextlib.ExitStack() as stack:
         good, *slow = [stack.enter_context(Receiver()) for _ in range(13)]
         stack.enter_context(sending(store, settings))
@@ -275,7 +276,7 @@ def test_a_full_sender_has_room_for_others(
 
     What was let go comes back when its lease ends.
     """
-    monkeypatch.setattr(sender, "MAX_HELD", 8)
+    monkeypatch.setattr(delivery, "MAX_HELD", 8)
     port = free_port()
     with Receiver() as good, sending(store, settings):
         open_round(store, f"http://127.0.0.1:{port}/poc")

@@ -19,7 +19,7 @@ from shared.errors import InvalidRequest, NoAnswer, PoCError, RoundInProgress, S
 from shared.settings import Settings, load_settings
 from shared.status import RoundStatus
 from support import wait_until
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = [
     pytest.mark.functional,

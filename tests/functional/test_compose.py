@@ -15,7 +15,7 @@ import yaml
 
 from shared.settings import Settings, load_settings
 from support import clean_environment, free_port, running
-from worker.embedded import _server_binary
+from worker.tools.embedded import _server_binary
 
 pytestmark = pytest.mark.functional
 

@@ -14,12 +14,12 @@ from fake_engine import fake_distance
 from shared.client import PoCClient
 from shared.config import PoCState
 from shared.data import ProofBatch
-from shared.keys import Keys
 from shared.settings import Settings, load_settings
 from shared.store import Store
+from shared.store.keys import Keys
 from support import wait_until
-from worker.embedded import EmbeddedRedis
 from worker.manager import DEPTH
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 

@@ -16,7 +16,7 @@ import redis
 from shared.errors import ConfigError
 from support import wait_until
 from worker.children import end, spawn
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 
@@ -86,7 +86,8 @@ def test_the_temporary_directory_is_removed() -> None:
 def test_the_temporary_directory_is_removed_without_stop() -> None:
     """A program that just ends cleans up too."""
     code = (
-        "from worker.embedded import EmbeddedRedis; s = EmbeddedRedis().start(); print(s.data_dir)"
+        "from worker.tools.embedded import EmbeddedRedis;"
+        "s = EmbeddedRedis().start(); print(s.data_dir)"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
@@ -98,7 +99,7 @@ def test_the_temporary_directory_is_removed_without_stop() -> None:
 def test_it_dies_with_a_killed_parent(tmp_path: Path) -> None:
     """Kill -9 of the owner leaves no server behind."""
     code = (
-        "import sys, time; from worker.embedded import EmbeddedRedis\n"
+        "import sys, time; from worker.tools.embedded import EmbeddedRedis\n"
         "print(EmbeddedRedis(data_dir=sys.argv[1]).start().pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
@@ -126,13 +127,13 @@ def test_a_chosen_port_that_is_taken_is_tried_elsewhere(monkeypatch: pytest.Monk
     with EmbeddedRedis() as server:
         real = worker_free_port()
         choices = iter([server.port, real])
-        monkeypatch.setattr("worker.embedded._free_port", lambda: next(choices))
+        monkeypatch.setattr("worker.tools.embedded._free_port", lambda: next(choices))
         with EmbeddedRedis() as other:
             assert other.port == real
 
 
 def worker_free_port() -> int:
-    from worker.embedded import _free_port
+    from worker.tools.embedded import _free_port
 
     return _free_port()
 

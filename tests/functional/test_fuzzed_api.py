@@ -30,7 +30,7 @@ from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.settings import load_settings
 from shared.store import Store
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(3600)]
 

@@ -24,7 +24,7 @@ from shared import errors
 from shared.config import MAX_NONCE
 from shared.settings import Settings
 from support import wait_until
-from worker.transport import KEEP_ITEMS
+from worker.queue.transport import KEEP_ITEMS
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(3600)]
 

@@ -19,7 +19,7 @@ from shared.data import ProofBatch
 from shared.settings import Settings
 from shared.store import Store
 from support import wait_until
-from worker.functional_check import BLOCK_HASH, NONCES
+from worker.node.functional_check import BLOCK_HASH, NONCES
 
 pytestmark = pytest.mark.functional
 

@@ -98,7 +98,7 @@ def test_a_defect_shows_its_traceback_to_the_log_alone(
     assert failed["traceback"] is None
     assert ".py" not in json.dumps(failed)
     wait_until(lambda: "Traceback (most recent call last)" in shared_worker.log, description="it")
-    assert "worker/tasks.py" in shared_worker.log
+    assert "worker/queue/tasks.py" in shared_worker.log
 
 
 def test_a_repeat_is_carried_out_once(direct: redis.Redis) -> None:

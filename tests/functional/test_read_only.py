@@ -22,7 +22,7 @@ from shared.settings import Settings
 from shared.store import Store
 from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
-from worker.make_model import make_model
+from worker.tools.make_model import make_model
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow]
 

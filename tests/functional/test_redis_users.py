@@ -23,7 +23,7 @@ from shared.client import PoCClient
 from shared.errors import StoreRefused
 from shared.settings import Settings, load_settings
 from support import clean_environment, free_port, running, wait_until
-from worker.embedded import _server_binary
+from worker.tools.embedded import _server_binary
 
 pytestmark = pytest.mark.functional
 

@@ -21,7 +21,7 @@ from shared.broker import celery_app
 from shared.settings import load_settings
 from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -14,7 +14,7 @@ from shared.errors import StoreUnavailable
 from shared.settings import load_settings
 from shared.status import RoundStatus
 from shared.store import Claim, Store
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.functional
 ROOT = Path(__file__).parents[2]
 QUEUE = "poc.test"
 DEAD = "poc:test:dead_letters"
-TRANSPORT = "worker.transport:Transport"
+TRANSPORT = "worker.queue.transport:Transport"
 OPTIONS = {"dead_letter_key": DEAD}
 
 APP = f"""

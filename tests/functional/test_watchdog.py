@@ -14,8 +14,8 @@ import pytest
 
 from exactness import counted, generating, without_gap
 from shared.client import PoCClient
-from shared.keys import Keys
 from shared.store import Store
+from shared.store.keys import Keys
 from support import wait_until
 from worker.manager import DEPTH
 

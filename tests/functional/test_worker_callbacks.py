@@ -21,10 +21,10 @@ from shared.client import PoCClient
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute
-from shared.keys import Keys
 from shared.settings import Settings
 from shared.status import RoundStatus
 from shared.store import Store
+from shared.store.keys import Keys
 from support import clean_environment, free_port, wait_until
 from worker.children import end, spawn
 

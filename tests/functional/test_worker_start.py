@@ -16,7 +16,7 @@ from shared.settings import Settings
 from shared.store import Store
 from support import clean_environment, wait_until
 from worker.children import end, spawn
-from worker.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 
@@ -133,11 +133,21 @@ def test_a_wrong_setting(name: str, value: str, message: str, start_worker: Any)
 
 
 def test_celerys_own_command_line(settings: Settings, client: PoCClient, tmp_path: Path) -> None:
-    """`celery -A worker.entry worker` is a whole worker, with settings from variables."""
+    """`celery -A worker.queue.entry worker` is a whole worker, with settings from variables."""
     log = tmp_path / "log"
     options = ["-P", "threads", "-n", "w0@test", "--without-gossip", "--without-mingle"]
     process = spawn(
-        [sys.executable, "-m", "celery", "-A", "worker.entry", "worker", "-l", "INFO", *options],
+        [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "worker.queue.entry",
+            "worker",
+            "-l",
+            "INFO",
+            *options,
+        ],
         env=clean_environment()
         | {
             "POC_REDIS_URL": settings.redis_url,
@@ -162,7 +172,7 @@ def test_the_gpu_is_chosen_before_torch_is_imported() -> None:
     script = """
 import os, sys
 from shared.settings import load_settings
-from worker.app import create_app
+from worker.queue.app import create_app
 create_app(load_settings({}, gpu="3"))
 assert "torch" not in sys.modules
 assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sizes import VOCAB_SIZE
 
-from worker.make_model import make_model
+from worker.tools.make_model import make_model
 
 
 @pytest.fixture(scope="module")

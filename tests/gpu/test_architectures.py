@@ -20,7 +20,7 @@ from sizes import SEQ_LEN, VOCAB_SIZE, job
 from shared.settings import load_settings
 from support import assert_gone
 from worker import gpu_random
-from worker.engines.vllm_engine import VllmEngine
+from worker.engines.vllm.engine import VllmEngine
 
 pytestmark = [
     pytest.mark.gpu,

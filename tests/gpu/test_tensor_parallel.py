@@ -16,9 +16,9 @@ from sizes import job
 from shared.errors import EngineDied
 from shared.settings import load_settings
 from support import assert_gone
-from worker.engines import vllm_engine
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm_engine import VllmEngine
+from worker.engines.vllm import engine as vllm_engine
+from worker.engines.vllm.engine import VllmEngine
 
 pytestmark = [
     pytest.mark.gpu,

@@ -22,9 +22,10 @@ from transformers import AutoConfig
 from shared.errors import EngineDied, EngineError
 from shared.settings import load_settings
 from support import assert_gone
-from worker.engines import Job, vllm_engine
+from worker.engines import Job
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm_engine import VllmEngine, reserve_bytes
+from worker.engines.vllm import engine as vllm_engine
+from worker.engines.vllm.engine import VllmEngine, reserve_bytes
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,9 +9,9 @@ import fakeredis
 import pytest
 
 from shared.config import PoCConfig
-from shared.keys import Keys
 from shared.settings import load_settings
 from shared.store import Store
+from shared.store.keys import Keys
 from shared.store.scripts import Client, connect
 
 NAMESPACE = "test"

@@ -11,8 +11,8 @@ from typer.main import get_command
 
 from shared.api import create_app
 from shared.settings import PREFIX, Settings, load_settings
-from worker import node
 from worker.cli import app
+from worker.node import node
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,8 +16,8 @@ import transformers
 from driver import Driver
 from small import CONFIGS, settings_of
 
-from worker.engines import vllm_engine
-from worker.engines.vllm_engine import VllmEngine
+from worker.engines.vllm import engine as vllm_engine
+from worker.engines.vllm.engine import VllmEngine
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from worker.engines.base import Job
-from worker.engines.vllm_engine import VllmEngine
+from worker.engines.vllm.engine import VllmEngine
 
 
 class Driver:

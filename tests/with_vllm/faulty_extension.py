@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from worker import gpu_random
-from worker.engines import vllm_internals as internals
-from worker.engines.vllm_extension import PoCWorkerExtension
+from worker.engines.vllm import internals
+from worker.engines.vllm.extension import PoCWorkerExtension
 
 _REAL = {
     "generate_inputs": gpu_random.generate_inputs,

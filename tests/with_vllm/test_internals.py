@@ -1,4 +1,4 @@
-"""The contract with vLLM: every name of it that `worker.engines.vllm_internals` leans on is there.
+"""The contract with vLLM: every name of it that `worker.engines.vllm.internals` leans on is there.
 
 Read from its source, so that a version for another machine can be checked, too: unpack its wheel
 and name the folder that holds `vllm/` in VLLM_SOURCES (several with colons between them).
@@ -188,7 +188,7 @@ class _OneBuffer:
 @pytest.mark.filterwarnings("ignore")
 def test_metadata_stays_as_it_was_built() -> None:
     """Whatever is built later: a recorded forward points at it."""
-    from worker.engines import vllm_internals
+    from worker.engines.vllm import internals as vllm_internals
 
     group = vllm_internals.KVGroup(("layer",), _OneBuffer(), block_size=16)
     built, slots = vllm_internals.prefill_metadata(group, 2, 40, "cpu")

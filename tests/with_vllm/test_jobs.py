@@ -14,8 +14,9 @@ from driver import Driver, job
 from small import settings_of
 
 from shared.errors import EngineDied, EngineError
-from worker.engines import JobCancelled, vllm_engine
-from worker.engines.vllm_engine import VllmEngine, reserve_bytes
+from worker.engines import JobCancelled
+from worker.engines.vllm import engine as vllm_engine
+from worker.engines.vllm.engine import VllmEngine, reserve_bytes
 
 pytestmark = [
     pytest.mark.vllm,

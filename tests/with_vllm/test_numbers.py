@@ -12,7 +12,7 @@ from small import CONFIGS
 
 from worker.engines.checkpoint import ARCHITECTURES, fingerprint
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm_engine import VllmEngine
+from worker.engines.vllm.engine import VllmEngine
 
 pytestmark = [
     pytest.mark.vllm,

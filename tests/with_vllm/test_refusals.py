@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from small import settings_of
 
 from shared.errors import EngineError
-from worker.engines import vllm_engine
-from worker.engines.vllm_engine import VllmEngine
-from worker.make_model import make_model
+from worker.engines.vllm import engine as vllm_engine
+from worker.engines.vllm.engine import VllmEngine
+from worker.tools.make_model import make_model
 
 pytestmark = [
     pytest.mark.vllm,
@@ -137,7 +137,7 @@ def test_a_device_that_this_vllm_has_not(device: str, model_dir: Path) -> None:
 
 def test_a_build_for_a_gpu_without_one(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What vLLM makes of a machine where it finds no device of its kind."""
-    monkeypatch.setattr("worker.engines.vllm_internals.platform", lambda: ("", 0))
+    monkeypatch.setattr("worker.engines.vllm.internals.platform", lambda: ("", 0))
     assert "this vLLM sees no GPU" in refusal(model_dir)
 
 

@@ -26,7 +26,7 @@ from shared.store import Store
 from support import assert_gone, wait_until
 from worker.children import end
 from worker.engines.transformers_engine import TransformersEngine
-from worker.make_model import make_model
+from worker.tools.make_model import make_model
 
 pytestmark = [
     pytest.mark.vllm,

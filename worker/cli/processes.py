@@ -17,8 +17,8 @@ import typer
 
 from shared.errors import ConfigError
 from shared.settings import Settings
-from worker.cli import show
 from worker.cli.options import Json, takes_settings
+from worker.tools import show
 
 
 @takes_settings(
@@ -56,7 +56,7 @@ def worker(
     poc make-model ./model && poc worker --model ./model --embedded
     """
     with _redis(settings, embedded) as ready:
-        from worker.app import run_worker
+        from worker.queue.app import run_worker
 
         raise typer.Exit(run_worker(ready))
 
@@ -81,8 +81,8 @@ def callbacks(settings: Settings) -> None:
     import logging
 
     from shared.store import Store
+    from worker.outage import Outage
     from worker.sender import PoCCallbackSender
-    from worker.threads import Outage
 
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -106,7 +106,7 @@ def demo(
 
     poc demo --seconds 10
     """
-    from worker.demo import run
+    from worker.tools.demo import run
 
     raise typer.Exit(run(seconds=seconds))
 
@@ -117,7 +117,7 @@ def doctor(settings: dict[str, Any], as_json: Json = False) -> None:
 
     poc doctor --model ./model
     """
-    from worker.doctor import FAIL, examine
+    from worker.tools.doctor import FAIL, examine
 
     findings = examine(settings)
     if as_json:
@@ -147,7 +147,7 @@ def make_model(
 
     poc make-model ./model --layers 4 --hidden-size 256
     """
-    from worker.make_model import make_model as make
+    from worker.tools.make_model import make_model as make
 
     made = make(
         path,
@@ -178,7 +178,7 @@ def bench(
 
     poc bench --model ./model --seq-len 256
     """
-    from worker.bench import run
+    from worker.tools.bench import run
 
     raise typer.Exit(
         run(model=model, batch_size=batch_size, seq_len=seq_len, seconds=seconds, json=as_json)
@@ -196,7 +196,7 @@ def _redis(settings: Settings, embedded: bool) -> Iterator[Settings]:
             f"--embedded starts a Redis, but POC_REDIS_URL={settings.safe_redis_url} names one; "
             "unset it, or leave --embedded out"
         )
-    from worker.embedded import EmbeddedRedis
+    from worker.tools.embedded import EmbeddedRedis
 
     with EmbeddedRedis() as server:
         show.news.print("Redis runs. In another terminal:", soft_wrap=True)

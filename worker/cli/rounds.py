@@ -16,7 +16,6 @@ from shared.errors import InvalidRequest, RoundMismatch, RoundNotInitialized, St
 from shared.settings import Settings
 from shared.status import Incident, RoundStatus, WorkerStatus
 from shared.transitions import MESSAGES
-from worker.cli import show
 from worker.cli.options import (
     Json,
     NewRoundId,
@@ -28,6 +27,7 @@ from worker.cli.options import (
     takes_config,
     takes_settings,
 )
+from worker.tools import show
 
 if TYPE_CHECKING:
     from shared.store import Store

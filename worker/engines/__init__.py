@@ -63,7 +63,7 @@ def engine_of(settings: Settings) -> str:
 
 
 def _load_vllm(settings: Settings) -> Engine:
-    from worker.engines.vllm_engine import VllmEngine
+    from worker.engines.vllm.engine import VllmEngine
 
     return VllmEngine(settings)
 

@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from shared.api import create_app, serve
 from shared.config import MAX_NONCE, PoCConfig
 from shared.errors import ConfigError
-from shared.keys import Keys
 from shared.settings import load_settings
 from shared.status import Commit, Incident
 from shared.store import Store
+from shared.store.keys import Keys
 from shared.store.scripts import Client
 
 SETTINGS = load_settings({}, namespace="test")

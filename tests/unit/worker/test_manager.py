@@ -31,8 +31,8 @@ from shared.status import NodeStatus, RoundStatus
 from shared.store import Store
 from support import wait_until
 from worker.engines import Job, Pending
-from worker.functional_check import FunctionalCheck
 from worker.manager import DEPTH, PoCManager, PoCStats
+from worker.node.functional_check import FunctionalCheck
 
 Away = Callable[[], AbstractContextManager[None]]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shared.keys import KEYS, Keys
+from shared.store.keys import KEYS, Keys
 from shared.store.scripts import Client
 
 DAY = 86_400

@@ -9,8 +9,8 @@ import pytest
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch
-from shared.keys import Keys
 from shared.store import Bell, Store
+from shared.store.keys import Keys
 from shared.store.scripts import Client
 from support import wait_until
 

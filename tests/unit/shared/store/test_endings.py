@@ -8,10 +8,10 @@ import pytest
 
 from shared.config import PoCConfig, PoCState
 from shared.errors import PoCError
-from shared.keys import Keys
 from shared.status import RoundStatus
 from shared.store import Store
 from shared.store.dead_letters import DeadLetters
+from shared.store.keys import Keys
 from shared.store.scripts import Client
 
 

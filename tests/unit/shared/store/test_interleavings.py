@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.config import PoCConfig
-from shared.keys import Keys
 from shared.store import Claim, Store
+from shared.store.keys import Keys
 from shared.store.scripts import Client
 
 #: What happens, and to which of the claims that a worker ever had.

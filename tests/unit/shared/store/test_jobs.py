@@ -12,8 +12,8 @@ import pytest
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundMismatch, RoundNotInitialized
-from shared.keys import Keys
 from shared.store import Chunk, Computed, Message, Store
+from shared.store.keys import Keys
 from shared.store.scripts import Client
 
 

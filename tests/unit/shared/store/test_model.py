@@ -33,9 +33,9 @@ from node_model import FULL, Claims, Held, Limits, Node
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, ModelMismatch, PoCError
-from shared.keys import Keys
 from shared.status import RoundStatus
 from shared.store import Chunk, Claim, Computed, Entry, Message, Store, rounds
+from shared.store.keys import Keys
 from shared.store.scripts import Client
 from worker import manager
 from worker.manager import PoCManager

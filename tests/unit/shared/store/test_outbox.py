@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from shared.config import PoCConfig
-from shared.keys import Keys
 from shared.status import RoundStatus
 from shared.store import Entry, Message, Store
+from shared.store.keys import Keys
 from shared.store.outbox import GROUP
 from shared.store.scripts import Client
 from support import wait_until

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from shared.config import MAX_NONCE, PoCConfig, PoCState
 from shared.errors import InvalidRequest, RoundInProgress, RoundMismatch, RoundNotInitialized
-from shared.keys import Keys
 from shared.settings import load_settings
 from shared.status import RoundStatus
 from shared.store import Claim, Message, Store
+from shared.store.keys import Keys
 from shared.store.scripts import Client
 
 on_one_store = settings(

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from shared.errors import ModelMismatch
-from shared.keys import Keys
 from shared.status import Commit, Incident
 from shared.store import Reference, Store
+from shared.store.keys import Keys
 from shared.store.scripts import Client
 
 

@@ -16,7 +16,7 @@ from shared.errors import EngineError
 from support import wait_until
 from worker.engines import Engine, Job, JobCancelled, Pending
 from worker.engines.transformers_engine import TransformersEngine
-from worker.make_model import make_model
+from worker.tools.make_model import make_model
 
 
 @dataclass

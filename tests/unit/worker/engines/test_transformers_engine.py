@@ -21,7 +21,7 @@ from worker import gpu_random
 from worker.engines import Job, JobCancelled, load_engine
 from worker.engines.checkpoint import ARCHITECTURES, INDEX, fingerprint
 from worker.engines.transformers_engine import TransformersEngine
-from worker.make_model import make_model
+from worker.tools.make_model import make_model
 
 VOCAB_SIZE = 160
 HIDDEN_SIZE = 32

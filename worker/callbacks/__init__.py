@@ -1,0 +1,1 @@
+"""HTTP out: what was found and judged goes to who asked for it."""

@@ -1,0 +1,129 @@
+"""One attempt to deliver a callback, and what its outcome means.
+
+Any 2xx is a delivery. 408, 429, 5xx and trouble on the network are worth another attempt.
+Redirects and other 4xx are final. Where a message goes is decided by the address that is connected
+to (`worker.callbacks.guard`), and who sent it is shown by a signature (`shared.signature`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import httpx
+
+from shared.receivers import Receivers
+from shared.settings import Settings
+from shared.signature import sign
+from worker.callbacks.guard import NotAllowed, guarded_transport
+
+#: Connections to receivers that are kept for the next message.
+KEPT_CONNECTIONS = 32
+#: The most seconds that a receiver may ask to be left alone.
+MAX_RETRY_AFTER_S = 300.0
+#: Bytes of the longest answer that is read at all; nobody looks at it.
+ANSWER_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one attempt."""
+
+    #: Empty when it was delivered.
+    error: str = ""
+    #: Another attempt may end better.
+    retry: bool = False
+    #: Seconds that the receiver asked to be left alone.
+    retry_after_s: float = 0.0
+
+
+def judge(status: int, retry_after: str | None = None) -> Answer:
+    """What an HTTP status means for a message."""
+    if 200 <= status < 300:
+        return Answer()
+    error = f"it answered {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
+    if status in (408, 429) or status >= 500:
+        return Answer(error, retry=True, retry_after_s=seconds_asked_for(retry_after))
+    if 300 <= status < 400:
+        error += "; redirects are not followed: set callback_url to where it leads"
+    return Answer(error)
+
+
+def seconds_asked_for(retry_after: str | None) -> float:
+    """The seconds that a Retry-After header means, within reason; 0 for none and for nonsense."""
+    value = (retry_after or "").strip()
+    # isdigit alone knows digits of other scripts, and a number may be longer than int() takes.
+    if value.isascii() and value.isdigit():
+        return min(float(value), MAX_RETRY_AFTER_S)
+    try:
+        until = parsedate_to_datetime(value)
+        if until.tzinfo is None:  # "-0000": UTC, says RFC 5322
+            until = until.replace(tzinfo=UTC)
+        seconds = (until - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+
+
+def client_for(settings: Settings) -> httpx.AsyncClient:
+    """A client that goes only where `settings` allow, and nowhere but where it is told to."""
+    return httpx.AsyncClient(
+        timeout=None,  # noqa: S113 - `post` has a limit for the whole request
+        transport=guarded_transport(Receivers.of(settings.callback_allow), KEPT_CONNECTIONS),
+        follow_redirects=False,
+        trust_env=False,  # no proxy, no .netrc: the config alone says where a callback goes
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+    )
+
+
+async def post(
+    client: httpx.AsyncClient, settings: Settings, url: str, key: str, body: str
+) -> Answer:
+    """Send a message once, signed if there is a secret. Never raises for what a receiver does."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+    if settings.callback_secret:
+        secret = settings.callback_secret.get_secret_value()
+        headers |= sign(secret, key, int(time.time()), body)
+    timeout_s = settings.callback_timeout_s
+    answer = None
+    try:
+        # In all: a receiver that sends a byte now and then must not hold the request for ever.
+        async with (
+            asyncio.timeout(timeout_s),
+            client.stream("POST", url, content=body, headers=headers) as response,
+        ):
+            answer = judge(response.status_code, response.headers.get("Retry-After"))
+            if _is_short(response):
+                # To its end, so that the connection can be used again.
+                async for _ in response.aiter_raw():
+                    pass
+    except TimeoutError:
+        return answer or Answer(f"it gave no answer within {timeout_s:g} s", retry=True)
+    except _NEVER_SENT as error:
+        return answer or Answer(f"the message can't be sent: {_sentence(error)}")
+    except httpx.TransportError as error:
+        return answer or Answer(_sentence(error), retry=True)
+    return answer
+
+
+#: What is raised for a URL or a header that no attempt can send.
+_NEVER_SENT = (
+    httpx.InvalidURL,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    NotAllowed,
+    ValueError,  # a host name that is none
+)
+
+
+def _is_short(response: httpx.Response) -> bool:
+    length = response.headers.get("Content-Length")
+    return response.status_code == 204 or (length is not None and int(length) <= ANSWER_BYTES)
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]

@@ -1,0 +1,58 @@
+"""Freezing what a receiver is told, for the script that commits it.
+
+A message is kept in the outbox by the very script that commits what it tells, so neither is there
+without the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from shared.config import PoCConfig
+from shared.data import ProofBatch, ValidatedBatch
+from shared.errors import PoCError
+from shared.store import Claim, Computed, Message
+
+
+def generated_message(claim: Claim, valid: Sequence[tuple[int, float]]) -> Message | None:
+    """What tells a claim's `valid` nonces; None when there are none, or nobody wants to know."""
+    if not valid:
+        return None
+    batch = ProofBatch.of(claim.config, [n for n, _ in valid], [d for _, d in valid])
+    key = f"{claim.round_id}:{claim.token}"
+    return message(claim.config, "generated", batch.model_dump_json(), key, claim.round_id)
+
+
+def validated_message(
+    job: Computed, outcome: ValidatedBatch | PoCError, not_computed: Sequence[int] = ()
+) -> Message | None:
+    """What tells the end of a validation; None if nobody wants to know.
+
+    The end is a verdict, or an error with the nonces that were `not_computed`.
+    """
+    if isinstance(outcome, ValidatedBatch):
+        body = outcome.model_dump_json()
+    else:
+        said = {"error": type(outcome).__name__, "message": str(outcome)}
+        about = job.batch.model_dump(include={"public_key", "block_hash", "block_height", "nonces"})
+        rest = {"node_id": job.batch.node_id, "not_computed": list(not_computed)}
+        body = json.dumps(said | about | rest)
+    return message(job.config, "validated", body, f"validation:{job.id}", job.round_id)
+
+
+def message(
+    config: PoCConfig, path: str, body: str, key: str, round_id: str = ""
+) -> Message | None:
+    """`body` for `{callback_url}/{path}`; None when nobody wants to know."""
+    if config.callback_url is None:
+        return None
+    return Message(
+        url=f"{config.callback_url}/{path}",
+        body=body,
+        # A task id may be any text, a header may not.
+        key=quote(key, safe=":"),
+        round=round_id,
+        deadline_s=config.callback_deadline_s,
+    )

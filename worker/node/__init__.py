@@ -1,0 +1,1 @@
+"""What joins engine and store in one process, without Celery."""

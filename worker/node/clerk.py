@@ -1,0 +1,155 @@
+"""The clerk: gives verdicts on computed validations and tells callers how their tickets stand.
+
+Any worker's clerk may do any of it, again and again: each thing stays in its queue until it is
+done, and doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from math import isfinite
+from typing import Any, Protocol
+
+# A verdict would load it, for a second, while somebody waits.
+import scipy.stats  # noqa: F401
+
+from shared.data import ValidatedBatch
+from shared.errors import CouldNotCompute, PoCError, StoreUnavailable
+from shared.store import Bell, Computed, Ending, Store
+from worker.callbacks.messages import validated_message
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two reports of progress, whichever worker makes them.
+REPORT_EVERY_S = 1.0
+#: Nonces that an error names; its callback has them all.
+NAMED = 10
+#: Valid nonces in the status that a generation ends with; pages have the rest.
+NEWEST = 1000
+
+
+class TicketSink(Protocol):
+    """Where tickets are reported to: the one way from here to Celery."""
+
+    def progress(self, task: str, state: dict[str, Any], among: str) -> None:
+        """Show how far `task` is, if it is `among` what is open, and has not ended.
+
+        `among` is where the store keeps the open tickets of its kind.
+        """
+        ...
+
+    def succeeded(self, task: str, result: dict[str, Any]) -> None:
+        """End `task` with `result`, unless it has ended."""
+        ...
+
+    def failed(self, task: str, error: PoCError) -> None:
+        """End `task` with `error`, unless it has ended."""
+        ...
+
+
+class Clerk:
+    """`turn` is what a thread repeats."""
+
+    def __init__(self, store: Store, sink: TicketSink, bell: Bell) -> None:
+        self._store, self._sink, self._bell = store, sink, bell
+        self._told: dict[str, tuple[dict[str, Any], str]] = {}
+
+    def turn(self) -> None:
+        """Do what there is to do, then wait for news."""
+        # By turns: thousands of tickets that end together must not keep a verdict waiting.
+        while self._next_verdict() | self._next_ending():
+            pass
+        if self._store.endings.may_report(REPORT_EVERY_S):
+            self._report()
+        self._bell.wait(REPORT_EVERY_S)
+
+    def _next_verdict(self) -> bool:
+        """Judge a validation, if one waits for it."""
+        computed = self._store.jobs.next_computed()
+        if computed is None:
+            return False
+        try:
+            self._judge(computed)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            # A defect, which must not keep all later verdicts waiting behind this one.
+            log.exception("validation %s has no verdict", computed.id)
+            failure = CouldNotCompute(f"a worker failed to judge it: {error}; see its log")
+            message = validated_message(computed, failure, computed.batch.nonces)
+            self._store.jobs.finish(computed, error=failure, message=message)
+        return True
+
+    def _next_ending(self) -> bool:
+        """Tell the end of a ticket, if there is one to tell."""
+        ending = self._store.endings.next()
+        if ending is None:
+            return False
+        try:
+            self._tell(ending)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            # Another version wrote it, or a defect: no reason for the others to wait behind it.
+            log.exception("the end of ticket %s can't be told", ending.task)
+            failure = PoCError(f"it ended, and a worker failed to say how: {error}; see its log")
+            self._sink.failed(ending.task, failure)
+            self._store.endings.set_aside(ending, error)
+        return True
+
+    def _judge(self, job: Computed) -> None:
+        missing = [n for n, d in zip(job.batch.nonces, job.dist, strict=True) if not isfinite(d)]
+        if missing:
+            why = f": {job.error}" if job.error else ""
+            named = ", ".join(map(str, missing[:NAMED])) + (", ..." if missing[NAMED:] else "")
+            error = CouldNotCompute(
+                f"no finite distance for {len(missing)} of {len(job.batch)} nonces: {named}{why}; "
+                "this accuses nobody: look at the workers, then send it again"
+            )
+            log.error("validation %s: %s", job.id, error)
+            message = validated_message(job, error, missing)
+            self._store.jobs.finish(job, error=error, message=message)
+            return
+        profile = json.loads(job.profile) if job.profile else {}
+        verdict = ValidatedBatch.judge(job.batch, job.dist, job.config, profile)
+        log.info(
+            "validation %s: %d of %d nonces invalid, %s",
+            job.id,
+            verdict.n_invalid,
+            len(verdict),
+            "fraud" if verdict.fraud_detected else "honest",
+        )
+        self._store.jobs.finish(
+            job, result=verdict.model_dump_json(), message=validated_message(job, verdict)
+        )
+
+    def _tell(self, ending: Ending) -> None:
+        if ending.error:
+            self._sink.failed(ending.task, ending.error)
+        elif ending.verdict:
+            self._sink.succeeded(ending.task, json.loads(ending.verdict))
+        else:
+            status = self._store.rounds.complete(ending.round_fields or {}, NEWEST)
+            self._sink.succeeded(ending.task, status.model_dump(mode="json"))
+        self._store.endings.drop(ending)
+
+    def _report(self) -> None:
+        status, tasks = self._store.rounds.open_tickets()
+        state = {
+            "round_id": status.round_id,
+            "total_checked": status.total_checked,
+            "total_valid": status.total_valid,
+            "rate_per_second": status.rate_per_second,
+            "recent_rate_per_second": status.recent_rate_per_second,
+            "elapsed_seconds": status.elapsed_seconds,
+        }
+        now: dict[str, tuple[dict[str, Any], str]] = {
+            task: (state, self._store.rounds.tickets(status.round_id)) for task in tasks
+        }
+        for job, done in self._store.jobs.progress().items():
+            now[job] = (done, self._store.jobs.tickets)
+        for task, told in now.items():
+            if self._told.get(task) != told:
+                self._sink.progress(task, *told)
+        self._told = now

@@ -1,0 +1,83 @@
+"""Redis goes away and comes back: what waits for it, and what the log says of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from shared.errors import StoreUnavailable
+from shared.store import admitted
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds between two attempts while Redis is away.
+RETRY_S = 0.5
+#: Seconds that a thread rests after it failed.
+REST_S = 5.0
+
+
+class Outage:
+    """Says once that Redis is away and once that it is back, for all threads of a process.
+
+    It is back when each thread that missed it has its answer: a Redis that refuses writes still
+    answers those who only read.
+    """
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._waiting: set[int] = set()
+        self._lock = threading.Lock()
+
+    def seen(self, error: StoreUnavailable) -> None:
+        """Redis did not answer the calling thread."""
+        with self._lock:
+            if not self._waiting:
+                self._since = time.monotonic()
+                log.warning("%s: nothing is lost, trying again until it answers", error)
+            self._waiting.add(threading.get_ident())
+
+    def over(self) -> None:
+        """Redis answered the calling thread."""
+        if threading.get_ident() not in self._waiting:  # the usual case takes no lock
+            return
+        with self._lock:
+            self._waiting.discard(threading.get_ident())
+            if not self._waiting:
+                log.warning("Redis answers again, after %.0f s", time.monotonic() - self._since)
+
+    def knock(self, call: Callable[[], object]) -> None:
+        """`call` Redis for the first time: one that is away is waited for later.
+
+        Raises `ConfigError` if it refuses.
+        """
+        try:
+            admitted(call)
+        except StoreUnavailable as error:
+            self.seen(error)
+
+    def insist(
+        self, call: Callable[[], T], closing: threading.Event, for_s: float = float("inf")
+    ) -> T:
+        """What `call` gives once Redis answers.
+
+        Raises `StoreUnavailable` when it does not within `for_s` seconds, or when the worker is
+        `closing`.
+        """
+        gives_up_at = time.monotonic() + for_s
+        while True:
+            try:
+                result = call()
+            except StoreUnavailable as error:
+                self.seen(error)
+                if time.monotonic() > gives_up_at or closing.wait(RETRY_S):
+                    with self._lock:
+                        self._waiting.discard(threading.get_ident())
+                    raise
+            else:
+                self.over()
+                return result

@@ -1,0 +1,1 @@
+"""Celery, and only here: the application, its tasks, its transport and its results."""

@@ -1,0 +1,139 @@
+"""The Celery side of a worker: its application, its boot step, and how it is run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import warnings
+from typing import Any, NoReturn
+
+from celery import Celery, bootsteps, signals
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+from celery.worker import state
+
+from shared.broker import celery_app
+from shared.errors import Hung, Quarantined, defect
+from shared.settings import Settings
+from shared.store.keys import Keys
+from worker.children import kill_leashed
+from worker.node.node import Node
+from worker.queue import tasks
+from worker.queue.control import GuardedControl, take_no_more
+from worker.queue.tickets import CeleryTickets
+
+log = logging.getLogger(__name__)
+
+#: Exit status of a worker that could not start, of one that failed while it ran, and of one
+#: whose device gives wrong numbers, whenever that was seen.
+START_FAILED, FAILED, QUARANTINED = 2, 3, 4
+
+
+class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Starts the node before the worker consumes, and stops it before the pool ends."""
+
+    # Requiring the consumer instead would silently drop the step.
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        """Load and register; what fails ends the process, before it took a task."""
+        node: Node = parent.app.node
+        # With each outage, about late acknowledgements, which nobody asks for. Celery has just
+        # turned it on.
+        warnings.simplefilter("ignore", CPendingDeprecationWarning)
+        # Celery would start the whole worker anew, or leave it to the system to end it at once.
+        end = signal.SIG_IGN if parent.app.outlives_terminal else signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGHUP, end)
+        try:
+            node.start(parent.hostname, CeleryTickets(parent.app, parent.hostname))
+        except Exception as error:
+            told_to_end = node.closing.is_set()
+            if not told_to_end:
+                log.critical("the worker can't start: %s", error, exc_info=defect(error))
+            node.stop()  # Celery does not stop what failed to start
+            status = QUARANTINED if isinstance(error, Quarantined) else START_FAILED
+            raise SystemExit(0 if told_to_end else status) from None
+
+    def stop(self, parent: Any) -> None:
+        """Commit or give back, then end the threads."""
+        parent.app.node.stop()
+
+
+def create_app(settings: Settings) -> Celery:
+    """The application of a worker process, pinned to its GPU."""
+    if settings.gpu is not None:
+        # Before torch is imported, so that it sees no other device.
+        os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
+        # Numbers as nvidia-smi has them; CUDA's own order is fastest first.
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    app = celery_app(
+        settings,
+        broker_transport="worker.queue.transport:Transport",
+        result_backend=f"worker.queue.results:Results+{settings.redis_url}",
+    )
+    keys = Keys(settings.namespace)
+    # Celery's own names for them are the same for all who share a Redis.
+    app.conf.broker_transport_options = {
+        **app.conf.broker_transport_options,
+        "dead_letter_key": keys("dead_letters"),
+        **{f"{name}_key": keys(name) for name in ("unacked", "unacked_index", "unacked_mutex")},
+    }
+    app.control_cls = GuardedControl
+    app.signalled = threading.Event()
+    # By nohup, say. Before Celery installs a handler of its own.
+    app.outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    # Of a worker that runs as root. It is about pickles, which nobody here reads.
+    warnings.simplefilter("ignore", SecurityWarning)
+    app.node = Node(settings, on_failure=_end_process)
+    app.steps["worker"].add(NodeStep)
+    tasks.register(app, app.node)
+
+    @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def close(**_: Any) -> None:
+        # Celery only takes a note of a signal: a worker that waits for Redis has to be told.
+        app.signalled.set()
+        app.node.closing.set()
+        if app.node.loading.is_set():
+            log.warning("told to end while the model is loaded")
+            _end_at_once(0)
+
+    return app
+
+
+def run_worker(settings: Settings) -> int:
+    """Run a worker in this process until it is told to end; its exit status."""
+    app = create_app(settings)
+    take_no_more()
+    worker = app.Worker(
+        hostname=worker_name(settings),
+        loglevel=settings.log_level,
+        quiet=True,  # our own lines say what it is
+        without_gossip=True,
+        without_mingle=True,
+    )
+    worker.start()
+    if worker.exitcode not in (FAILED, QUARANTINED) and app.signalled.is_set():
+        return 0  # Celery gives 1 after SIGINT, as after a crash
+    return int(worker.exitcode or 0)
+
+
+def worker_name(settings: Settings) -> str:
+    """The name in Redis and Flower. Two processes must not have the same one."""
+    name = settings.worker_name or f"poc-{os.getpid()}"
+    return name if "@" in name else f"{name}@{socket.gethostname()}"
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """End without clean-up, which a thread that hangs, or loads, would hold up."""
+    kill_leashed()
+    logging.shutdown()
+    os._exit(status)
+
+
+def _end_process(error: Exception) -> None:
+    if isinstance(error, Hung):
+        _end_at_once(FAILED)
+    # Celery's consumer looks at it: a warm shutdown that ends with this status.
+    state.should_stop = QUARANTINED if isinstance(error, Quarantined) else FAILED

@@ -1,0 +1,137 @@
+"""The tasks: each reads its arguments, calls the manager once and returns.
+
+Long work (a generation, the validation of a batch) is a ticket: the task ends without a result,
+and the workers' clerks report its progress and its end. None ever waits for the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from celery import Celery, Task
+from celery.exceptions import Ignore
+
+from shared import requests
+from shared.config import Strict
+from shared.errors import CommandMismatch, InvalidRequest, PoCError, StoreUnavailable
+from shared.status import RoundStatus
+from worker.node.node import Node
+from worker.queue.results import PATIENCE_S
+
+T = TypeVar("T")
+Request = TypeVar("Request", bound=Strict)
+
+log = logging.getLogger(__name__)
+
+
+class _Task(Task):  # type: ignore[misc]
+    """Takes an argument of any name: also one called `self`, which is then refused like others."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+def register(app: Celery, node: Node) -> None:
+    """Register the tasks, to run on `node`, and no others."""
+    # Celery's own (starmap, chord_unlock, ...) would run for whoever may enqueue.
+    app.finalize()
+    for name in [name for name in app.tasks if name.startswith("celery.")]:
+        app.tasks.unregister(name)
+
+    def task(name: str) -> Callable[[Callable[..., Any]], Task]:
+        # typing: arguments are checked by our models, whose messages help. shared: other
+        # applications of this process would run it on our node.
+        return app.task(  # type: ignore[no-any-return]
+            base=_Task, bind=True, name=name, throws=(PoCError,), typing=False, shared=False
+        )
+
+    def insist(call: Callable[[], T]) -> T:
+        try:
+            return node.outage.insist(call, node.closing, PATIENCE_S)
+        except StoreUnavailable as error:
+            # It may have been carried out. No answer lets the caller send it again under its id,
+            # and have the right one; a failure would be final.
+            log.warning("left unanswered: %s", error)
+            raise Ignore from None
+        except CommandMismatch as error:
+            # What is stored under the id is the answer of the command that had it first.
+            log.warning("not carried out, and left unanswered: %s", error)
+            raise Ignore from None
+
+    def ticket(command: str, progress: dict[str, Any], among: str) -> NoReturn:
+        insist(lambda: node.sink.progress(command, progress, among))
+        raise Ignore
+
+    @task("poc.init")
+    def init(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Open a round: `config`, `round_id`, `replace`. Gives the status."""
+        asked = _read(requests.InitRequest, args, kwargs)
+        return _reply(
+            insist(
+                lambda: node.manager.init_round(
+                    asked.config,
+                    command=self.request.id,
+                    round_id=asked.round_id,
+                    replace=asked.replace,
+                )
+            )
+        )
+
+    @task("poc.generate")
+    def generate(self: Task, /, *args: Any, **kwargs: Any) -> None:
+        """Generate: `config` opens a round first. Ends when the round does, with its status."""
+        asked = _read(requests.GenerateRequest, args, kwargs)
+        status = insist(
+            lambda: node.manager.start_generate(
+                asked.config,
+                command=self.request.id,
+                round_id=asked.round_id,
+                replace=asked.replace,
+            )
+        )
+        among = node.store.rounds.tickets(status.round_id)
+        ticket(self.request.id, {"round_id": status.round_id}, among)
+
+    @task("poc.validate")
+    def validate(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """End generation and give the status; with a `batch`, recompute it and give a verdict."""
+        asked = _read(requests.ValidateRequest, args, kwargs)
+        batch = asked.batch
+        if batch is not None:  # an empty one is false, and has a verdict as well
+            insist(
+                lambda: node.manager.start_validation(batch, asked.config, command=self.request.id)
+            )
+            ticket(self.request.id, {"done": 0, "total": len(batch)}, node.store.jobs.tickets)
+        return _reply(
+            insist(
+                lambda: node.manager.start_validate(
+                    asked.config,
+                    command=self.request.id,
+                    round_id=asked.round_id,
+                    replace=asked.replace,
+                )
+            )
+        )
+
+    @task("poc.stop")
+    def stop(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Stop the round, at once. Gives the status."""
+        asked = _read(requests.StopRequest, args, kwargs)
+        return _reply(
+            insist(
+                lambda: node.manager.stop_round(command=self.request.id, round_id=asked.round_id)
+            )
+        )
+
+
+def _read(model: type[Request], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+    if args:
+        names = ", ".join(model.model_fields)
+        raise InvalidRequest(f"positional arguments are not taken; name them: {names}")
+    return requests.read(model, kwargs)
+
+
+def _reply(status: RoundStatus) -> dict[str, Any]:
+    return status.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""What operators run beside a worker: benchmark, demo, doctor, models, a server."""

@@ -1,0 +1,309 @@
+"""A whole round on one machine: a real server, two real workers, the API, a callback receiver.
+
+The processes are the ones that production runs. They end with this one, however it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from shared.client import PoCClient
+from shared.config import PoCConfig, r_target_for
+from shared.data import ProofBatch, ValidatedBatch
+from shared.errors import PoCError
+from shared.settings import PREFIX, Settings, load_settings
+from shared.status import NodeStatus, RoundStatus
+from worker.children import end, spawn, vanishing_directory
+from worker.tools.embedded import HOST, EmbeddedRedis
+from worker.tools.make_model import make_model
+from worker.tools.show import node_view, out, verdict_table
+
+WORKERS = 2
+#: The model: small enough for a laptop's CPU, a real Qwen3 in all else.
+HIDDEN_SIZE, LAYERS, VOCAB_SIZE = 128, 4, 1024
+SEQ_LEN, BATCH_SIZE = 64, 32
+#: The share of nonces that shall be valid, so that a short round finds enough to judge.
+VALID_SHARE = 0.1
+#: Nonces in each of the two batches that are validated.
+SAMPLE = 64
+#: Seconds that a process may take until it is ready; importing torch on a busy machine counts.
+READY_S = 120.0
+
+
+def run(seconds: float = 20.0) -> int:
+    """Run the demonstration with `seconds` of generating; 0 if all went as it must, else 1."""
+    _end_like_ctrl_c()
+    try:
+        return _run_and_clear_up(seconds)
+    finally:
+        _heard()
+
+
+def _run_and_clear_up(seconds: float) -> int:
+    with ExitStack() as stack:
+        directory = stack.enter_context(vanishing_directory("poc-demo-"))
+        try:
+            return _run(seconds, directory, stack)
+        except PoCError:
+            _show_logs(directory)
+            raise
+        except KeyboardInterrupt:
+            _heard()
+            _say("ending what was started; this takes some seconds")
+            raise
+
+
+def _run(seconds: float, directory: Path, stack: ExitStack) -> int:
+    _say("making a small random Qwen3 model, and starting Redis (Valkey)")
+    model = make_model(
+        directory / "model", hidden_size=HIDDEN_SIZE, layers=LAYERS, vocab_size=VOCAB_SIZE
+    )
+    server = stack.enter_context(EmbeddedRedis())
+    settings = load_settings({}, redis_url=server.url, namespace="demo", model=str(model))
+    receiver = stack.enter_context(_receiver())
+    _say(f"starting {WORKERS} workers, the status API and a callback receiver")
+    api = stack.enter_context(_api(settings, directory))
+    for number in range(WORKERS):
+        stack.enter_context(_worker(settings, number, directory))
+    _wait_for(lambda: len(api.status().workers) == WORKERS, "the workers")
+
+    client = stack.enter_context(closing(PoCClient(settings)))
+    config = PoCConfig(
+        block_hash=secrets.token_hex(16),
+        block_height=1,
+        public_key="demo-node",
+        r_target=r_target_for(VALID_SHARE, VOCAB_SIZE),
+        batch_size=BATCH_SIZE,
+        seq_len=SEQ_LEN,
+        callback_url=receiver.url,
+    )
+    _say(f"generating for {seconds:g} s; this view polls {api.url}/api/v1/pow/status")
+    ticket = client.generate(config)
+    _watch(api, seconds)
+    stopped = client.stop()
+    ended = ticket.wait(timeout=30)
+    _say("stopped; validating what was found")
+    honest = _validate(client, config, *_newest(ended))
+    out.print(verdict_table(honest))
+    _say("validating a forged batch: nonces that were never computed, with invented distances")
+    never = range(stopped.total_checked + 10_000, stopped.total_checked + 10_000 + SAMPLE)
+    forged = _validate(client, config, list(never), [config.r_target * 0.9] * SAMPLE)
+    out.print(verdict_table(forged))
+    _wait_for(lambda: not api.status().callbacks_pending, "the callbacks")
+    return _summary(ended, honest, forged, receiver, api.status())
+
+
+def _summary(
+    ended: RoundStatus,
+    honest: ValidatedBatch,
+    forged: ValidatedBatch,
+    receiver: _Receiver,
+    status: NodeStatus,
+) -> int:
+    """Print what was done and whether it is as it must be."""
+    received = receiver.nonces()
+    checks = {
+        f"{ended.total_checked:,} nonces checked by {WORKERS} workers, "
+        f"{ended.rate_per_second:,.1f}/s": ended.total_checked > 0
+        and all(worker.computed > 0 for worker in status.workers),
+        f"{ended.total_valid:,} of them valid": ended.total_valid > 0,
+        f"no nonce failed ({ended.total_failed})": ended.total_failed == 0,
+        f"the valid ones came by callback ({len(received):,} nonces in "
+        f"{status.callbacks_delivered:,} messages)": len(received) == ended.total_valid,
+        f"a recount of {len(honest)} valid nonces finds them honest": not honest.fraud_detected,
+        f"{len(forged)} forged ones are caught as fraud": forged.fraud_detected,
+    }
+    table = Table.grid(padding=(0, 2))
+    for text, holds in checks.items():
+        table.add_row(Text("ok", "green") if holds else Text("FAIL", "bold red"), Text(text))
+    _say("summary")
+    out.print(table)
+    return 0 if all(checks.values()) else 1
+
+
+def _newest(ended: RoundStatus) -> tuple[list[int], list[float]]:
+    return ended.valid_nonces[-SAMPLE:], ended.valid_distances[-SAMPLE:]
+
+
+def _validate(
+    client: PoCClient, config: PoCConfig, nonces: list[int], dist: list[float]
+) -> ValidatedBatch:
+    return client.validate_batch(ProofBatch.of(config, nonces, dist)).wait(timeout=120)
+
+
+def _watch(api: _Api, seconds: float) -> None:
+    """Show the round as its pollers see it."""
+    until = time.monotonic() + seconds
+    status = api.status()
+    with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
+        while (left := until - time.monotonic()) > 0:
+            status = api.status()
+            if live:
+                live.update(node_view(status, status.workers), refresh=True)
+            time.sleep(min(left, 0.5))
+    if not live:  # a log has no use for a view that moves
+        out.print(node_view(status, status.workers))
+
+
+# The processes.
+
+
+class _Api:
+    """The status API, as a client sees it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, trust_env=False, timeout=10)
+
+    def status(self) -> NodeStatus:
+        """The node now. Raises `PoCError` while it does not answer."""
+        try:
+            reply = self._http.get("/api/v1/pow/status").raise_for_status()
+        except httpx.HTTPError as error:
+            raise PoCError(f"the status API does not answer: {error}") from error
+        return NodeStatus.model_validate_json(reply.content)
+
+
+@contextmanager
+def _api(settings: Settings, directory: Path) -> Iterator[_Api]:
+    # The port may be taken between its choice and its use; then the demo fails, and says so.
+    with ThreadingHTTPServer((HOST, 0), BaseHTTPRequestHandler) as probe:
+        port = probe.server_address[1]
+    with _process("api", ["api", "--api-port", str(port)], settings, {}, directory):
+        api = _Api(f"http://{HOST}:{port}")
+        _wait_for(lambda: api.status() is not None, "the status API")
+        yield api
+
+
+@contextmanager
+def _worker(settings: Settings, number: int, directory: Path) -> Iterator[None]:
+    name = f"demo-{number}"
+    threads = str(max(1, (os.cpu_count() or 1) // WORKERS))
+    env = {"POC_WORKER_NAME": name, "POC_DEVICE": "cpu", "OMP_NUM_THREADS": threads}
+    with _process(name, ["worker"], settings, env, directory):
+        yield
+
+
+@contextmanager
+def _process(
+    name: str, command: list[str], settings: Settings, extra: dict[str, str], directory: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`poc <command>` with the demo's settings, whatever the environment says."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    env |= {
+        "POC_REDIS_URL": settings.redis_url,
+        "POC_NAMESPACE": settings.namespace,
+        "POC_MODEL": str(settings.model),
+        "POC_HEARTBEAT_S": "0.5",
+        **extra,
+    }
+    process = spawn(
+        [sys.executable, "-m", "worker.cli", *command],
+        env=env,
+        log_path=directory / f"{name}.log",
+        own_session=True,  # a Ctrl-C reaches the demo, which ends the others in order
+    )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+class _Receiver:
+    """What a chain controller would do with the callbacks: take them, and know repeats."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._messages: dict[str, dict[str, Any]] = {}
+
+    def take(self, path: str, key: str, body: dict[str, Any]) -> None:
+        """Remember a message; the same key again is the same message."""
+        self._messages[key] = {"path": path, **body}
+
+    def nonces(self) -> set[int]:
+        """All nonces that were reported as valid."""
+        generated = [m for m in list(self._messages.values()) if m["path"].endswith("/generated")]
+        return {nonce for message in generated for nonce in message["nonces"]}
+
+
+@contextmanager
+def _receiver() -> Iterator[_Receiver]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            """Take a callback."""
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            receiver.take(self.path, self.headers["Idempotency-Key"], json.loads(body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        receiver = _Receiver(f"http://{HOST}:{server.server_address[1]}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield receiver
+        server.shutdown()
+
+
+def _wait_for(done: Callable[[], bool], what: str) -> None:
+    """Wait until `done`; what is not up yet counts as not done."""
+    until = time.monotonic() + READY_S
+    with out.status(f"waiting for {what}"):
+        while time.monotonic() < until:
+            try:
+                if done():
+                    return
+            except PoCError:
+                pass
+            time.sleep(0.1)
+    raise PoCError(f"{what} took longer than {READY_S:g} s")
+
+
+def _end_like_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP unwind what was started, as Ctrl-C does.
+
+    Raised each second until it is heard: in a destructor or a callback it would be swallowed.
+    """
+
+    def interrupt(*_: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(each, interrupt)
+
+
+def _heard() -> None:
+    """No more of it: another signal ends this process at once, and the kernel what it started."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
+
+
+def _say(text: str) -> None:
+    out.print(Text(f"» {text}", style="bold"))
+
+
+def _show_logs(directory: Path) -> None:
+    for log in sorted(directory.glob("*.log")):
+        out.print(Text(f"{log.name} ends with:", style="bold red"))
+        out.print(Text(log.read_text(errors="replace")[-2000:]))

@@ -1,0 +1,218 @@
+"""How rounds, workers and verdicts look on a terminal. Data goes to stdout, news to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from shared.data import ValidatedBatch
+from shared.status import Incident, RoundStatus, WorkerStatus
+
+if TYPE_CHECKING:
+    from worker.tools.doctor import Finding
+
+out = Console()
+news = Console(stderr=True)
+
+#: Incidents on one screen.
+INCIDENTS = 3
+
+_STATE_STYLES = {"GENERATING": "bold green", "VALIDATING": "bold cyan", "STOPPED": "yellow"}
+
+
+def round_table(status: RoundStatus) -> RenderableType:
+    """One round."""
+    if not status.round_id:
+        return Text("IDLE: there was no round yet. Start one: poc generate --help", style="dim")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    rows: dict[str, Any] = {
+        "state": Text(status.state, style=_STATE_STYLES.get(status.state, "bold")),
+        "round": status.round_id,
+        "block": f"{status.block_hash} at {status.block_height}",
+        "public key": status.public_key,
+        "node": f"{status.node_id} of {status.node_count}",
+        "checked": f"{status.total_checked:,}",
+        "valid": f"{status.total_valid:,}  (distance below {status.r_target:g})",
+        "failed": f"{status.total_failed:,}" if status.total_failed else "",
+        "rate": f"{status.rate_per_second:,.1f}/s, recently {status.recent_rate_per_second:,.1f}/s",
+        "elapsed": f"{status.elapsed_seconds:,.1f} s ({status.generating_seconds:,.1f} generating)",
+        "callbacks": _callbacks(status),
+        "newest valid": ", ".join(
+            f"{nonce} ({distance:.4f})"
+            for nonce, distance in zip(
+                status.valid_nonces[-3:], status.valid_distances[-3:], strict=True
+            )
+        ),
+        "error": Text(status.error, style="bold red"),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value if isinstance(value, Text) else Text(value))
+    return table
+
+
+def _callbacks(status: RoundStatus) -> str:
+    counts = {
+        "pending": status.callbacks_pending,
+        "delivered": status.callbacks_delivered,
+        "refused": status.callbacks_refused,
+    }
+    text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{text}: {status.callback_error}" if status.callback_error else text
+
+
+def workers_table(workers: Sequence[WorkerStatus]) -> RenderableType:
+    """Who lives."""
+    if not workers:
+        return Text("no worker lives here. Start one: poc worker --help", style="yellow")
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("worker", "state", "device", "model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("rate/s", "busy", "computed"):
+        table.add_column(heading, justify="right")
+    for each in workers:
+        table.add_row(
+            *map(Text, (each.name, each.state, each.device, each.model)),
+            f"{each.rate_per_second:,.1f}",
+            f"{each.busy:.0%}",
+            f"{each.computed:,}",
+        )
+    return table
+
+
+def incidents_table(incidents: Sequence[Incident]) -> RenderableType:
+    """The newest workers that had to end, and what of them is in doubt."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("had to end", "when", "why"):
+        table.add_column(heading, overflow="fold")
+    for each in incidents[:INCIDENTS]:
+        when = datetime.fromtimestamp(each.at).astimezone()
+        why = Text(each.reason, style="bold red")
+        table.add_row(Text(each.worker), Text(f"{when:%Y-%m-%d %H:%M:%S}"), why)
+        if each.in_doubt:
+            table.add_row("", "", Text(f"{each.in_doubt:,} nonces in doubt: {_commits(each)}"))
+    return table
+
+
+def _commits(incident: Incident) -> str:
+    return ", ".join(
+        f"{each.first_nonce} to {each.last_nonce} "
+        + (f"of round {each.round_id}" if each.round_id else f"of validation {each.validation}")
+        for each in reversed(incident.commits)
+    )
+
+
+def node_view(
+    status: RoundStatus,
+    workers: Sequence[WorkerStatus],
+    incidents: Sequence[Incident] = (),
+    trouble: str = "",
+) -> RenderableType:
+    """A namespace: its round, its workers, and what keeps us from seeing newer ones."""
+    parts = [round_table(status), Text(), workers_table(workers)]
+    if incidents:
+        parts += [Text(), incidents_table(incidents)]
+    if trouble:
+        parts += [Text(), Text(f"shown as last seen: {trouble}", style="bold red")]
+    return Group(*parts)
+
+
+def verdict_table(verdict: ValidatedBatch) -> RenderableType:
+    """What a validation came to."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    honest = Text("honest", style="bold green")
+    rows: dict[str, Any] = {
+        "verdict": Text("FRAUD", style="bold red") if verdict.fraud_detected else honest,
+        "invalid": f"{verdict.n_invalid} of {len(verdict)} nonces",
+        "probability": f"{verdict.probability_honest:.3g} that an honest node has so many; "
+        f"fraud below {verdict.fraud_threshold:g}",
+        "judged by": f"r_target {verdict.r_target:g}, tolerance {verdict.dist_tolerance:g}, "
+        f"p_mismatch {verdict.p_mismatch:g}",
+        "block": f"{verdict.block_hash} at {verdict.block_height}",
+        "public key": verdict.public_key,
+        "computed by": ", ".join(f"{name} {value}" for name, value in verdict.profile.items()),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value if isinstance(value, Text) else Text(value))
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> RenderableType:
+    """What the doctor found, each with its remedy."""
+    table = Table.grid(padding=(0, 2))
+    for _ in range(2):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    for each in findings:
+        table.add_row(Text(each.level, style=styles[each.level]), each.name, Text(each.text))
+        if each.remedy:
+            table.add_row("", "", Text(f"→ {each.remedy}", style="dim"))
+    return table
+
+
+class RoundProgress:
+    """One line that follows a round; give its `update` to `Ticket.wait`."""
+
+    def __init__(self, line: Progress) -> None:
+        self._line, self._task = line, line.add_task("waiting for the first batch", total=None)
+
+    def update(self, progress: dict[str, Any]) -> None:
+        """Show the counters that a ticket's progress carries."""
+        status = RoundStatus.model_validate(progress)
+        self._line.update(
+            self._task,
+            description=f"round {status.round_id}: {status.total_checked:,} checked, "
+            f"{status.total_valid:,} valid, {status.rate_per_second:,.1f}/s",
+        )
+
+
+@contextmanager
+def following_round() -> Iterator[RoundProgress]:
+    """Show a round's progress while the block runs."""
+    with _following(SpinnerColumn(), TextColumn("{task.description}")) as line:
+        yield RoundProgress(line)
+
+
+class BatchProgress:
+    """A bar that follows a validation."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._task = bar, bar.add_task("recomputing", total=None)
+
+    def update(self, progress: dict[str, Any]) -> None:
+        """Show how many nonces are done."""
+        self._bar.update(self._task, completed=progress["done"], total=progress["total"])
+
+
+@contextmanager
+def following_batch() -> Iterator[BatchProgress]:
+    """Show a validation's progress while the block runs."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with _following(*columns, TimeElapsedColumn()) as bar:
+        yield BatchProgress(bar)
+
+
+def _following(*columns: ProgressColumn) -> Progress:
+    """What moves while something is waited for; nothing at all in a log or a pipe."""
+    return Progress(*columns, console=news, transient=True, disable=not news.is_terminal)
