@@ -21,8 +21,9 @@ from shared.data import ProofBatch, ValidatedBatch
 from shared.settings import Settings, load_settings
 from shared.status import Commit, Incident, RoundStatus
 from shared.store import Store
-from worker.cli import app, main, show
+from worker.cli import app, main
 from worker.cli.options import CONFIG_HELP
+from worker.tools import show
 
 CONFIG = ["--block-hash=b", "--block-height=1", "--public-key=k", "--r-target=1.5"]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
