@@ -25,7 +25,7 @@ def celery_app(settings: Settings, **conf: Any) -> Celery:
         {
             "broker_url": settings.redis_url,
             "result_backend": settings.redis_url,
-            "result_expires": settings.result_expires_s,
+            "result_expires": settings.command_memory_s,
             "task_default_queue": settings.queue,
             "task_queues": [Queue(settings.queue)],
         }

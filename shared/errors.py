@@ -22,9 +22,15 @@ class InvalidRequest(PoCError):
 class RoundInProgress(PoCError):
     """A round is generating and the command would have replaced it."""
 
+    def __init__(self, message: str = "Round already in progress") -> None:
+        super().__init__(message)
+
 
 class RoundNotInitialized(PoCError):
     """The command needs a round and there is none."""
+
+    def __init__(self, message: str = "Round not initialized") -> None:
+        super().__init__(message)
 
 
 class RoundMismatch(PoCError):
@@ -78,6 +84,11 @@ class NoAnswer(PoCError):
 def defect(error: Exception) -> Exception | None:
     """`error` if it is none of ours, for the `exc_info` of a log: ours explain themselves."""
     return None if isinstance(error, PoCError) else error
+
+
+def as_fields(error: PoCError) -> dict[str, str]:
+    """`error` as a script takes it; `named` makes it of these again."""
+    return {"error": type(error).__name__, "message": str(error)}
 
 
 def named(name: str, message: str) -> PoCError:

@@ -17,8 +17,11 @@ SHOW_ERRORS = 5
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Opening(Strict):
-    """Open a round, or name the one that is meant."""
+class RoundRequest(Strict):
+    """A `config` opens a round, as `round_id` if that is given; else `round_id` is the one meant.
+
+    `replace` ends a round that is generating, which otherwise refuses the new one.
+    """
 
     config: PoCConfig | None = None
     round_id: RoundId | None = None
@@ -31,19 +34,17 @@ class _Opening(Strict):
         return self
 
 
-class InitRequest(Strict):
+class InitRequest(RoundRequest):
     """`poc.init`."""
 
     config: PoCConfig
-    round_id: RoundId | None = None
-    replace: bool = False
 
 
-class GenerateRequest(_Opening):
+class GenerateRequest(RoundRequest):
     """`poc.generate`."""
 
 
-class ValidateRequest(_Opening):
+class ValidateRequest(RoundRequest):
     """`poc.validate`: of the round, or of a `batch` that is judged by `config` if there is one."""
 
     batch: ProofBatch | None = None

@@ -227,10 +227,10 @@ class Settings(BaseSettings):
         86_400, ge=1, le=31_536_000, description="seconds an ended round or validation is kept"
     )
     command_memory_s: int = Field(
-        86_400, ge=60, le=31_536_000, description="seconds a command's outcome is remembered"
-    )
-    result_expires_s: int = Field(
-        86_400, ge=60, le=31_536_000, description="seconds a task's result is kept"
+        86_400,
+        ge=60,
+        le=31_536_000,
+        description="seconds a command's outcome is remembered, and its task's result is kept",
     )
     callback_timeout_s: float = Field(
         10.0, gt=0, le=300, description="seconds one delivery may take"
@@ -285,11 +285,6 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"POC_HEARTBEAT_S={self.heartbeat_s:g}: at most half of POC_LEASE_S="
                 f"{self.lease_s:g}, or live workers lose their claims"
-            )
-        if self.result_expires_s < self.command_memory_s:
-            raise ValueError(
-                f"POC_RESULT_EXPIRES_S={self.result_expires_s}: at least POC_COMMAND_MEMORY_S="
-                f"{self.command_memory_s}, or a late repeat of a command finds its answer gone"
             )
         return self
 

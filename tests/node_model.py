@@ -273,7 +273,9 @@ class Node:
             self._leave_for(PoCState.STOPPED)
         return self.status()
 
-    def _open_job(self, id: str, _: str, batch: ProofBatch, config: PoCConfig | None) -> Outcome:
+    def _open_validation(
+        self, id: str, _: str, batch: ProofBatch, config: PoCConfig | None
+    ) -> Outcome:
         if id in self.jobs or id in self.judged:
             return None  # a repeat that came after its outcome was forgotten
         judged_by = config or (self.current.config if self.current else None)

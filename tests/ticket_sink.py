@@ -20,7 +20,7 @@ class KeptTickets:
         """The tasks that ended well."""
         return [task for task, _ in self.results]
 
-    def progress(self, task: str, state: dict[str, Any], among: str) -> None:
+    def progress(self, task: str, state: dict[str, Any], open_in: str) -> None:
         self.reports.append((task, state))
 
     def succeeded(self, task: str, result: dict[str, Any]) -> None:

@@ -50,8 +50,8 @@ class Outage:
             if not self._waiting:
                 log.warning("Redis answers again, after %.0f s", time.monotonic() - self._since)
 
-    def knock(self, call: Callable[[], object]) -> None:
-        """`call` Redis for the first time: one that is away is waited for later.
+    def first_call(self, call: Callable[[], object]) -> None:
+        """`call` Redis as a process starts: one that is away is waited for later.
 
         Raises `ConfigError` if it refuses.
         """
@@ -60,7 +60,7 @@ class Outage:
         except StoreUnavailable as error:
             self.seen(error)
 
-    def insist(
+    def until_answered(
         self, call: Callable[[], T], closing: threading.Event, for_s: float = float("inf")
     ) -> T:
         """What `call` gives once Redis answers.

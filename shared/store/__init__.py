@@ -1,10 +1,12 @@
 """Everything in Redis behind typed methods.
 
-    Store ── rounds     commands, claims, commits and the status of the round
-          ├─ jobs       validations: chunks, their distances, verdicts
-          ├─ outbox     callbacks that wait for delivery
-          ├─ endings    ends of tickets that Celery has to be told
-          └─ workers    who lives, with which model
+    Store ── rounds        commands, claims, commits and the status of the round
+          ├─ validations   batches to be judged: chunks, their distances, verdicts
+          ├─ workers       who lives, with which model, and who had to end
+          ├─ outbox        callbacks that wait for delivery
+          ├─ endings       ends of tickets that Celery has to be told
+          ├─ results       the states of tasks, where Celery's callers look
+          └─ dead_letters  what nobody can read
 
 What changes something is one Lua script (`lua/`), so no crash and no interleaving shows a half
 of it. Every method raises `StoreUnavailable` when Redis does not answer, and may be called again
@@ -13,59 +15,61 @@ then: a script that did run is recognised by the id of its command or the token 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
+from typing import Any
 
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
+from shared.store.connection import Client, admitted, connect, redis_errors, refusal
+from shared.store.context import Context
+from shared.store.current import CurrentRound
 from shared.store.dead_letters import DeadLetters
 from shared.store.endings import Ending, Endings
-from shared.store.jobs import Chunk, Computed, Jobs
 from shared.store.keys import Keys
-from shared.store.outbox import Entry, Outbox
-from shared.store.rounds import Claim, Message, Reference, Rounds
-from shared.store.scripts import (
-    Bell,
-    Client,
-    Scripts,
-    admitted,
-    connect,
-    redis_errors,
-    refusal,
-)
-from shared.store.workers import Workers
+from shared.store.outbox import Entry, Message, Outbox
+from shared.store.results import Results
+from shared.store.rounds import Claim, Rounds
+from shared.store.scripts import Scripts, fresh_id
+from shared.store.subscription import Subscription
+from shared.store.validations import Chunk, ComputedValidation, Validations
+from shared.store.workers import Reference, Workers
 
 __all__ = [
-    "Bell",
     "Chunk",
     "Claim",
-    "Computed",
+    "ComputedValidation",
     "Ending",
     "Entry",
-    "Jobs",
     "Message",
     "Reference",
     "Rounds",
     "Store",
+    "Subscription",
+    "Validations",
     "admitted",
     "connect",
+    "fresh_id",
     "redis_errors",
     "refusal",
 ]
 
 
 class Store:
-    """The state of one namespace. Thread-safe, except for the bells: one for each thread."""
+    """The state of one namespace. Thread-safe, except for subscriptions: one for each thread."""
 
     def __init__(self, settings: Settings, redis: Client | None = None) -> None:
         self._redis = redis = connect(settings) if redis is None else redis
         self._keys = keys = Keys(settings.namespace)
-        scripts = Scripts(redis)
-        self.rounds = Rounds(redis, scripts, keys, settings)
-        dead_letters = DeadLetters(redis, keys)
-        self.jobs = Jobs(redis, scripts, keys, settings, dead_letters)
-        self.outbox = Outbox(redis, scripts, keys, settings, dead_letters)
-        self.endings = Endings(redis, keys, dead_letters)
-        self.workers = Workers(redis, scripts, keys, settings)
+        context = Context(redis, keys, Scripts(redis, keys), settings)
+        current = CurrentRound(context)
+        self.dead_letters = DeadLetters(context)
+        self.rounds = Rounds(context, current)
+        self.validations = Validations(context, current, self.dead_letters)
+        self.workers = Workers(context, current)
+        self.outbox = Outbox(context, self.dead_letters)
+        self.endings = Endings(context, self.dead_letters)
+        self.results = Results(context)
 
     def status(self, newest: int = 0) -> NodeStatus:
         """The current round with its `newest` valid nonces, the workers, the open validations."""
@@ -74,9 +78,16 @@ class Store:
             **round_status.model_dump(),
             workers=self.workers.listing(),
             incidents=self.workers.incidents(),
-            validations=self.jobs.progress(),
+            validations=self.validations.progress(),
             validation_callbacks=self.outbox.uncounted(),
         )
+
+    def broker_options(self) -> Mapping[str, Any]:
+        """What Celery's transport must be told: where it keeps what."""
+        noted = ("unacked", "unacked_index", "unacked_mutex")
+        return {f"{name}_key": self._keys(name) for name in noted} | {
+            "dead_letters": self.dead_letters.keep
+        }
 
     def check_access(self, queue: str = "") -> None:
         """Have Redis say whether this user may do what a sender must, or a worker of `queue`.
@@ -86,7 +97,7 @@ class Store:
         keys, channels = [self._keys("workers")], [self._keys.wake]
         if queue:
             database = self._redis.connection_pool.connection_kwargs.get("db") or 0
-            keys += [queue, "celery-task-meta-"]
+            keys += [queue, self._keys("result", "-")]
             channels += [f"/{database}.celery.pidbox"]
         with redis_errors(), closing(self._redis.pubsub()) as pubsub:
             # A script may do anything with the keys that are declared.
@@ -97,9 +108,9 @@ class Store:
             for _ in channels:
                 pubsub.get_message(timeout=5)
 
-    def bell(self, *topics: str) -> Bell:
+    def subscribe(self, *topics: str) -> Subscription:
         """What the calling thread waits at: for work, verdicts, endings, outbox, or for all."""
-        return Bell(self._redis, self._keys.wake, *topics)
+        return Subscription(self._redis, self._keys.wake, *topics)
 
     def close(self) -> None:
         """Give the connections back."""

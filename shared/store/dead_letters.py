@@ -9,8 +9,8 @@ from typing import Any
 
 from redis.client import NEVER_DECODE
 
-from shared.store.keys import Keys
-from shared.store.scripts import Client, redis_errors
+from shared.store.connection import redis_errors
+from shared.store.context import Context
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +18,16 @@ log = logging.getLogger(__name__)
 KEEP_ITEMS, KEEP_BYTES = 100, 1 << 20
 #: Seconds after the last one until the list is removed.
 KEEP_S = 7 * 86_400
+#: The bytes of an item that are logged.
+SHOW_BYTES = 200
 
 
 class DeadLetters:
-    """The list of a namespace, which the transport's bad messages go to as well."""
+    """The one list of a namespace for what can't be read, wherever it came from."""
 
-    def __init__(self, redis: Client, keys: Keys) -> None:
-        self._redis, self._keys = redis, keys
-        self._list = keys("dead_letters")
+    def __init__(self, context: Context) -> None:
+        self._redis, self._keys = context.redis, context.keys
+        self._list = context.keys("dead_letters")
 
     def head(self, queue: str) -> bytes | None:
         """The first item of the list `queue` as it is: decoding it may fail."""
@@ -35,19 +37,26 @@ class DeadLetters:
             )
         return item
 
+    def keep(self, item: bytes, place: str, why: object) -> None:
+        """Keep an `item` that has left its `place` already. Raises `StoreUnavailable`."""
+        with self.keeping(item, place, why):
+            pass
+
     def keep_from(self, queue: str, item: bytes, why: object) -> None:
         """Move `item` here out of the list `queue`."""
-        with self.keeping(queue, item, why) as pipe:
+        with self.keeping(item, queue, why) as pipe:
             pipe.lrem(self._keys(queue), 1, item)
 
     @contextmanager
-    def keeping(self, place: str, item: bytes, why: object) -> Iterator[Any]:
+    def keeping(self, item: bytes, place: str, why: object) -> Iterator[Any]:
         """A transaction that keeps `item`; the caller adds what takes it out of its `place`."""
         log.error(
-            "kept %d bytes of %s that can't be read: %s; look at them with LRANGE %s 0 -1",
+            "kept %d bytes of %s that can't be read: %s; they begin with %r. Look at them with "
+            "LRANGE %s 0 -1 and mend what sends them",
             len(item),
             place,
             why,
+            item[:SHOW_BYTES],
             self._list,
         )
         with redis_errors(), self._redis.pipeline() as pipe:

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 
 from shared import errors
+from shared.store.connection import redis_errors
+from shared.store.context import Context
 from shared.store.dead_letters import DeadLetters
-from shared.store.keys import Keys
-from shared.store.scripts import Client, redis_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Ending:
 class Endings:
     """The queue of ends. Whoever tells one removes it afterwards, so a crash repeats it."""
 
-    def __init__(self, redis: Client, keys: Keys, dead_letters: DeadLetters) -> None:
-        self._redis, self._keys, self._dead_letters = redis, keys, dead_letters
+    def __init__(self, context: Context, dead_letters: DeadLetters) -> None:
+        self._redis, self._keys, self._dead_letters = context.redis, context.keys, dead_letters
 
     def next(self) -> Ending | None:
         """The oldest end, which stays in the queue until `drop`. What is none is set aside."""

@@ -1,12 +1,14 @@
-"""Every key in Redis: its type, what it holds, who owns it, how long it lives.
+"""Every key in Redis: its type, what it holds, who writes it, how long it lives.
 
-`docs/redis.md` holds the table made from `KEYS` (`python -m shared.store.keys` prints it). The
-names of `status`, `round` and `nonces` are part of the contract; all others are private.
+`docs/redis.md` holds the table made from `KEYS` (`python -m shared.store` prints it). The names
+of `status`, `round` and `nonces` are part of the contract; all others are private.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from shared.store.verbs import VERBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +17,14 @@ class Key:
 
     kind: str
     holds: str
-    #: The scripts that write it.
-    writers: str
     #: What removes it.
     lives: str
     #: What the `<id>` is; empty for a key of the whole namespace.
     per: str = ""
+    #: Who writes it besides the scripts, whose heads say what they write.
+    also: str = ""
+    #: What its name begins with instead of the namespace: Celery chose it.
+    prefix: str = ""
 
 
 _ROUND = "while its round is current, then POC_KEEP_ROUNDS_S"
@@ -31,112 +35,79 @@ _MEMORY = "POC_COMMAND_MEMORY_S"
 _ALIVE = "30 s, or five heartbeats"
 
 KEYS: dict[str, Key] = {
-    "status": Key(
-        "hash",
-        "the newest round, for pollers",
-        "init, generate, validate, stop, claim, commit, heartbeat, settle, finish_job",
-        _NAMESPACE,
-    ),
-    "clock": Key("hash", "last time seen, and what keeps it from going back", "all", _NAMESPACE),
-    "round": Key("hash", "as status, of each round kept", "as status", _ROUND, "round"),
-    "nonces": Key("hash", "valid nonce -> distance", "commit", _ROUND, "round"),
-    "found": Key("list", "valid nonces in order of discovery", "commit", _ROUND, "round"),
-    "run": Key(
-        "hash",
-        "config, epoch, cursor and clocks",
-        "init, generate, validate, stop, claim, commit, heartbeat",
-        _ROUND,
-        "round",
-    ),
-    "claims": Key(
-        "hash",
-        "token -> claimed positions",
-        "claim, commit, give_back, heartbeat, and what opens a round",
-        _CURRENT,
-        "round",
-    ),
-    "leases": Key(
-        "zset",
-        "token -> end of its lease, ms",
-        "as claims; stop, validate",
-        _CURRENT,
-        "round",
-    ),
-    "tickets": Key(
-        "set",
-        "tasks that wait for the end",
-        "generate, stop, validate, init, commit",
-        _CURRENT,
-        "round",
-    ),
-    "tombstone": Key("string", "a round stopped before it began", "stop", _MEMORY, "round"),
-    "command": Key(
+    # The newest round.
+    "status": Key("hash", "the newest round, for pollers", _NAMESPACE),
+    "clock": Key("hash", "last time seen, and what keeps it from going back", _NAMESPACE),
+    # Of each round.
+    "round": Key("hash", "as status, of each round kept", _ROUND, "round"),
+    "nonces": Key("hash", "valid nonce -> distance", _ROUND, "round"),
+    "found": Key("list", "valid nonces in order of discovery", _ROUND, "round"),
+    "run": Key("hash", "config, epoch, cursor and clocks", _ROUND, "round"),
+    "claims": Key("hash", "token -> claimed positions", _CURRENT, "round"),
+    "leases": Key("zset", "token -> end of its lease, ms", _CURRENT, "round"),
+    "tickets": Key("set", "tasks that wait for the end", _CURRENT, "round"),
+    "tombstone": Key("string", "a round stopped before it began", _MEMORY, "round"),
+    # Of each task.
+    "command": Key("string", "outcome of a command", _MEMORY, "task"),
+    "result": Key(
         "string",
-        "outcome of a command",
-        "init, generate, validate, stop, open_job",
+        "state and result of a task, for its caller",
         _MEMORY,
         "task",
+        also="Celery",
+        prefix="celery-task-meta-",
     ),
-    "jobs": Key("zset", "open validations -> since, ms", "open_job, finish_job", _EMPTY),
+    # Validations. They are called jobs here alone: the names of keys stay.
+    "jobs": Key("zset", "open validations -> since, ms", _EMPTY),
     "job": Key(
         "hash",
         "a validation: batch, config, progress",
-        "open_job, commit_chunk, finish_job",
         "while open, then POC_KEEP_ROUNDS_S",
         "task",
     ),
-    "job_dist": Key(
-        "hash", "chunk start -> distances", "commit_chunk", "while its job is open", "task"
-    ),
-    "chunks": Key("list", "chunks that wait for a worker", "open_job, claim_chunk", _EMPTY),
-    "chunk_claims": Key(
-        "hash",
-        "token -> claimed chunk",
-        "claim_chunk, commit_chunk, give_back, heartbeat",
-        _EMPTY,
-    ),
-    "chunk_leases": Key("zset", "token -> end of its lease, ms", "as chunk_claims", _EMPTY),
-    "verdicts": Key(
-        "list",
-        "computed jobs that wait for a verdict",
-        "commit_chunk, open_job, finish_job",
-        _EMPTY,
-    ),
-    "endings": Key(
-        "list", "ends to be told to Celery", "what ends a round; finish_job; the clerk", _EMPTY
-    ),
-    "reporter": Key("string", "who reports progress now", "the clerk", "a second"),
-    "outbox": Key("stream", "callbacks to deliver", "commit, finish_job, settle", _NAMESPACE),
-    "callbacks": Key(
-        "hash", "counts of callbacks that belong to no round", "finish_job, settle", _NAMESPACE
-    ),
-    "workers": Key("zset", "worker -> last heartbeat, ms", "heartbeat, leave", _NAMESPACE),
-    "worker": Key("hash", "a worker's device, rate, ...", "heartbeat, leave", _ALIVE, "worker"),
-    "model": Key("hash", "the model of the namespace", "heartbeat, leave", _ALIVE),
+    "job_dist": Key("hash", "chunk start -> distances", "while its job is open", "task"),
+    "chunks": Key("list", "chunks that wait for a worker", _EMPTY),
+    "chunk_claims": Key("hash", "token -> claimed chunk", _EMPTY),
+    "chunk_leases": Key("zset", "token -> end of its lease, ms", _EMPTY),
+    "verdicts": Key("list", "computed validations that wait for a verdict", _EMPTY),
+    # What the world is still to be told.
+    "endings": Key("list", "ends to be told to Celery", _EMPTY, also="the clerk"),
+    "reporter": Key("string", "who reports progress now", "a second", also="the clerk"),
+    "outbox": Key("stream", "callbacks to deliver", _NAMESPACE, also="the sender"),
+    "callbacks": Key("hash", "counts of callbacks that belong to no round", _NAMESPACE),
+    # Workers.
+    "workers": Key("zset", "worker -> last heartbeat, ms", _NAMESPACE),
+    "worker": Key("hash", "a worker's device, rate, ...", _ALIVE, "worker"),
+    "model": Key("hash", "the model of the namespace", _ALIVE),
     "reference": Key(
         "hash",
         "what a model's first worker gave in its functional check",
-        "heartbeat",
         "7 days after its last worker",
         "fingerprint",
     ),
     "incidents": Key(
         "list",
         "workers that had to end, newest first, as JSON",
-        "the worker",
         "7 days after the last",
+        also="the worker",
     ),
     "dead_letters": Key(
         "list",
         "what nobody could read: messages, ends, ...",
-        "the transport, the clerk, the sender",
         "7 days after the last",
+        also="the transport, the clerk, the sender",
     ),
+    # Celery's notes, under our names: its own are the same for all who share a Redis.
     "unacked": Key(
-        "hash", "messages that a worker took and has not acknowledged", "the transport", _EMPTY
+        "hash",
+        "messages that a worker took and has not acknowledged",
+        _EMPTY,
+        also="the transport",
     ),
-    "unacked_index": Key("zset", "their tags -> since when, s", "the transport", _EMPTY),
-    "unacked_mutex": Key("string", "who gives old ones back now", "the transport", "5 minutes"),
+    "unacked_index": Key("zset", "their tags -> since when, s", _EMPTY, also="the transport"),
+    "unacked_mutex": Key(
+        "string", "who gives old ones back now", "5 minutes", also="the transport"
+    ),
 }
 
 
@@ -145,27 +116,29 @@ class Keys:
 
     def __init__(self, namespace: str) -> None:
         self.prefix = f"poc:{namespace}:"
-        #: The channel that is rung when there is something new to do.
+        #: The channel that scripts publish to when there is something new to do.
         self.wake = f"{self.prefix}wake"
 
     def __call__(self, name: str, id: str = "") -> str:
         """The key `name`; `id` for a family that has one per round, task or worker."""
-        if bool(KEYS[name].per) != bool(id):
-            raise KeyError(f"key {name!r} is per {KEYS[name].per or 'namespace'}, got id {id!r}")
+        key = KEYS[name]
+        if bool(key.per) != bool(id):
+            raise KeyError(f"key {name!r} is per {key.per or 'namespace'}, got id {id!r}")
+        if key.prefix:
+            return f"{key.prefix}{id}"
         return f"{self.prefix}{name}:{id}" if id else f"{self.prefix}{name}"
+
+
+def writers(name: str) -> str:
+    """Who writes to the family `name`: scripts, as their heads say, and others."""
+    scripts = [verb.name for verb in VERBS.values() if name in verb.writes]
+    return ", ".join(scripts + ([KEYS[name].also] if KEYS[name].also else []))
 
 
 def table() -> str:
     """All keys as a Markdown table."""
     rows = ["| key | type | holds | written by | lives |", "| --- | --- | --- | --- | --- |"]
     for name, key in KEYS.items():
-        suffix = f":<{key.per}>" if key.per else ""
-        rows.append(
-            f"| `poc:<namespace>:{name}{suffix}` | {key.kind} | {key.holds} "
-            f"| {key.writers} | {key.lives} |"
-        )
+        shown = Keys("<namespace>")(name, f"<{key.per}>" if key.per else "")
+        rows.append(f"| `{shown}` | {key.kind} | {key.holds} | {writers(name)} | {key.lives} |")
     return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    print(table())  # noqa: T201

@@ -6,19 +6,36 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from redis.exceptions import ResponseError
 
-from shared.settings import Settings
 from shared.status import CallbackCounts
+from shared.store.connection import redis_errors
+from shared.store.context import Context
 from shared.store.dead_letters import DeadLetters
-from shared.store.keys import Keys
-from shared.store.scripts import Client, Scripts, redis_errors
 
 GROUP = "senders"
 #: Where a search of the stream begins, and what it gives when it was at the end.
 _START = "0-0"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A callback, frozen: it is delivered as it is, or not at all."""
+
+    url: str
+    body: str
+    #: What tells a receiver that it has this message already.
+    key: str
+    #: The round whose counters show it; empty when there is none.
+    round: str
+    deadline_s: float
+
+    def as_args(self) -> dict[str, Any]:
+        """What a script takes."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +54,10 @@ class Entry:
 class Outbox:
     """The callbacks of a namespace. Several senders share it; each entry is with one of them."""
 
-    def __init__(
-        self,
-        redis: Client,
-        scripts: Scripts,
-        keys: Keys,
-        settings: Settings,
-        dead_letters: DeadLetters,
-    ) -> None:
-        self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
-        self._dead_letters = dead_letters
-        self._stream = keys("outbox")
+    def __init__(self, context: Context, dead_letters: DeadLetters) -> None:
+        self._context, self._dead_letters = context, dead_letters
+        self._redis, self._keys, self._scripts = context.redis, context.keys, context.scripts
+        self._stream = context.keys("outbox")
         # How far `take_over` has looked.
         self._cursor = _START
 
@@ -65,14 +75,14 @@ class Outbox:
 
     def take_over(self, sender: str, count: int) -> list[Entry]:
         """Up to `count` entries of senders that have not renewed theirs for a lease."""
-        idle_ms = round(self._settings.lease_s * 1000)
+        lease_ms = self._context.lease_ms
         with redis_errors():
             try:
                 while True:
                     # One call looks at ten times `count` entries; the next goes on behind them.
                     # Redis 6.2 has no third part, and gives None for an entry settled meanwhile.
                     self._cursor, found, *_ = self._redis.xautoclaim(
-                        self._stream, GROUP, sender, idle_ms, start_id=self._cursor, count=count
+                        self._stream, GROUP, sender, lease_ms, start_id=self._cursor, count=count
                     )
                     entries = [entry for entry in found if entry[0]]
                     if entries or self._cursor == _START:
@@ -99,15 +109,11 @@ class Outbox:
 
     def settle(self, entry: Entry, error: str | None = None) -> None:
         """Take an entry out, once: delivered, or refused with `error`."""
-        keys = {name: self._keys(name) for name in ("outbox", "status", "callbacks")}
-        if entry.round:
-            keys["counted"] = self._keys("round", entry.round)
         self._scripts.call(
             "settle",
-            keys,
+            round=entry.round,
             group=GROUP,
             entry=entry.id,
-            round=entry.round,
             outcome="refused" if error else "delivered",
             error=error,
         )
@@ -141,7 +147,7 @@ class Outbox:
             except (LookupError, ValueError, ArithmeticError) as error:
                 # Written by another version or a stray hand: those behind it go on.
                 item = json.dumps({"outbox": entry_id, **fields}).encode()
-                with self._dead_letters.keeping("outbox", item, error) as pipe:
+                with self._dead_letters.keeping(item, "outbox", error) as pipe:
                     pipe.xack(self._stream, GROUP, entry_id)
                     pipe.xdel(self._stream, entry_id)
         return entries

@@ -1,23 +1,70 @@
-"""The workers that live, which `Rounds.heartbeat` writes, and those that had to end."""
+"""The workers that live, with the model that they have, and those that had to end."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from shared.settings import Settings
 from shared.status import Incident, WorkerStatus
-from shared.store.keys import Keys
-from shared.store.scripts import Client, Scripts, redis_errors
+from shared.store.connection import redis_errors
+from shared.store.context import Context
+from shared.store.current import CurrentRound
+from shared.store.scripts import flat
 
 #: Incidents that are kept, for how many seconds, and how many of them a status shows.
 KEEP_INCIDENTS, KEEP_S, SHOWN = 100, 7 * 86_400, 10
+#: Seconds that the reference of a model outlives its last worker.
+REFERENCE_S = 7 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a model's first worker gave in its functional check."""
+
+    distances: tuple[float, ...]
+    worker: str
 
 
 class Workers:
     """The workers of a namespace."""
 
-    def __init__(self, redis: Client, scripts: Scripts, keys: Keys, settings: Settings) -> None:
-        self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
+    def __init__(self, context: Context, current: CurrentRound) -> None:
+        self._settings, self._current = context.settings, current
+        self._context, self._redis, self._keys = context, context.redis, context.keys
+
+    def heartbeat(
+        self,
+        worker: str,
+        model: Mapping[str, str],
+        fields: Mapping[str, str],
+        tokens: Sequence[str],
+        distances: Sequence[float] = (),
+    ) -> Reference | None:
+        """Show that `worker` lives, renew its leases and the round's clocks.
+
+        `tokens` are its claims, in the order that they are computed in. `distances` are those of
+        its functional check; gives the reference of its model, which they become when there is
+        none. Raises `ModelMismatch` with the fingerprint that the namespace wants.
+        """
+        _, answer = self._current.call(
+            "heartbeat",
+            worker=worker,
+            fingerprint=model["fingerprint"],
+            pinned=self._settings.model_fingerprint,
+            model=flat(model),
+            fields=flat(fields),
+            tokens=list(tokens),
+            distances=json.dumps(list(distances)) if distances else None,
+            reference_s=REFERENCE_S,
+            live_ms=round(self._settings.worker_lives_s * 1000),
+            lease_ms=self._context.lease_ms,
+            deadline_ms=round(self._settings.batch_deadline * 1000),
+        )
+        if "distances" not in answer:
+            return None
+        return Reference(tuple(json.loads(answer["distances"])), answer["worker"])
 
     def listing(self) -> list[WorkerStatus]:
         """Every live worker, by name."""
@@ -31,8 +78,7 @@ class Workers:
 
     def leave(self, worker: str) -> None:
         """Show `worker` no more; the last one frees the namespace for another model."""
-        keys = {name: self._keys(name) for name in ("workers", "model")}
-        self._scripts.call("leave", keys | {"worker": self._keys("worker", worker)}, worker=worker)
+        self._context.scripts.call("leave", worker=worker)
 
     def report(self, incident: Incident) -> None:
         """Keep why a worker ended, for whoever looks at the status."""

@@ -35,7 +35,7 @@ from shared.config import PoCConfig
 from shared.listener import listen
 from shared.settings import load_settings
 from shared.store.keys import Keys
-from worker.manager import DEPTH
+from worker.node.pipeline import DEPTH
 
 NAMESPACE = "faults"
 #: Seconds of an act with faults, and of a phase at most.
@@ -115,7 +115,6 @@ class Run:
             batch_deadline=str(DEADLINE_S),
             keep_rounds_s="1800",
             command_memory_s="1800",
-            result_expires_s="1800",
             callback_timeout_s="2",
             api_port=str(api_port),
         )

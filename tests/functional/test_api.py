@@ -19,6 +19,7 @@ import pytest
 from serving_api import serving_api
 from shared.api import MAX_CONNECTIONS
 from shared.config import MAX_NONCE, PoCConfig
+from shared.requests import GenerateRequest
 from shared.settings import load_settings
 from shared.store import Store
 from support import wait_until
@@ -78,8 +79,8 @@ def serving(redis_url: str, tmp_path: Path, **variables: str) -> Iterator[Api]:
 
 def generate(store: Store, round_id: str) -> None:
     """Find two nonces in a new round, with a live worker."""
-    store.rounds.heartbeat("w", {"fingerprint": "f"}, {"state": "generating"}, tokens=[])
-    store.rounds.generate(f"generate-{round_id}", CONFIG, round_id)
+    store.workers.heartbeat("w", {"fingerprint": "f"}, {"state": "generating"}, tokens=[])
+    store.rounds.generate(f"generate-{round_id}", GenerateRequest(config=CONFIG, round_id=round_id))
     claim = store.rounds.claim("w", f"claim-{round_id}")
     assert claim
     store.rounds.commit(claim, checked=4, valid=[(3, 1.25), (MAX_NONCE, 0.1)])

@@ -23,6 +23,7 @@ from receiver import Receiver
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute
+from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import Settings, load_settings
 from shared.signature import verify
 from shared.status import RoundStatus
@@ -83,7 +84,7 @@ def open_round(store: Store, url: str, **changes: Any) -> None:
         callback_url=url,
         **changes,
     )
-    store.rounds.generate(uuid4().hex, config, replace=True)
+    store.rounds.generate(uuid4().hex, GenerateRequest(config=config, replace=True))
 
 
 def find(store: Store, batches: int = 1) -> list[int]:
@@ -137,19 +138,19 @@ def test_a_validation_ends_in_a_message(store: Store, settings: Settings) -> Non
         assert config
         batch = ProofBatch.of(config, [0, 1], [0.5, 0.5])
         for task, second in (("good", 0.5), ("bad", nan)):
-            store.rounds.open_job(task, batch, None)
-            chunk = store.jobs.claim("w", uuid4().hex)
+            store.validations.open(task, ValidateRequest(batch=batch))
+            chunk = store.validations.claim("w", uuid4().hex)
             assert chunk
-            store.jobs.commit(chunk, [0.5, second])
-            job = store.jobs.next_computed()
+            store.validations.commit(chunk, [0.5, second])
+            job = store.validations.next_computed()
             assert job
             if task == "good":
                 verdict = ValidatedBatch.judge(job.batch, job.dist, job.config)
                 message = validated_message(job, verdict)
-                store.jobs.finish(job, result=verdict.model_dump_json(), message=message)
+                store.validations.finish(job, result=verdict.model_dump_json(), message=message)
             else:
                 error = CouldNotCompute("no finite distance for 1 of 2 nonces")
-                store.jobs.finish(job, error=error, message=validated_message(job, error))
+                store.validations.finish(job, error=error, message=validated_message(job, error))
         until_counts(store, 0, 2, 0)
     told = {headers["Idempotency-Key"]: json.loads(body) for _, headers, body in receiver.requests}
     assert [path for path, _, _ in receiver.requests] == ["/poc/validated"] * 2

@@ -18,7 +18,7 @@ from shared.settings import Settings, load_settings
 from shared.store import Store
 from shared.store.keys import Keys
 from support import wait_until
-from worker.manager import DEPTH
+from worker.node.pipeline import DEPTH
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional

@@ -28,6 +28,7 @@ from schemathesis.checks import negative_data_rejection
 from serving_api import serving_api
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
+from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.store import Store
 from worker.tools.embedded import EmbeddedRedis
@@ -60,13 +61,15 @@ class Api:
 
 def fill(store: Store) -> None:
     """A round that is over, one that generates with odd nonces, a validation, a worker."""
-    store.rounds.heartbeat("w", {"fingerprint": "f"}, {"state": "generating"}, tokens=[])
+    store.workers.heartbeat("w", {"fingerprint": "f"}, {"state": "generating"}, tokens=[])
     for round_id in ("r1", "r2"):
-        store.rounds.generate(f"g-{round_id}", CONFIG, round_id, replace=True)
+        store.rounds.generate(
+            f"g-{round_id}", GenerateRequest(config=CONFIG, round_id=round_id, replace=True)
+        )
         claim = store.rounds.claim("w", f"t-{round_id}")
         assert claim
         store.rounds.commit(claim, checked=4, valid=[(3, 1.25), (MAX_NONCE, 0.1)], failed=0)
-    store.rounds.open_job("v", ProofBatch.of(CONFIG, [1, 2, 3], [0.5] * 3), None)
+    store.validations.open("v", ValidateRequest(batch=ProofBatch.of(CONFIG, [1, 2, 3], [0.5] * 3)))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from shared.settings import Settings
 from shared.status import WorkerStatus
 from shared.store import Store
 from support import wait_until
-from worker.manager import DEPTH
+from worker.node.pipeline import DEPTH
 
 pytestmark = pytest.mark.functional
 

@@ -11,6 +11,7 @@ import redis
 
 from shared.config import PoCConfig, PoCState
 from shared.errors import StoreUnavailable
+from shared.requests import GenerateRequest
 from shared.settings import load_settings
 from shared.status import RoundStatus
 from shared.store import Claim, Store
@@ -60,7 +61,7 @@ def restore(server: EmbeddedRedis, kept: dict[bytes, tuple[int, bytes]]) -> None
 def test_a_round_goes_on_after_redis_was_killed() -> None:
     """Given a Redis with a log, when it is killed and started, then nothing answered is lost."""
     with EmbeddedRedis(aof=True) as server, store_on(server) as store:
-        store.rounds.generate("g", CONFIG)
+        store.rounds.generate("g", GenerateRequest(config=CONFIG))
         store.rounds.commit(take(store), 4, [(2, 0.5)])
         in_flight = take(store)
         before = status(store)
@@ -77,21 +78,21 @@ def test_a_round_goes_on_after_redis_was_killed() -> None:
 def test_a_redis_without_a_log_comes_back_idle() -> None:
     """Given a Redis that keeps nothing, then what was in flight is refused and all is zero."""
     with EmbeddedRedis() as server, store_on(server) as store:
-        store.rounds.generate("g", CONFIG)
+        store.rounds.generate("g", GenerateRequest(config=CONFIG))
         in_flight = take(store)
         server.kill()
         server.start()
         assert store.rounds.commit(in_flight, 4, [(0, 0.5)]) == "the round is over"
         assert store.rounds.claim("w", "t") is None
         assert status(store) == RoundStatus()
-        store.rounds.generate("g", CONFIG)
+        store.rounds.generate("g", GenerateRequest(config=CONFIG))
         assert take(store).start == 0
 
 
 def test_a_redis_that_steps_back_counts_exactly() -> None:
     """Given a fail-over that undid a claim and two commits, then each position counts once."""
     with EmbeddedRedis() as server, store_on(server) as store:
-        store.rounds.generate("g", CONFIG)
+        store.rounds.generate("g", GenerateRequest(config=CONFIG))
         store.rounds.commit(take(store), 4, [(0, 0.5)])
         undone = take(store)
         kept = dump(server)

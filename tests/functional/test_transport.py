@@ -19,6 +19,8 @@ import kombu
 import pytest
 import redis
 
+from shared.settings import load_settings
+from shared.store import Store
 from support import wait_until
 from worker.children import end, spawn
 
@@ -28,17 +30,19 @@ ROOT = Path(__file__).parents[2]
 QUEUE = "poc.test"
 DEAD = "poc:test:dead_letters"
 TRANSPORT = "worker.queue.transport:Transport"
-OPTIONS = {"dead_letter_key": DEAD}
 
 APP = f"""
 import os
 from celery import Celery
+from shared.settings import load_settings
+from shared.store import Store
 
 url = os.environ["TEST_REDIS_URL"]
+store = Store(load_settings({{}}, redis_url=url, namespace="test"))
 app = Celery("t", broker=url, backend=url)
 app.conf.update(
     broker_transport={TRANSPORT!r},
-    broker_transport_options={OPTIONS!r},
+    broker_transport_options={{"dead_letters": store.dead_letters.keep}},
     task_default_queue={QUEUE!r},
     broker_connection_retry_on_startup=True,
     worker_disable_prefetch=True,
@@ -49,6 +53,18 @@ app.conf.update(
 def add(a, b):
     return a + b
 """
+
+
+def options(url: str) -> dict[str, Any]:
+    """What the transport must be told."""
+    return {
+        "dead_letters": Store(load_settings({}, redis_url=url, namespace="test")).dead_letters.keep
+    }
+
+
+def connection(url: str) -> kombu.Connection:
+    """By our transport."""
+    return kombu.Connection(url, transport=TRANSPORT, transport_options=options(url))
 
 
 def envelope(**changes: Any) -> dict[str, Any]:
@@ -213,7 +229,7 @@ def test_a_poison_item_is_kept_and_the_worker_goes_on(
     assert client.lrange(DEAD, 0, -1) == [POISON[name]]
     assert 6 * 86_400 < client.ttl(DEAD) <= 7 * 86_400  # type: ignore[operator]
     new = log.read_bytes()[said:]
-    assert new.count(b"that are not a task message") == 1
+    assert new.count(b"of the queue that can't be read") == 1
     assert b"Traceback" not in new
     wait_until(lambda: not client.hlen("unacked"), 5, "nothing to be delivered again")
 
@@ -359,7 +375,7 @@ def test_control_commands_still_get_their_answers(
 ) -> None:
     """Answers are no tasks, and pass through lists as well: Flower and `inspect` need them."""
     app = celery.Celery("caller", broker=redis_server.url)
-    app.conf.update(broker_transport=TRANSPORT, broker_transport_options=OPTIONS)
+    app.conf.update(broker_transport=TRANSPORT, broker_transport_options=options(redis_server.url))
     with contextlib.closing(app):
         (answer,) = app.control.ping(timeout=5, limit=1)
     assert list(answer.values()) == [{"ok": "pong"}]
@@ -372,9 +388,7 @@ def test_direct_access_passes_over_poison(redis_server: Any) -> None:
         queue = "poc.nobody"  # the worker does not consume it
         direct.lpush(queue, b"\xff", b"{}", json.dumps(good))
         direct.delete(DEAD)
-        with kombu.Connection(
-            redis_server.url, transport=TRANSPORT, transport_options=OPTIONS
-        ) as broker:
+        with connection(redis_server.url) as broker:
             message = broker.default_channel.basic_get(queue)
             assert message.headers["id"] == good["headers"]["id"]
             message.ack()
@@ -389,7 +403,7 @@ def test_what_is_given_back_goes_whence_it_came(priority: str, redis_server: Any
         direct.delete("poc.nobody", "poc:test:endings")
         says = {"exchange": "", "routing_key": "poc:test:endings"}
         direct.lpush(f"poc.nobody{priority}", json.dumps(envelope(properties__delivery_info=says)))
-        broker = kombu.Connection(redis_server.url, transport=TRANSPORT, transport_options=OPTIONS)
+        broker = connection(redis_server.url)
         channel = broker.default_channel
         assert channel.basic_get("poc.nobody")
         channel.close()
@@ -404,7 +418,7 @@ def test_a_connection_that_broke_before_an_acknowledgement_ends_quietly(redis_se
     with contextlib.closing(redis.Redis.from_url(redis_server.url)) as direct:
         direct.lpush("poc.nobody", json.dumps(envelope()))
         noted = direct.hlen("unacked")
-        broker = kombu.Connection(redis_server.url, transport=TRANSPORT, transport_options=OPTIONS)
+        broker = connection(redis_server.url)
         channel = broker.default_channel
         assert channel.basic_get("poc.nobody")
         channel.connection.client = None  # as kombu leaves it when a connection has broken

@@ -17,7 +17,7 @@ from shared.client import PoCClient
 from shared.store import Store
 from shared.store.keys import Keys
 from support import wait_until
-from worker.manager import DEPTH
+from worker.node.pipeline import DEPTH
 
 pytestmark = pytest.mark.functional
 

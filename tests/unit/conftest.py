@@ -11,8 +11,8 @@ import pytest
 from shared.config import PoCConfig
 from shared.settings import load_settings
 from shared.store import Store
+from shared.store.connection import Client, connect
 from shared.store.keys import Keys
-from shared.store.scripts import Client, connect
 
 NAMESPACE = "test"
 

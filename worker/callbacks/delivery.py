@@ -184,19 +184,19 @@ class Delivery:
 
     async def _keep(self) -> None:
         """Take what is new or left by dead senders, and keep what is held."""
-        bell = self._store.bell("outbox")
+        news = self._store.subscribe("outbox")
         try:
             while not self._stop.is_set():
                 try:
                     more = await self._collect()
                     self._outage.over()
                     if not more:
-                        await asyncio.to_thread(bell.wait, min(self._renew_every_s, 0.5))
+                        await asyncio.to_thread(news.wait, min(self._renew_every_s, 0.5))
                 except StoreUnavailable as error:
                     self._outage.seen(error)
                     await asyncio.sleep(RETRY_S)
         finally:
-            bell.close()
+            news.close()
 
     async def _collect(self) -> bool:
         """One round of the keeper; whether there is more at once."""
@@ -277,7 +277,7 @@ class Delivery:
             if answer is None or not answer.retry:
                 if answer is not None:
                     error = f"{receiver.name}: {answer.error}" if answer.error else None
-                    await self._insist(lambda: self._store.outbox.settle(entry, error))
+                    await self._until_answered(lambda: self._store.outbox.settle(entry, error))
                 del self._held[entry.id]
             else:
                 held.failures += 1
@@ -297,14 +297,14 @@ class Delivery:
             error = f"its deadline passed; the last attempt: {held.last_error}"
             receiver.complain("a callback was given up", error)
             return Answer(error)
-        body = await self._insist(lambda: self._store.outbox.body(entry.id))
+        body = await self._until_answered(lambda: self._store.outbox.body(entry.id))
         if body is None:
             return None
         answer = await post(self._client, self._settings, entry.url, entry.key, body)
         receiver.heard(answer, time.monotonic())
         return answer
 
-    async def _insist(self, call: Callable[[], T]) -> T:
+    async def _until_answered(self, call: Callable[[], T]) -> T:
         """What the store gives once Redis answers."""
         while True:
             try:

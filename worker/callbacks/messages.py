@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
-from shared.errors import PoCError
-from shared.store import Claim, Computed, Message
+from shared.errors import PoCError, as_fields
+from shared.store import Claim, ComputedValidation, Message
 
 
 def generated_message(claim: Claim, valid: Sequence[tuple[int, float]]) -> Message | None:
@@ -26,7 +26,7 @@ def generated_message(claim: Claim, valid: Sequence[tuple[int, float]]) -> Messa
 
 
 def validated_message(
-    job: Computed, outcome: ValidatedBatch | PoCError, not_computed: Sequence[int] = ()
+    done: ComputedValidation, outcome: ValidatedBatch | PoCError, not_computed: Sequence[int] = ()
 ) -> Message | None:
     """What tells the end of a validation; None if nobody wants to know.
 
@@ -35,11 +35,13 @@ def validated_message(
     if isinstance(outcome, ValidatedBatch):
         body = outcome.model_dump_json()
     else:
-        said = {"error": type(outcome).__name__, "message": str(outcome)}
-        about = job.batch.model_dump(include={"public_key", "block_hash", "block_height", "nonces"})
-        rest = {"node_id": job.batch.node_id, "not_computed": list(not_computed)}
+        said = as_fields(outcome)
+        about = done.batch.model_dump(
+            include={"public_key", "block_hash", "block_height", "nonces"}
+        )
+        rest = {"node_id": done.batch.node_id, "not_computed": list(not_computed)}
         body = json.dumps(said | about | rest)
-    return message(job.config, "validated", body, f"validation:{job.id}", job.round_id)
+    return message(done.config, "validated", body, f"validation:{done.id}", done.round_id)
 
 
 def message(

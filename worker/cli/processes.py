@@ -95,7 +95,7 @@ def callbacks(settings: Settings) -> None:
     name = f"callbacks-{os.getpid()}@{socket.gethostname()}"
     outage = Outage()
     with closing(Store(settings)) as store:
-        outage.knock(store.check_access)
+        outage.first_call(store.check_access)
         PoCCallbackSender(store, name, settings, outage).run(ending)
 
 

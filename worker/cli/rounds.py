@@ -15,7 +15,6 @@ from shared.data import MAX_PROOF_NONCES, ProofBatch
 from shared.errors import InvalidRequest, RoundMismatch, RoundNotInitialized, StoreUnavailable
 from shared.settings import Settings
 from shared.status import Incident, RoundStatus, WorkerStatus
-from shared.transitions import MESSAGES
 from worker.cli.options import (
     Json,
     NewRoundId,
@@ -196,7 +195,7 @@ def proofs(
     with closing(Store(settings)) as store:
         found, *_ = _look(store, round_id)
         if not found.round_id:
-            raise RoundNotInitialized(MESSAGES[RoundNotInitialized])
+            raise RoundNotInitialized
         nonces, dist = store.rounds.found(found.round_id, start, count)
     batch = ProofBatch(
         public_key=found.public_key,

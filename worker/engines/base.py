@@ -6,9 +6,12 @@ one job queued behind the one that computes is all a caller must do to keep the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
+
+from shared.config import PoCConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,11 @@ class Job:
     strong_rng: bool = False
     #: Rather fail than halve a tile for want of memory, which may move the last bits.
     whole_tiles: bool = False
+
+    @classmethod
+    def of(cls, config: PoCConfig, public_key: str, nonces: Sequence[int]) -> Self:
+        """The job that computes `nonces` of `public_key` in a round of `config`."""
+        return cls(config.block_hash, public_key, tuple(nonces), config.seq_len, config.strong_rng)
 
 
 @dataclass(frozen=True, slots=True)

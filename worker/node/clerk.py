@@ -16,7 +16,7 @@ import scipy.stats  # noqa: F401
 
 from shared.data import ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, StoreUnavailable
-from shared.store import Bell, Computed, Ending, Store
+from shared.store import ComputedValidation, Ending, Store, Subscription
 from worker.callbacks.messages import validated_message
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ NEWEST = 1000
 class TicketSink(Protocol):
     """Where tickets are reported to: the one way from here to Celery."""
 
-    def progress(self, task: str, state: dict[str, Any], among: str) -> None:
-        """Show how far `task` is, if it is `among` what is open, and has not ended.
+    def progress(self, task: str, state: dict[str, Any], open_in: str) -> None:
+        """Show how far `task` is, if it is still open and has not ended.
 
-        `among` is where the store keeps the open tickets of its kind.
+        `open_in` is the round that its ticket is of; empty for a validation.
         """
         ...
 
@@ -51,9 +51,9 @@ class TicketSink(Protocol):
 class Clerk:
     """`turn` is what a thread repeats."""
 
-    def __init__(self, store: Store, sink: TicketSink, bell: Bell) -> None:
-        self._store, self._sink, self._bell = store, sink, bell
-        self._told: dict[str, tuple[dict[str, Any], str]] = {}
+    def __init__(self, store: Store, sink: TicketSink, news: Subscription) -> None:
+        self._store, self._sink, self._subscription = store, sink, news
+        self._reported: dict[str, tuple[dict[str, Any], str]] = {}
 
     def turn(self) -> None:
         """Do what there is to do, then wait for news."""
@@ -62,11 +62,11 @@ class Clerk:
             pass
         if self._store.endings.may_report(REPORT_EVERY_S):
             self._report()
-        self._bell.wait(REPORT_EVERY_S)
+        self._subscription.wait(REPORT_EVERY_S)
 
     def _next_verdict(self) -> bool:
         """Judge a validation, if one waits for it."""
-        computed = self._store.jobs.next_computed()
+        computed = self._store.validations.next_computed()
         if computed is None:
             return False
         try:
@@ -78,7 +78,7 @@ class Clerk:
             log.exception("validation %s has no verdict", computed.id)
             failure = CouldNotCompute(f"a worker failed to judge it: {error}; see its log")
             message = validated_message(computed, failure, computed.batch.nonces)
-            self._store.jobs.finish(computed, error=failure, message=message)
+            self._store.validations.finish(computed, error=failure, message=message)
         return True
 
     def _next_ending(self) -> bool:
@@ -98,30 +98,30 @@ class Clerk:
             self._store.endings.set_aside(ending, error)
         return True
 
-    def _judge(self, job: Computed) -> None:
-        missing = [n for n, d in zip(job.batch.nonces, job.dist, strict=True) if not isfinite(d)]
+    def _judge(self, done: ComputedValidation) -> None:
+        missing = [n for n, d in zip(done.batch.nonces, done.dist, strict=True) if not isfinite(d)]
         if missing:
-            why = f": {job.error}" if job.error else ""
+            why = f": {done.error}" if done.error else ""
             named = ", ".join(map(str, missing[:NAMED])) + (", ..." if missing[NAMED:] else "")
             error = CouldNotCompute(
-                f"no finite distance for {len(missing)} of {len(job.batch)} nonces: {named}{why}; "
+                f"no finite distance for {len(missing)} of {len(done.batch)} nonces: {named}{why}; "
                 "this accuses nobody: look at the workers, then send it again"
             )
-            log.error("validation %s: %s", job.id, error)
-            message = validated_message(job, error, missing)
-            self._store.jobs.finish(job, error=error, message=message)
+            log.error("validation %s: %s", done.id, error)
+            message = validated_message(done, error, missing)
+            self._store.validations.finish(done, error=error, message=message)
             return
-        profile = json.loads(job.profile) if job.profile else {}
-        verdict = ValidatedBatch.judge(job.batch, job.dist, job.config, profile)
+        profile = json.loads(done.profile) if done.profile else {}
+        verdict = ValidatedBatch.judge(done.batch, done.dist, done.config, profile)
         log.info(
             "validation %s: %d of %d nonces invalid, %s",
-            job.id,
+            done.id,
             verdict.n_invalid,
             len(verdict),
             "fraud" if verdict.fraud_detected else "honest",
         )
-        self._store.jobs.finish(
-            job, result=verdict.model_dump_json(), message=validated_message(job, verdict)
+        self._store.validations.finish(
+            done, result=verdict.model_dump_json(), message=validated_message(done, verdict)
         )
 
     def _tell(self, ending: Ending) -> None:
@@ -144,12 +144,10 @@ class Clerk:
             "recent_rate_per_second": status.recent_rate_per_second,
             "elapsed_seconds": status.elapsed_seconds,
         }
-        now: dict[str, tuple[dict[str, Any], str]] = {
-            task: (state, self._store.rounds.tickets(status.round_id)) for task in tasks
-        }
-        for job, done in self._store.jobs.progress().items():
-            now[job] = (done, self._store.jobs.tickets)
-        for task, told in now.items():
-            if self._told.get(task) != told:
-                self._sink.progress(task, *told)
-        self._told = now
+        now: dict[str, tuple[dict[str, Any], str]] = dict.fromkeys(tasks, (state, status.round_id))
+        for task, done in self._store.validations.progress().items():
+            now[task] = (dict(done), "")
+        for task, report in now.items():
+            if self._reported.get(task) != report:
+                self._sink.progress(task, *report)
+        self._reported = now

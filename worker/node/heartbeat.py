@@ -11,7 +11,7 @@ from shared.config import PoCState
 from shared.errors import ModelMismatch
 from shared.settings import Settings
 from shared.store import Reference
-from worker.manager import PoCManager
+from worker.node.pipeline import Pipeline
 
 
 class Heartbeat:
@@ -21,8 +21,8 @@ class Heartbeat:
     past POC_BATCH_DEADLINE loses its claim all the same.
     """
 
-    def __init__(self, manager: PoCManager, settings: Settings, closing: threading.Event) -> None:
-        self._manager, self._settings, self._closing = manager, settings, closing
+    def __init__(self, pipeline: Pipeline, settings: Settings, closing: threading.Event) -> None:
+        self._pipeline, self._settings, self._closing = pipeline, settings, closing
         self._started_at = time.time()
         # Rates look back over two beats, or two batches where those take longer: a batch counts
         # when it ends, so between two ends they would be nothing, and too much after them.
@@ -39,15 +39,15 @@ class Heartbeat:
         Raises `ModelMismatch` that says what to do.
         """
         rate, busy = self._rates()
-        info = self._manager.engine.info
+        info = self._pipeline.engine.info
         fields = {
-            "state": self._manager.state.lower(),
+            "state": self._pipeline.state.lower(),
             "device": info.device,
             "model": info.model,
             "fingerprint": info.fingerprint,
             "rate_per_second": f"{rate:.3f}",
             "busy": f"{busy:.3f}",
-            "computed": str(self._manager.computed),
+            "computed": str(self._pipeline.computed),
             "started_at": f"{self._started_at:.3f}",
             "pid": str(os.getpid()),
             "host": socket.gethostname(),
@@ -59,12 +59,12 @@ class Heartbeat:
             "vocab_size": str(info.vocab_size),
         }
         try:
-            return self._manager.store.rounds.heartbeat(
-                self._manager.worker,
+            return self._pipeline.store.workers.heartbeat(
+                self._pipeline.worker,
                 model,
                 fields,
-                self._manager.tokens,
-                self._manager.check.distances if self._manager.check else (),
+                self._pipeline.tokens,
+                self._pipeline.check.distances if self._pipeline.check else (),
             )
         except ModelMismatch as error:
             raise ModelMismatch(
@@ -76,7 +76,7 @@ class Heartbeat:
     def _rates(self) -> tuple[float, float]:
         """Nonces per second, and the share of the time that the device computed."""
         now = self._sample()
-        if now[1] != self._samples[-1][1] or self._manager.state == PoCState.IDLE:
+        if now[1] != self._samples[-1][1] or self._pipeline.state == PoCState.IDLE:
             self._samples = [*self._samples[-2:], now]
         (began, computed, busy), (ended, computed_now, busy_now) = (
             self._samples[0],
@@ -87,4 +87,4 @@ class Heartbeat:
         return (computed_now - computed) / seconds, min((busy_now - busy) / seconds, 1.0)
 
     def _sample(self) -> tuple[float, int, float]:
-        return time.monotonic(), self._manager.computed, self._manager.engine.busy_seconds
+        return time.monotonic(), self._pipeline.computed, self._pipeline.engine.busy_seconds

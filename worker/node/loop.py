@@ -6,13 +6,13 @@ import logging
 import threading
 
 from shared.errors import EngineDied, EngineError, Quarantined
-from shared.store import Bell
-from worker.manager import PoCManager
+from shared.store import Subscription
+from worker.node.pipeline import Pipeline
 from worker.node.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which an idle loop looks for itself: a ring may be missed while Redis is away.
+#: Seconds after which an idle loop looks for itself: news may be missed while Redis is away.
 LOOK_S = 1.0
 #: Seconds that the loop rests after the first of several batches that failed, and at most.
 REST_S, MAX_REST_S = 0.5, 30.0
@@ -22,9 +22,13 @@ class GpuLoop:
     """`turn` for the thread that owns the engine, `listen` for the one that hears of changes."""
 
     def __init__(
-        self, manager: PoCManager, bell: Bell, closing: threading.Event, watchdog: Watchdog
+        self,
+        pipeline: Pipeline,
+        news: Subscription,
+        closing: threading.Event,
+        watchdog: Watchdog,
     ) -> None:
-        self._manager, self._bell, self._closing = manager, bell, closing
+        self._pipeline, self._subscription, self._closing = pipeline, news, closing
         self._watchdog = watchdog
         self._news = threading.Event()
         self._rest_s = REST_S
@@ -34,8 +38,8 @@ class GpuLoop:
         self._news.clear()
         try:
             with self._watchdog.watching():
-                self._manager.engine.ensure_alive()  # also while there is no work
-                busy = self._manager.step()
+                self._pipeline.engine.ensure_alive()  # also while there is no work
+                busy = self._pipeline.step()
             if not busy:
                 self._news.wait(LOOK_S)
         except (EngineDied, Quarantined):
@@ -50,9 +54,9 @@ class GpuLoop:
 
     def listen(self) -> None:
         """Wait for news, pass them on, and free the device of what nobody wants any more."""
-        self._bell.wait(LOOK_S)
+        self._subscription.wait(LOOK_S)
         self._news.set()
-        self._manager.drop_unwanted()
+        self._pipeline.cancel_unwanted()
 
     def wake(self) -> None:
         """End a wait, for a thread that shall see that the worker closes."""

@@ -1,13 +1,13 @@
 """One worker process beside its device: what it is made of, and how it starts and ends.
 
     controller ─▶ Redis queue ─▶ Celery task ─▶ PoCManager ─▶ Store ─▶ Redis
-                                                    ▲           ▲
-                        GpuLoop: claim, submit, ────┘           │
-                                 collect, commit ─▶ Engine      │
-                        Heartbeat: alive, leases ───────────────┤
-                        Clerk: verdicts, ends of tickets ───────┤ ─▶ result backend, Flower
-                        PoCCallbackSender: outbox ──────────────┘ ─▶ receivers
-                        Watchdog: the loop moves, or the process ends
+                                                                ▲
+                  GpuLoop ─▶ Pipeline: claim, submit, ──────────┤
+                                       collect, commit ─▶ Engine│
+                  Heartbeat: alive, leases ─────────────────────┤
+                  Clerk: verdicts, ends of tickets ─────────────┤ ─▶ result backend, Flower
+                  PoCCallbackSender: outbox ────────────────────┘ ─▶ receivers
+                  Watchdog: the loop moves, or the process ends
 
 The engine is loaded before the first task is taken. Every arrow into the store is one atomic
 script, so any of the threads, or the whole process, may be killed at any moment.
@@ -22,16 +22,15 @@ import time
 from collections.abc import Callable
 
 from shared.errors import EngineError, Hung, PoCError, Quarantined
-from shared.receivers import Receivers
 from shared.settings import Settings
 from shared.status import Incident
 from shared.store import Store, admitted
 from worker.engines import Engine, load_engine
-from worker.manager import PoCManager
 from worker.node.clerk import Clerk, TicketSink
 from worker.node.functional_check import FunctionalCheck
 from worker.node.heartbeat import Heartbeat
 from worker.node.loop import GpuLoop
+from worker.node.pipeline import Pipeline
 from worker.node.threads import Repeating
 from worker.node.watchdog import Watchdog
 from worker.outage import Outage
@@ -40,7 +39,7 @@ from worker.sender import PoCCallbackSender
 log = logging.getLogger(__name__)
 
 #: Seconds that a worker which has to end waits for Redis, to say why.
-LAST_WORDS_S = 10.0
+REPORT_FOR_S = 10.0
 
 
 class Node:
@@ -49,7 +48,8 @@ class Node:
     After `Hung` the process must end at once: a thread of it can't be ended.
     """
 
-    manager: PoCManager
+    engine: Engine
+    pipeline: Pipeline
     sink: TicketSink
 
     def __init__(self, settings: Settings, on_failure: Callable[[Exception], None]) -> None:
@@ -61,10 +61,10 @@ class Node:
         #: Set while the model is loaded: the process may end at once, it holds nothing.
         self.loading = threading.Event()
         # Set when all claims are committed or given back: until then they are kept alive.
-        self._landed = threading.Event()
+        self._drained = threading.Event()
         self._hangs = threading.Event()
         self._watchdog = Watchdog(settings.batch_deadline, "POC_BATCH_DEADLINE", self._hung)
-        self._engine: Engine | None = None
+        self._loaded = False
         self._loop: GpuLoop | None = None
         self._worker: threading.Thread | None = None
         self._heartbeat: threading.Thread | None = None
@@ -79,12 +79,12 @@ class Node:
         """
         self.sink = sink
         # Before the model is loaded in vain.
-        self.outage.knock(lambda: self.store.check_access(self.settings.queue))
+        self.outage.first_call(lambda: self.store.check_access(self.settings.queue))
         began = time.monotonic()
-        self._engine = engine = self._load()
+        self.engine = engine = self._load()
         check = FunctionalCheck(engine, self.settings)
-        receivers = Receivers.of(self.settings.callback_allow)
-        self.manager = PoCManager(engine, self.store, name, check, receivers)
+        self.pipeline = pipeline = Pipeline(engine, self.store, name, check)
+        self._loaded = True
         log.info(
             "loaded %s on %s in %.1f s, fingerprint %s",
             engine.info.model,
@@ -95,26 +95,26 @@ class Node:
         self._watchdog.start()
         with self._watchdog.watching():
             check.begin()
-        heartbeat = Heartbeat(self.manager, self.settings, self._landed)
-        beat = self.outage.insist(lambda: admitted(heartbeat.beat), self.closing)
+        heartbeat = Heartbeat(pipeline, self.settings, self._drained)
+        beat = self.outage.until_answered(lambda: admitted(heartbeat.beat), self.closing)
         check.agree_with(beat)
-        bell = self.store.bell("work")
-        self._loop = loop = GpuLoop(self.manager, bell, self.closing, self._watchdog)
-        clerk = Clerk(self.store, sink, self.store.bell("verdicts", "endings"))
+        news = self.store.subscribe("work")
+        self._loop = loop = GpuLoop(pipeline, news, self.closing, self._watchdog)
+        clerk = Clerk(self.store, sink, self.store.subscribe("verdicts", "endings"))
         self._worker = Repeating("loop", loop.turn, self.closing, self.outage, self._failed)
         self._heartbeat = Repeating(
-            "heartbeat", heartbeat.turn, self._landed, self.outage, self._failed
+            "heartbeat", heartbeat.turn, self._drained, self.outage, self._failed
         )
         self._helpers = [
             self._heartbeat,
-            Repeating("ear", loop.listen, self.closing, self.outage),
-            Repeating("clerk", clerk.turn, self._landed, self.outage),
+            Repeating("listener", loop.listen, self.closing, self.outage),
+            Repeating("clerk", clerk.turn, self._drained, self.outage),
         ]
         if self.settings.run_callbacks:
             sender = PoCCallbackSender(self.store, name, self.settings, self.outage)
             self._helpers.append(
                 threading.Thread(
-                    target=sender.run, args=(self._landed,), name="poc-sender", daemon=True
+                    target=sender.run, args=(self._drained,), name="poc-sender", daemon=True
                 )
             )
         for thread in (*self._helpers, self._worker):
@@ -140,41 +140,41 @@ class Node:
         """Commit what is computed, give the rest back, and go; also after a failed `start`."""
         self.closing.set()
         if self._loop:
-            self.manager.drop_waiting()
+            self.pipeline.cancel_waiting()
             self._loop.wake()
         # For as long as the watchdog lets it.
         while self._worker and self._worker.is_alive() and not self._hangs.is_set():
             self._worker.join(0.1)
         reached = True
-        if self._engine and not self._hangs.is_set():
+        if self._loaded and not self._hangs.is_set():
             try:
                 with self._watchdog.watching():
-                    self.manager.land()
+                    self.pipeline.drain()
             except Quarantined as error:
                 self._failed(error)
             except PoCError as error:
                 reached = False
                 log.warning("%s: what this worker holds is free when its lease ends", error)
         # First the heartbeat ends: it would register anew what has just left.
-        self._landed.set()
+        self._drained.set()
         for thread in self._helpers:
             thread.join(timeout=5)
-        if self._engine:
+        if self._loaded:
             try:
                 if reached:  # else it would be waited for once more, and whoever ends us waits, too
-                    self.store.workers.leave(self.manager.worker)
+                    self.store.workers.leave(self.pipeline.worker)
             except PoCError as error:
                 log.warning("%s: this worker is listed until it is missed", error)
             if not self._hangs.is_set():
                 with self._watchdog.watching():
-                    self._engine.close()
+                    self.engine.close()
         self._watchdog.stop()
         self.store.close()
 
     def _failed(self, error: Exception) -> None:
         """A thread can't go on: leave word of it, and end the process."""
         try:
-            self.outage.insist(lambda: self._report(error), self.closing, LAST_WORDS_S)
+            self.outage.until_answered(lambda: self._report(error), self.closing, REPORT_FOR_S)
         except PoCError as trouble:
             log.warning("%s: only this log says why the worker ends", trouble)
         except Exception:
@@ -185,10 +185,10 @@ class Node:
     def _hung(self, error: Hung) -> None:
         """The watchdog's thread calls it: give back what is held, leave, and end the process."""
         self.closing.set()  # what wakes up meanwhile claims nothing
-        self._landed.set()
-        worker = self.manager.worker
+        self._drained.set()
+        worker = self.pipeline.worker
         try:
-            self.manager.abandon(f"worker {worker}: {error}")
+            self.pipeline.abandon(f"worker {worker}: {error}")
             self._report(error)
             if self._heartbeat:  # it would register anew what has just left
                 self._heartbeat.join(timeout=5)
@@ -202,11 +202,11 @@ class Node:
             self._on_failure(error)
 
     def _report(self, error: Exception) -> None:
-        info, check = self.manager.engine.info, self.manager.check
+        info, check = self.engine.info, self.pipeline.check
         # A defect may have no message.
         reason = str(error) if isinstance(error, PoCError) else repr(error)
         incident = Incident(
-            worker=self.manager.worker,
+            worker=self.pipeline.worker,
             host=socket.gethostname(),
             device=info.device,
             model=info.model,

@@ -16,9 +16,10 @@ from celery.worker import state
 
 from shared.broker import celery_app
 from shared.errors import Hung, Quarantined, defect
+from shared.receivers import Receivers
 from shared.settings import Settings
-from shared.store.keys import Keys
 from worker.children import kill_leashed
+from worker.manager import PoCManager
 from worker.node.node import Node
 from worker.queue import tasks
 from worker.queue.control import GuardedControl, take_no_more
@@ -47,7 +48,7 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         end = signal.SIG_IGN if parent.app.outlives_terminal else signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGHUP, end)
         try:
-            node.start(parent.hostname, CeleryTickets(parent.app, parent.hostname))
+            node.start(parent.hostname, CeleryTickets(parent.app, node.store, parent.hostname))
         except Exception as error:
             told_to_end = node.closing.is_set()
             if not told_to_end:
@@ -55,6 +56,12 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
             node.stop()  # Celery does not stop what failed to start
             status = QUARANTINED if isinstance(error, Quarantined) else START_FAILED
             raise SystemExit(0 if told_to_end else status) from None
+        parent.app.manager = PoCManager(
+            node.engine,
+            node.store,
+            pipeline=node.pipeline,
+            receivers=Receivers.of(node.settings.callback_allow),
+        )
 
     def stop(self, parent: Any) -> None:
         """Commit or give back, then end the threads."""
@@ -73,12 +80,10 @@ def create_app(settings: Settings) -> Celery:
         broker_transport="worker.queue.transport:Transport",
         result_backend=f"worker.queue.results:Results+{settings.redis_url}",
     )
-    keys = Keys(settings.namespace)
-    # Celery's own names for them are the same for all who share a Redis.
+    app.node = Node(settings, on_failure=_end_process)
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,
-        "dead_letter_key": keys("dead_letters"),
-        **{f"{name}_key": keys(name) for name in ("unacked", "unacked_index", "unacked_mutex")},
+        **app.node.store.broker_options(),
     }
     app.control_cls = GuardedControl
     app.signalled = threading.Event()
@@ -86,9 +91,8 @@ def create_app(settings: Settings) -> Celery:
     app.outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     # Of a worker that runs as root. It is about pickles, which nobody here reads.
     warnings.simplefilter("ignore", SecurityWarning)
-    app.node = Node(settings, on_failure=_end_process)
     app.steps["worker"].add(NodeStep)
-    tasks.register(app, app.node)
+    tasks.register(app)
 
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def close(**_: Any) -> None:

@@ -33,8 +33,8 @@ class _Task(Task):  # type: ignore[misc]
         return self.run(*args, **kwargs)
 
 
-def register(app: Celery, node: Node) -> None:
-    """Register the tasks, to run on `node`, and no others."""
+def register(app: Celery) -> None:
+    """Register the tasks, to run on the application's `node` and `manager`, and no others."""
     # Celery's own (starmap, chord_unlock, ...) would run for whoever may enqueue.
     app.finalize()
     for name in [name for name in app.tasks if name.startswith("celery.")]:
@@ -47,9 +47,10 @@ def register(app: Celery, node: Node) -> None:
             base=_Task, bind=True, name=name, throws=(PoCError,), typing=False, shared=False
         )
 
-    def insist(call: Callable[[], T]) -> T:
+    def until_answered(call: Callable[[], T]) -> T:
+        node: Node = app.node
         try:
-            return node.outage.insist(call, node.closing, PATIENCE_S)
+            return node.outage.until_answered(call, node.closing, PATIENCE_S)
         except StoreUnavailable as error:
             # It may have been carried out. No answer lets the caller send it again under its id,
             # and have the right one; a failure would be final.
@@ -60,70 +61,37 @@ def register(app: Celery, node: Node) -> None:
             log.warning("not carried out, and left unanswered: %s", error)
             raise Ignore from None
 
-    def ticket(command: str, progress: dict[str, Any], among: str) -> NoReturn:
-        insist(lambda: node.sink.progress(command, progress, among))
+    def ticket(command: str, progress: dict[str, Any], open_in: str) -> NoReturn:
+        until_answered(lambda: app.node.sink.progress(command, progress, open_in))
         raise Ignore
 
     @task("poc.init")
     def init(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Open a round: `config`, `round_id`, `replace`. Gives the status."""
         asked = _read(requests.InitRequest, args, kwargs)
-        return _reply(
-            insist(
-                lambda: node.manager.init_round(
-                    asked.config,
-                    command=self.request.id,
-                    round_id=asked.round_id,
-                    replace=asked.replace,
-                )
-            )
-        )
+        return _reply(until_answered(lambda: app.manager.init_round(asked, self.request.id)))
 
     @task("poc.generate")
     def generate(self: Task, /, *args: Any, **kwargs: Any) -> None:
         """Generate: `config` opens a round first. Ends when the round does, with its status."""
         asked = _read(requests.GenerateRequest, args, kwargs)
-        status = insist(
-            lambda: node.manager.start_generate(
-                asked.config,
-                command=self.request.id,
-                round_id=asked.round_id,
-                replace=asked.replace,
-            )
-        )
-        among = node.store.rounds.tickets(status.round_id)
-        ticket(self.request.id, {"round_id": status.round_id}, among)
+        status = until_answered(lambda: app.manager.start_generate(asked, self.request.id))
+        ticket(self.request.id, {"round_id": status.round_id}, status.round_id)
 
     @task("poc.validate")
     def validate(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """End generation and give the status; with a `batch`, recompute it and give a verdict."""
         asked = _read(requests.ValidateRequest, args, kwargs)
-        batch = asked.batch
-        if batch is not None:  # an empty one is false, and has a verdict as well
-            insist(
-                lambda: node.manager.start_validation(batch, asked.config, command=self.request.id)
-            )
-            ticket(self.request.id, {"done": 0, "total": len(batch)}, node.store.jobs.tickets)
-        return _reply(
-            insist(
-                lambda: node.manager.start_validate(
-                    asked.config,
-                    command=self.request.id,
-                    round_id=asked.round_id,
-                    replace=asked.replace,
-                )
-            )
-        )
+        if asked.batch is not None:  # an empty one is false, and has a verdict as well
+            until_answered(lambda: app.manager.open_validation(asked, self.request.id))
+            ticket(self.request.id, {"done": 0, "total": len(asked.batch)}, "")
+        return _reply(until_answered(lambda: app.manager.start_validate(asked, self.request.id)))
 
     @task("poc.stop")
     def stop(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Stop the round, at once. Gives the status."""
         asked = _read(requests.StopRequest, args, kwargs)
-        return _reply(
-            insist(
-                lambda: node.manager.stop_round(command=self.request.id, round_id=asked.round_id)
-            )
-        )
+        return _reply(until_answered(lambda: app.manager.stop_round(asked, self.request.id)))
 
 
 def _read(model: type[Request], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:

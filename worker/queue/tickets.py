@@ -7,6 +7,7 @@ result backend, and what Flower hears of it, is written here, by any worker.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, states
@@ -14,7 +15,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from shared.errors import PoCError
-from worker.queue.results import PROGRESS, Results
+from shared.store import Store
+from worker.queue.results import PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -28,28 +30,31 @@ SUCCEEDED = (states.SUCCESS,)
 class CeleryTickets:
     """The sink for tickets that Celery's callers and Flower see. Thread-safe."""
 
-    def __init__(self, app: Celery, worker: str) -> None:
-        """`app` keeps its results in `Results`."""
-        self._app, self._worker = app, worker
-        self._results: Results = app.backend
+    def __init__(self, app: Celery, store: Store, worker: str) -> None:
+        self._app, self._store, self._worker = app, store, worker
 
-    def progress(self, task: str, state: dict[str, Any], among: str) -> None:
-        """Show how far `task` is, if it is `among` what is open, and has not ended."""
-        if self._store(task, PROGRESS, state, among):
+    def progress(self, task: str, state: dict[str, Any], open_in: str) -> None:
+        """Show how far `task` is, if it is still open and has not ended.
+
+        `open_in` is the round that its ticket is of; empty for a validation.
+        """
+        if self._put(task, PROGRESS, state, SUCCEEDED, open_in):
             self._send("task-progress", task, result=state)
 
     def succeeded(self, task: str, result: dict[str, Any]) -> None:
         """End `task` with `result`, unless it has ended."""
-        self._store(task, states.SUCCESS, result)
+        self._put(task, states.SUCCESS, result, ENDED)
         # Also when it was stored before: whoever did may have been killed before the event.
         self._send("task-succeeded", task, result=_short(result), runtime=None)
 
     def failed(self, task: str, error: PoCError) -> None:
         """End `task` with `error`, unless it has ended."""
-        self._store(task, states.FAILURE, self._results.prepare_exception(error))
+        self._put(task, states.FAILURE, self._app.backend.prepare_exception(error), ENDED)
         self._send("task-failed", task, exception=repr(error), traceback="")
 
-    def _store(self, task: str, state: str, result: Any, among: str | None = None) -> bool:
+    def _put(
+        self, task: str, state: str, result: Any, unless: Sequence[str], open_in: str | None = None
+    ) -> bool:
         meta = {
             "status": state,
             "result": result,
@@ -59,9 +64,7 @@ class CeleryTickets:
             "task_id": task,
             "worker": self._worker,
         }
-        return self._results.store(
-            task, meta, unless=ENDED if among is None else SUCCEEDED, among=among
-        )
+        return self._store.results.put(task, self._app.backend.encode(meta), unless, open_in)
 
     def _send(self, event: str, task: str, **fields: Any) -> None:
         """Tell whoever watches. An event is news, not state: one that is lost is not repeated."""

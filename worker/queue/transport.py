@@ -5,7 +5,7 @@ cost every worker of the node a model load. Here such an item is kept, whole, in
 for inspection, a warning says so, and the worker goes on.
 
 Select it with `broker_transport = "worker.queue.transport:Transport"` beside a `redis://` or
-`rediss://` broker URL. The transport option `dead_letter_key` names the list.
+`rediss://` broker URL, with a store's `broker_options()` as transport options.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
-from shared.store.dead_letters import KEEP_BYTES, KEEP_ITEMS, KEEP_S
+from shared.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-#: The bytes of an item that are logged.
-SHOW_BYTES = 200
+#: The characters of an error that are logged, and the bytes of an item that is kept nowhere else.
+SHOW_CHARACTERS, LOG_BYTES = 200, 1 << 20
 
 #: What reading a bad item raises, anywhere between its first byte and the pool. Nothing else is
 #: caught: a lost connection must reach Celery, which reconnects, and a pool that is shutting
@@ -160,11 +160,12 @@ class _QoS(stock.QoS):  # type: ignore[misc]
         super().restore_unacked(client)
 
 
-class _Survivor:
+class _KeepsBadItems:
     """The mixin for kombu's Redis channels; it holds the item that was popped last."""
 
-    #: The list that bad items are kept in; set by the transport option of the same name.
-    dead_letter_key = "poc:dead_letters"
+    #: What keeps a bad item: given it, where it was, and what is wrong with it. Set by the
+    #: transport option of the same name.
+    dead_letters: Callable[[bytes, str, str], None]
 
     Message = _Message
     QoS = _QoS
@@ -233,24 +234,11 @@ class _Survivor:
             return True
 
     def _set_aside(self, item: bytes, error: Exception) -> None:
-        log.warning(
-            "kept %d bytes that are not a task message in %r: %s; they begin with %r. Look at them "
-            "with LRANGE %s 0 -1 and mend what sends them: the README shows a whole message",
-            len(item),
-            self.dead_letter_key,
-            _sentence(error),
-            item[:SHOW_BYTES],
-            self.dead_letter_key,
-        )
         try:
-            with self.conn_or_acquire() as client, client.pipeline() as pipe:  # type: ignore[attr-defined]
-                pipe.lpush(self.dead_letter_key, item[:KEEP_BYTES])
-                pipe.ltrim(self.dead_letter_key, 0, KEEP_ITEMS - 1)
-                pipe.expire(self.dead_letter_key, KEEP_S)
-                pipe.execute()
-        except redis.RedisError as trouble:
+            self.dead_letters(item, "the queue", _sentence(error))
+        except StoreUnavailable as trouble:
             # The log is the only place left. Celery itself finds out whether Redis is gone.
-            log.error("could not keep it (%s); it was: %r", _sentence(trouble), item[:KEEP_BYTES])
+            log.error("could not keep it (%s); it was: %r", trouble, item[:LOG_BYTES])
         self._forget(item)
 
     def _forget(self, item: bytes) -> None:
@@ -267,10 +255,10 @@ class _Survivor:
             self.qos.ack(tag)  # type: ignore[attr-defined]
 
 
-class Channel(_Survivor, stock.Channel):  # type: ignore[misc]
+class Channel(_KeepsBadItems, stock.Channel):  # type: ignore[misc]
     """A channel to one Redis."""
 
-    from_transport_options = (*stock.Channel.from_transport_options, "dead_letter_key")
+    from_transport_options = (*stock.Channel.from_transport_options, "dead_letters")
 
 
 class Transport(stock.Transport):  # type: ignore[misc]
@@ -284,8 +272,8 @@ def _itself(reply: Any, **_: Any) -> Any:
 
 
 def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:SHOW_BYTES]
+    return f"{type(error).__name__}: {error}"[:SHOW_CHARACTERS]
 
 
 def _short(value: Any) -> str:
-    return repr(value)[:SHOW_BYTES]
+    return repr(value)[:SHOW_CHARACTERS]

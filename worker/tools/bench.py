@@ -22,8 +22,9 @@ from shared.config import PoCConfig, PoCState, r_target_for
 from shared.errors import ConfigError, EngineError, PoCError
 from shared.settings import load_settings
 from worker.engines import Engine, Job
-from worker.manager import DEPTH
+from worker.manager import PoCManager
 from worker.node.node import Node
+from worker.node.pipeline import DEPTH
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
 from worker.tools.show import news, out
@@ -91,7 +92,7 @@ def run(
                     node.start("bench", _Silence())
             except EngineError as error:
                 raise ConfigError(str(error)) from None  # as a worker's: its options are wrong
-            engine = node.manager.engine
+            engine = node.engine
             config = PoCConfig(
                 block_hash="bench",
                 block_height=0,
@@ -113,20 +114,18 @@ def run(
 def _engine_alone(engine: Engine, config: PoCConfig, seconds: float) -> Sample:
     def submit(position: int) -> Any:
         nonces = config.nonces(position * config.batch_size, config.batch_size)
-        return engine.submit(
-            Job(config.block_hash, config.public_key, nonces, config.seq_len, config.strong_rng)
-        )
+        return engine.submit(Job.of(config, config.public_key, nonces))
 
-    flights = deque(submit(position) for position in range(DEPTH))
+    in_flight = deque(submit(position) for position in range(DEPTH))
     position = DEPTH
     measured = _Measuring(engine)
     while measured.go_on(seconds):
-        flights.popleft().result()
-        flights.append(submit(position))
+        in_flight.popleft().result()
+        in_flight.append(submit(position))
         position += 1
         measured.saw(config.batch_size)
-    for flight in flights:
-        flight.result()
+    for each in in_flight:
+        each.result()
     return measured.sample()
 
 
@@ -134,20 +133,20 @@ def _whole_worker(
     node: Node, config: PoCConfig, seconds: float, failed: threading.Event
 ) -> tuple[float, Sample]:
     """Seconds from the command until the engine had its first batch, and the round."""
-    manager = node.manager
+    pipeline, manager = node.pipeline, PoCManager(node.engine, node.store)
     began = time.perf_counter()
     manager.start_generate(config)
-    while manager.state == PoCState.IDLE and not failed.wait(0.0005):
+    while pipeline.state == PoCState.IDLE and not failed.wait(0.0005):
         pass
     start_s = time.perf_counter() - began
-    seen = manager.computed
-    measured = _Measuring(manager.engine)
+    seen = pipeline.computed
+    measured = _Measuring(node.engine)
     while measured.go_on(seconds):
-        while manager.computed == seen:
+        while pipeline.computed == seen:
             if failed.wait(0.005):
                 raise EngineError("the worker failed while it was measured: see above")
-        measured.saw(manager.computed - seen)
-        seen = manager.computed
+        measured.saw(pipeline.computed - seen)
+        seen = pipeline.computed
     manager.stop_round()
     return start_s, measured.sample()
 
@@ -229,7 +228,7 @@ def _report(
 class _Silence:
     """No ticket is waited for."""
 
-    def progress(self, task: str, state: dict[str, Any], among: str) -> None:
+    def progress(self, task: str, state: dict[str, Any], open_in: str) -> None:
         """Say nothing."""
 
     def succeeded(self, task: str, result: dict[str, Any]) -> None:

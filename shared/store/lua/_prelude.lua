@@ -1,6 +1,9 @@
 -- Put before every script. A call passes KEYS in the order of A.keys, and all else as one JSON
 -- object A, so that scripts name what they touch: K.status, A.token.
 --
+-- A script opens with what it does, then with its K and A, which the store reads: `verbs.py`.
+-- In each A are `verb`, the script's name, and `wake`, the channel that subscribers wait at.
+--
 -- Nonces and distances are strings here, always: a Lua number would round them.
 
 local A = cjson.decode(ARGV[1])
@@ -34,13 +37,13 @@ local function hash(key)
   return map
 end
 
-local function ring(what) redis.call('PUBLISH', A.wake, what) end
+local function publish(topic) redis.call('PUBLISH', A.wake, topic) end
 
 -- The caller declared the keys of the round that it took for the current one. When it was wrong
--- it gets the right id and calls again.
+-- it gets the right id and calls again. Without A.round the current one is none of its business.
 local function moved()
   local current = redis.call('HGET', K.status, 'round_id') or ''
-  if current ~= A.round then return cjson.encode({moved = current}) end
+  if A.round and current ~= A.round then return cjson.encode({moved = current}) end
 end
 
 -- Claims: a token -> positions, and a token -> end of its lease. Rounds and validations have a
@@ -75,7 +78,7 @@ end
 -- Tell the world the end of task `id`: the clerk moves it into Celery's result backend.
 local function ending(fields)
   redis.call('RPUSH', K.endings, cjson.encode(fields))
-  ring('endings')
+  publish('endings')
 end
 
 -- Callbacks are counted by the round they belong to, or, without one, by the namespace.
@@ -99,5 +102,5 @@ local function post(message)
   redis.call('XADD', K.outbox, '*',
     'url', message.url, 'body', message.body, 'key', message.key, 'round', message.round,
     'expires_at', int(now_ms() + message.deadline_s * 1000))
-  ring('outbox')
+  publish('outbox')
 end

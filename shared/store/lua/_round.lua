@@ -66,7 +66,7 @@ local function enter(new)
   state = new
   put('state', state)
   refresh()
-  ring('work')
+  publish('work')
 end
 
 local function end_tickets(failure)
@@ -99,8 +99,8 @@ local function open_round()
   if round ~= '' then
     if state ~= 'STOPPED' then leave_for('STOPPED') end
     redis.call('UNLINK', K.claims, K.leases)
-    for _, name in ipairs({'round', 'nonces', 'found', 'run'}) do
-      redis.call('EXPIRE', K[name], A.keep_s)
+    for _, key in ipairs({K.round, K.nonces, K.found, K.run}) do
+      redis.call('EXPIRE', key, A.keep_s)
     end
   end
   for _, name in ipairs({'round', 'nonces', 'found', 'run', 'claims', 'leases', 'tickets'}) do
@@ -114,7 +114,7 @@ local function open_round()
   redis.call('HSET', K.run, 'config', A.config, 'epoch', A.epoch, 'cursor', '0',
     'elapsed_ms', '0', 'elapsed_since', int(now), 'generating_ms', '0', 'generating_since', '0')
   refresh()
-  ring('work')
+  publish('work')
 end
 
 -- Commands are remembered by id: the same id again gives the same answer and changes nothing.

@@ -1,6 +1,10 @@
 -- Claim the next positions of the round: those of a dead claim first, else at the cursor.
-local told = moved()
-if told then return told end
+-- with _round
+-- K writes: status, clock, round(round), run(round), claims(round), leases(round)
+-- A: round, token, worker, lease_ms, max_attempts, fingerprint?
+
+local other = moved()
+if other then return other end
 if state ~= 'GENERATING' then return cjson.encode({idle = true}) end
 local run = hash(K.run)
 local function reply(claim)

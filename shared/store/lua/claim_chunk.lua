@@ -1,5 +1,8 @@
 -- Claim the next chunk of a validation, one of a dead claim first. One that failed too often is
--- handed out as given up: its job then ends with an error instead of a verdict.
+-- handed out as given up: its validation then ends with an error instead of a verdict.
+-- K writes: clock, chunks, claims=chunk_claims, leases=chunk_leases
+-- A: token, worker, lease_ms, max_attempts
+
 local raw = redis.call('HGET', K.claims, A.token)
 if raw then
   local held = cjson.decode(raw)

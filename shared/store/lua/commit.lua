@@ -1,6 +1,11 @@
 -- Count a computed batch and keep its valid nonces, once and only while its claim holds.
-local told = moved()
-if told then return cjson.encode({refused = 'the round is over'}) end
+-- with _round
+-- K writes: status, clock, endings, outbox, round(round), nonces(round), found(round), run(round),
+--   claims(round), leases(round), tickets(round)
+-- A: round, token, epoch, next_epoch, checked, failed, valid, max_valid, profile, error?, message?
+
+local other = moved()
+if other then return cjson.encode({refused = 'the round is over'}) end
 if state ~= 'GENERATING' then return cjson.encode({refused = 'the round is ' .. state}) end
 if redis.call('HGET', K.run, 'epoch') ~= A.epoch then
   return cjson.encode({refused = 'the round went on without it'})

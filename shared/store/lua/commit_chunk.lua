@@ -1,4 +1,7 @@
--- Keep the distances of a chunk, once; the last chunk makes the job ready for its verdict.
+-- Keep the distances of a chunk, once; the last chunk makes the validation ready for its verdict.
+-- K writes: claims=chunk_claims, leases=chunk_leases, job(job), job_dist(job), verdicts
+-- A: token, job, start, count, dist, error?, profile?
+
 if redis.call('HEXISTS', K.claims, A.token) == 0 then
   return cjson.encode({refused = 'its chunk was taken over'})
 end
@@ -20,6 +23,6 @@ if A.profile then redis.call('HSET', K.job, 'profile', A.profile) end
 local done = redis.call('HINCRBY', K.job, 'done', A.count)
 if done >= number(redis.call('HGET', K.job, 'total')) then
   redis.call('RPUSH', K.verdicts, A.job)
-  ring('verdicts')
+  publish('verdicts')
 end
 return cjson.encode({committed = true})

@@ -1,4 +1,8 @@
--- Give a claim back: unharmed (a shutdown), or with A.error (the engine failed on it).
+-- Give a claim back, of A.round or of a validation: unharmed (a shutdown), or with A.error (the
+-- engine failed on it).
+-- K writes: claims=claims(round)|chunk_claims, leases=leases(round)|chunk_leases
+-- A: round?, token, error?
+
 local raw = redis.call('HGET', K.claims, A.token)
 if not raw then return 0 end
 local claim = cjson.decode(raw)
@@ -8,5 +12,5 @@ if A.error then
   redis.call('HSET', K.claims, A.token, cjson.encode(claim))
 end
 redis.call('ZADD', K.leases, 0, A.token)
-ring('work')
+publish('work')
 return 1

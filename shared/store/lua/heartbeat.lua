@@ -1,8 +1,14 @@
 -- A worker lives: show it, keep its model, renew the leases of what it computes, and bring the
 -- round's clocks up to date. A worker with another model than the namespace's is refused.
 -- The distances of the first worker's functional check become the reference of its model.
-local told = moved()
-if told then return told end
+-- with _round
+-- K writes: status, clock, round(round), run(round), claims(round), leases(round), model,
+--   reference(fingerprint), worker(worker), workers, chunk_claims, chunk_leases
+-- A: round, worker, fingerprint, pinned?, model, fields, tokens, distances?, reference_s, live_ms,
+--   lease_ms, deadline_ms
+
+local other = moved()
+if other then return other end
 local now = now_ms()
 local held = redis.call('HGET', K.model, 'fingerprint')
 local wanted = A.pinned or held

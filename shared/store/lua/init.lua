@@ -1,6 +1,13 @@
 -- Open a new round.
-local told = remembered() or moved()
-if told then return told end
+-- with _round
+-- K reads: tombstone(new_round)
+-- K writes: status, clock, endings, command(command), round(round), nonces(round), found(round),
+--   run(round), claims(round), leases(round), tickets(round), new_round=round(new_round),
+--   new_run=run(new_round)
+-- A: round, command, memory_s, keep_s, epoch, new_round, config, fields, replace
+
+local known = remembered() or moved()
+if known then return known end
 local refusal = open_round()
 if refusal then return answer(refusal) end
 return answer_status()

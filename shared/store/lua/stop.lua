@@ -1,7 +1,13 @@
 -- Stop the round, at once. A stop that names a round that is not there yet leaves a tombstone,
 -- so that the init or generate which it overtook is refused.
-local told = remembered() or moved()
-if told then return told end
+-- with _round
+-- K reads: named=round(round_id)
+-- K writes: status, clock, endings, command(command), tombstone(round_id), round(round),
+--   run(round), leases(round), tickets(round)
+-- A: round, command, memory_s, epoch, round_id?
+
+local known = remembered() or moved()
+if known then return known end
 if A.round_id and A.round_id ~= round then
   if redis.call('EXISTS', K.named) == 1 then
     return answer({status = hash(K.named)})

@@ -14,11 +14,12 @@ from fastapi.testclient import TestClient
 from shared.api import create_app, serve
 from shared.config import MAX_NONCE, PoCConfig
 from shared.errors import ConfigError
+from shared.requests import GenerateRequest
 from shared.settings import load_settings
 from shared.status import Commit, Incident
 from shared.store import Store
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
 
 SETTINGS = load_settings({}, namespace="test")
 STATUS = "/api/v1/pow/status"
@@ -53,7 +54,9 @@ def api(store: Store) -> Iterator[TestClient]:
 
 def find(store: Store, found: Sequence[tuple[int, float]], round_id: str | None = None) -> str:
     """Generate in a new round that finds these nonces; gives its id."""
-    status = store.rounds.generate(uuid4().hex, CONFIG, round_id, replace=True)
+    status = store.rounds.generate(
+        uuid4().hex, GenerateRequest(config=CONFIG, round_id=round_id, replace=True)
+    )
     claim = store.rounds.claim("w", uuid4().hex)
     assert claim
     assert store.rounds.commit(claim, checked=claim.count, valid=found) is None
@@ -62,7 +65,7 @@ def find(store: Store, found: Sequence[tuple[int, float]], round_id: str | None 
 
 def live(store: Store, name: str = "w", state: str = "idle", **fields: str) -> None:
     """Send the heartbeat of a worker."""
-    store.rounds.heartbeat(name, {"fingerprint": "f"}, {"state": state, **fields}, tokens=[])
+    store.workers.heartbeat(name, {"fingerprint": "f"}, {"state": state, **fields}, tokens=[])
 
 
 def body(api: TestClient, url: str, expected: int = 200, **params: Any) -> dict[str, Any]:

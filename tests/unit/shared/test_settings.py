@@ -246,10 +246,6 @@ def test_settings_are_frozen() -> None:
     ("environ", "says"),
     [
         ({"POC_HEARTBEAT_S": "20"}, "POC_HEARTBEAT_S=20: at most half of POC_LEASE_S=30"),
-        (
-            {"POC_RESULT_EXPIRES_S": "60"},
-            "POC_RESULT_EXPIRES_S=60: at least POC_COMMAND_MEMORY_S=86400",
-        ),
     ],
 )
 def test_settings_that_contradict_each_other_name_both(environ: dict[str, str], says: str) -> None:

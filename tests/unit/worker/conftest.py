@@ -13,8 +13,9 @@ from redis.retry import Retry
 
 from fake_engine import FakeEngine
 from shared.store import Store
-from shared.store.scripts import Client
+from shared.store.connection import Client
 from worker.manager import PoCManager
+from worker.node.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -38,9 +39,15 @@ def engine(new_engine: Callable[..., FakeEngine]) -> FakeEngine:
 
 
 @pytest.fixture
-def manager(engine: FakeEngine, store: Store) -> PoCManager:
-    """A manager that calls itself `w`."""
-    return PoCManager(engine, store, "w")
+def pipeline(engine: FakeEngine, store: Store) -> Pipeline:
+    """What a worker that calls itself `w` does."""
+    return Pipeline(engine, store, "w")
+
+
+@pytest.fixture
+def manager(pipeline: Pipeline) -> PoCManager:
+    """What commands that worker."""
+    return PoCManager(pipeline.engine, pipeline.store, pipeline=pipeline)
 
 
 @pytest.fixture

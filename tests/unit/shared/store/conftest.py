@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from shared.store.connection import Client
 from shared.store.keys import KEYS, Keys
-from shared.store.scripts import Client
 
 DAY = 86_400
 

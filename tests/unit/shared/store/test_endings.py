@@ -8,11 +8,11 @@ import pytest
 
 from shared.config import PoCConfig, PoCState
 from shared.errors import PoCError
+from shared.requests import GenerateRequest, InitRequest
 from shared.status import RoundStatus
 from shared.store import Store
-from shared.store.dead_letters import DeadLetters
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
 
 
 def test_nothing_has_ended(store: Store) -> None:
@@ -21,7 +21,7 @@ def test_nothing_has_ended(store: Store) -> None:
 
 def test_an_end_stays_until_it_is_dropped(store: Store, config: PoCConfig) -> None:
     """Whoever dies while telling it leaves it to the next."""
-    store.rounds.generate("g", config)
+    store.rounds.generate("g", GenerateRequest(config=config))
     store.rounds.stop("s")
     ending = store.endings.next()
     assert ending
@@ -33,9 +33,9 @@ def test_an_end_stays_until_it_is_dropped(store: Store, config: PoCConfig) -> No
 
 def test_a_rounds_end_holds_its_final_status(store: Store, config: PoCConfig) -> None:
     """Even if the next round has begun when it is told."""
-    store.rounds.generate("g", config)
+    store.rounds.generate("g", GenerateRequest(config=config))
     stopped = store.rounds.stop("s")
-    store.rounds.init("i", config)
+    store.rounds.init("i", InitRequest(config=config))
     ending = store.endings.next()
     assert ending
     assert ending.round_fields
@@ -47,7 +47,7 @@ def test_a_rounds_end_holds_its_final_status(store: Store, config: PoCConfig) ->
 def test_ends_are_told_in_their_order(store: Store, config: PoCConfig) -> None:
     """Dropping one leaves the others."""
     for task in ("g1", "g2", "g3"):
-        store.rounds.generate(task, config, replace=True)
+        store.rounds.generate(task, GenerateRequest(config=config, replace=True))
     store.rounds.stop("s")
     told = []
     while ending := store.endings.next():
@@ -87,12 +87,12 @@ def test_what_is_no_end_is_set_aside(
 ) -> None:
     """Given a stray item before an end, that end is told and the item can be looked at."""
     redis.rpush(keys("endings"), NO_ENDS[name])
-    store.rounds.generate("told", config)
+    store.rounds.generate("told", GenerateRequest(config=config))
     store.rounds.stop("s")
     ending = store.endings.next()
     assert ending
     assert ending.task == "told"
-    assert DeadLetters(redis, keys).head("dead_letters") == NO_ENDS[name]
+    assert store.dead_letters.head("dead_letters") == NO_ENDS[name]
 
 
 def test_an_error_of_another_version_is_told_by_its_name(

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.config import PoCConfig
+from shared.requests import GenerateRequest
 from shared.store import Claim, Store
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
 
 #: What happens, and to which of the claims that a worker ever had.
 steps = st.tuples(
@@ -43,7 +44,7 @@ def test_every_position_is_counted_once(
     ids = map(str, count())
     claims: list[Claim] = []
     committed: list[int] = []
-    stores[0].rounds.generate(next(ids), config, round_id="r")
+    stores[0].rounds.generate(next(ids), GenerateRequest(config=config, round_id="r"))
 
     def claim(store: Store) -> Claim | None:
         if got := store.rounds.claim("w", next(ids)):
@@ -85,7 +86,7 @@ def test_every_position_is_counted_once(
             if step == "commit":
                 commit(store, one)
             elif step == "beat":
-                store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [one.token])
+                store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [one.token])
             else:
                 store.rounds.give_back(one, "broken" if step == "fail" else None)
         check()

@@ -33,12 +33,13 @@ from node_model import FULL, Claims, Held, Limits, Node
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, ModelMismatch, PoCError
+from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.status import RoundStatus
-from shared.store import Chunk, Claim, Computed, Entry, Message, Store, rounds
+from shared.store import Chunk, Claim, ComputedValidation, Entry, Message, Store, rounds
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
-from worker import manager
-from worker.manager import PoCManager
+from worker.node import pipeline
+from worker.node.pipeline import Pipeline
 
 SETTINGS = {
     "lease_s": 30,
@@ -47,7 +48,6 @@ SETTINGS = {
     "max_valid": 12,
     "keep_rounds_s": 10_800,
     "command_memory_s": 7200,
-    "result_expires_s": 7200,
 }
 LIMITS = Limits(
     lease_ms=30_000,
@@ -98,7 +98,23 @@ class Taken:
     #: The round's epoch at that time.
     epoch: object = None
     #: Committed or given back, as far as its worker knows.
-    landed: bool = False
+    ended: bool = False
+
+
+REQUESTS = {
+    "init": InitRequest,
+    "generate": GenerateRequest,
+    "validate": ValidateRequest,
+    "stop": StopRequest,
+}
+
+
+def _ask(store: Store, verb: str, id: str, args: dict[str, Any]) -> RoundStatus | None:
+    """What the store answers to a command."""
+    if verb == "open_validation":
+        return store.validations.open(id, ValidateRequest(**args))
+    status: RoundStatus = getattr(store.rounds, verb)(id, REQUESTS[verb](**args))
+    return status
 
 
 class NodeMachine(RuleBasedStateMachine):
@@ -115,26 +131,26 @@ class NodeMachine(RuleBasedStateMachine):
         super().__init__()
         # The same history gives the same again.
         fresh = (f"{n:016x}" for n in count())
-        for module in (manager, rounds):
-            monkeypatch.setattr(module, "_fresh", lambda: next(fresh))
+        for module in (pipeline, rounds):
+            monkeypatch.setattr(module, "fresh_id", lambda: next(fresh))
         redis.flushall()
         self.redis, self.keys, self.key_problems = redis, keys, key_problems
         self.model = Node(LIMITS)
         # Each a process of its own, with its own idea of which round is the current one.
         self.stores = [new_store(**SETTINGS) for _ in range(3)]
-        self.managers = [
-            PoCManager(FakeEngine(weights=weights), store, f"w{place}")
+        self.pipelines = [
+            Pipeline(FakeEngine(weights=weights), store, f"w{place}")
             for place, (store, weights) in enumerate(
                 zip(self.stores, ["one", "one", "two"], strict=True)
             )
         ]
-        self.fingerprints = [each.engine.info.fingerprint for each in self.managers]
+        self.fingerprints = [each.engine.info.fingerprint for each in self.pipelines]
         #: Whether a worker's last work was a chunk: the next is then a batch, if there is one.
         self.validated = [False] * 3
         self.ids = map(str, count())
         self.sent: list[tuple[str, str, dict[str, Any]]] = []
         self.taken: list[Taken] = []
-        self.computed: list[Computed] = []
+        self.computed: list[ComputedValidation] = []
         self.entries: list[Entry] = []
         #: Ends that a ticket may have: one each time that its command is carried out.
         self.due: Counter[str] = Counter()
@@ -196,7 +212,7 @@ class NodeMachine(RuleBasedStateMachine):
         self, of: PoCConfig, size: int, config: PoCConfig | None, via: int
     ) -> None:
         batch = ProofBatch.of(of, of.nonces(0, size), [0.5] * size)
-        self._send(via, "open_job", next(self.ids), {"batch": batch, "config": config})
+        self._send(via, "open_validation", next(self.ids), {"batch": batch, "config": config})
 
     @precondition(lambda self: self.sent)
     @rule(at=which, via=workers)
@@ -209,7 +225,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.due[id] += id not in self.model.outcomes  # what is forgotten happens again
         got: RoundStatus | type[PoCError] | None
         try:
-            got = getattr(self.stores[via].rounds, verb)(id, **args)
+            got = _ask(self.stores[via], verb, id, args)
         except PoCError as error:
             got = type(error)
         made = got.round_id if isinstance(got, RoundStatus) else "-"
@@ -239,7 +255,7 @@ class NodeMachine(RuleBasedStateMachine):
 
     def _take(self, worker: int) -> Taken | None:
         """A validation's chunk or a batch of the round, in turns while there are both."""
-        mine = self.managers[worker]
+        mine = self.pipelines[worker]
         tokens = {"chunk": mine._chunk_token, "batch": mine._batch_token}
         got = mine._claim()
         for kind in ("batch", "chunk") if self.validated[worker] else ("chunk", "batch"):
@@ -253,16 +269,16 @@ class NodeMachine(RuleBasedStateMachine):
         assert got is None
         return None
 
-    @precondition(lambda self: any(not taken.landed for taken in self.taken))
+    @precondition(lambda self: any(not taken.ended for taken in self.taken))
     @rule(at=which)
     def ask_again(self, at: int) -> None:
         """The answer to a claim was lost on the way."""
-        taken = self._one_of([taken for taken in self.taken if not taken.landed], at)
+        taken = self._one_of([taken for taken in self.taken if not taken.ended], at)
         token, store = taken.work.token, self.stores[taken.worker]
         name, fingerprint = f"w{taken.worker}", self.fingerprints[taken.worker]
         got: Claim | Chunk | None
         if isinstance(taken.work, Chunk):
-            got = store.jobs.claim(name, token)
+            got = store.validations.claim(name, token)
             work = self._model_claim("chunk", token, taken.worker)
         else:
             got = store.rounds.claim(name, token, fingerprint)
@@ -284,7 +300,7 @@ class NodeMachine(RuleBasedStateMachine):
         assert (got.token, got.start, got.count) == (token, work.start, work.count)
         assert got.attempts == work.attempts
         if isinstance(got, Chunk):
-            assert got.job == work.job
+            assert got.validation == work.job
             job = self.model.jobs[work.job]
             assert (got.batch, got.config) == (job.batch, job.config)
             assert got.given_up == (work.attempts >= LIMITS.max_attempts)
@@ -304,12 +320,12 @@ class NodeMachine(RuleBasedStateMachine):
             self._commit_chunk(taken, taken.work, failed)
         else:
             self._commit_batch(taken, taken.work, bits, failed)
-        taken.landed = True
+        taken.ended = True
 
     def _commit_chunk(self, taken: Taken, chunk: Chunk, failed: int) -> None:
         dist = [nan if failed else n / 8 for n in chunk.nonces] if not chunk.given_up else []
         fingerprint = self.fingerprints[taken.worker]
-        refused = self.stores[taken.worker].jobs.commit(
+        refused = self.stores[taken.worker].validations.commit(
             chunk, dist, profile=json.dumps({"fingerprint": fingerprint})
         )
         assert refused == self.model.commit_chunk(chunk.token, dist, fingerprint)
@@ -344,10 +360,10 @@ class NodeMachine(RuleBasedStateMachine):
         self._give_back(self._one_of(self.taken, at), failed=failed)
 
     def _give_back(self, taken: Taken, *, failed: bool) -> None:
-        taken.landed = True
+        taken.ended = True
         store, error = self.stores[taken.worker], "broken" if failed else None
         if isinstance(taken.work, Chunk):
-            store.jobs.give_back(taken.work, error)
+            store.validations.give_back(taken.work, error)
             self.model.chunk_claims.give_back(taken.work.token, failed=failed)
         else:
             store.rounds.give_back(taken.work, error)
@@ -362,12 +378,12 @@ class NodeMachine(RuleBasedStateMachine):
     )
     def beat(self, worker: int, most: int, after_ms: int) -> None:
         self.wait(after_ms)
-        mine = [t.work.token for t in self.taken if t.worker == worker and not t.landed]
+        mine = [t.work.token for t in self.taken if t.worker == worker and not t.ended]
         tokens = mine[len(mine) - min(most, len(mine)) :]
         fingerprint = self.fingerprints[worker]
         lives = self.model.heartbeat(f"w{worker}", fingerprint, tokens)
         with nullcontext() if lives else pytest.raises(ModelMismatch):
-            self.stores[worker].rounds.heartbeat(
+            self.stores[worker].workers.heartbeat(
                 f"w{worker}", {"fingerprint": fingerprint}, {"state": "idle"}, tokens
             )
 
@@ -382,7 +398,7 @@ class NodeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.verdicts)
     @rule(via=workers, honest=st.booleans(), called_back=st.booleans())
     def judge(self, via: int, honest: bool, called_back: bool) -> None:
-        job = self.stores[via].jobs.next_computed()
+        job = self.stores[via].validations.next_computed()
         assert job
         assert job.id == self.model.verdicts[0]
         known = self.model.jobs[job.id]
@@ -401,13 +417,13 @@ class NodeMachine(RuleBasedStateMachine):
         """A clerk that read it before another one ended it."""
         self._finish(self._one_of(self.computed, at), via, honest, called_back=True)
 
-    def _finish(self, job: Computed, via: int, honest: bool, called_back: bool) -> None:
+    def _finish(self, job: ComputedValidation, via: int, honest: bool, called_back: bool) -> None:
         result = '{"verdict": "honest"}' if honest else None
         error = None if honest else CouldNotCompute("no distance")
         message = None
         if called_back:
             message = Message("http://c", "{}", f"v{next(self.ids)}", job.round_id, 60)
-        self.stores[via].jobs.finish(job, result, error, message)
+        self.stores[via].validations.finish(job, result, error, message)
         self.model.finish(job.id, result, message and message.key)
 
     @precondition(lambda self: self.model.ends)
@@ -498,7 +514,7 @@ class NodeMachine(RuleBasedStateMachine):
     @invariant()
     def validations_are_as_the_rules_say(self) -> None:
         store = self.stores[0]
-        assert store.jobs.progress() == {
+        assert store.validations.progress() == {
             name: {"done": job.done, "total": len(job.batch)}
             for name, job in self.model.jobs.items()
         }
@@ -534,7 +550,7 @@ class NodeMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Every ticket ends, and every key has its owner and its life."""
         del self.redis.evalsha
-        for each in self.managers:
+        for each in self.pipelines:
             each.engine.close()
         assert self.key_problems() == []
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from shared.config import PoCConfig
+from shared.requests import GenerateRequest, InitRequest
 from shared.status import RoundStatus
 from shared.store import Entry, Message, Store
+from shared.store.connection import Client
 from shared.store.keys import Keys
 from shared.store.outbox import GROUP
-from shared.store.scripts import Client
 from support import wait_until
 
 #: The shortest lease there is. Senders' leases are kept by Redis itself: no test moves its clock.
@@ -28,7 +29,7 @@ only_real = pytest.mark.parametrize(
 @pytest.fixture
 def post(store: Store, config: PoCConfig) -> Callable[..., None]:
     """Commits a batch whose callback has a body, in the round `r1`."""
-    store.rounds.generate("g", config, round_id="r1")
+    store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
 
     def post(body: str, deadline_s: float = 60) -> None:
         claim = store.rounds.claim("w", body)
@@ -114,7 +115,7 @@ def test_an_old_round_counts_its_own(
 ) -> None:
     """Not the round that came after it."""
     post("a")
-    store.rounds.init("i", config, replace=True)
+    store.rounds.init("i", InitRequest(config=config, replace=True))
     store.outbox.settle(*store.outbox.take("s", 1))
     assert counters(status(store, "r1")) == (0, 1, 0)
     assert counters(status(store)) == (0, 0, 0)
@@ -125,7 +126,7 @@ def test_an_expired_round_does_not_come_back(
 ) -> None:
     """A hash without a time to live would stay for ever."""
     post("a")
-    store.rounds.init("i", config, replace=True)
+    store.rounds.init("i", InitRequest(config=config, replace=True))
     redis.delete(*redis.keys(keys.prefix + "*:r1"))
     store.outbox.settle(*store.outbox.take("s", 1))
     assert store.outbox.waiting() == 0
@@ -175,7 +176,7 @@ def test_it_goes_on_after_redis_lost_everything(
     store.outbox.take("s", 1)
     redis.flushall()
     assert store.outbox.take("s", 1) == []
-    store.rounds.generate("g", config, round_id="r1")
+    store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
     post("new")
     assert bodies(store, store.outbox.take("s", 1)) == ["new"]
 

@@ -11,17 +11,21 @@ from hypothesis import strategies as st
 
 from shared.config import MAX_NONCE, PoCConfig, PoCState
 from shared.errors import InvalidRequest, RoundInProgress, RoundMismatch, RoundNotInitialized
+from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.status import RoundStatus
 from shared.store import Claim, Message, Store
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
 
 on_one_store = settings(
     deadline=None,
     max_examples=20,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+REQUESTS = {"init": InitRequest, "generate": GenerateRequest, "validate": ValidateRequest}
 
 
 def take(store: Store, worker: str = "w") -> Claim:
@@ -59,7 +63,7 @@ class TestOpening:
 
     def test_a_round_shows_its_config(self, store: Store, config: PoCConfig) -> None:
         """And the config itself comes back equal."""
-        opened = store.rounds.init("i", config, round_id="r1")
+        opened = store.rounds.init("i", InitRequest(config=config, round_id="r1"))
         assert opened == status(store) == status(store, "r1")
         assert (opened.round_id, opened.state) == ("r1", PoCState.IDLE)
         shown = opened.model_dump(include=set(PoCConfig.model_fields))
@@ -71,10 +75,10 @@ class TestOpening:
 
     def test_init_resets_what_the_last_round_counted(self, store: Store, config: PoCConfig) -> None:
         """Given a round with a valid nonce, when the next begins, then it has none."""
-        store.rounds.generate("g", config, round_id="r1")
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         commit(store, take(store), [(2, 0.5)])
         store.rounds.stop("s")
-        store.rounds.init("i", config)
+        store.rounds.init("i", InitRequest(config=config))
         now = status(store)
         assert (now.total_checked, now.total_valid, now.valid_nonces) == (0, 0, [])
         before = status(store, "r1")
@@ -82,14 +86,16 @@ class TestOpening:
 
     def test_a_round_id_is_used_once(self, store: Store, config: PoCConfig) -> None:
         """Its results are still kept."""
-        store.rounds.init("i1", config, round_id="r1")
+        store.rounds.init("i1", InitRequest(config=config, round_id="r1"))
         with pytest.raises(InvalidRequest, match="r1 was used before"):
-            store.rounds.init("i2", config, round_id="r1")
+            store.rounds.init("i2", InitRequest(config=config, round_id="r1"))
 
     def test_replace_ends_the_running_round(self, store: Store, config: PoCConfig) -> None:
         """The replaced round is stopped, its ticket ends, the new one is idle."""
-        store.rounds.generate("g", config, round_id="r1")
-        assert store.rounds.init("i", config, replace=True).state is PoCState.IDLE
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
+        assert (
+            store.rounds.init("i", InitRequest(config=config, replace=True)).state is PoCState.IDLE
+        )
         assert status(store, "r1").state is PoCState.STOPPED
         ending = store.endings.next()
         assert ending
@@ -97,17 +103,28 @@ class TestOpening:
 
     def test_generate_with_a_config_is_one_step(self, store: Store, config: PoCConfig) -> None:
         """It opens and starts, or does neither."""
-        assert store.rounds.generate("g1", config, round_id="r1").state is PoCState.GENERATING
+        assert (
+            store.rounds.generate("g1", GenerateRequest(config=config, round_id="r1")).state
+            is PoCState.GENERATING
+        )
         with pytest.raises(RoundInProgress):
-            store.rounds.generate("g2", config, round_id="r2")
+            store.rounds.generate("g2", GenerateRequest(config=config, round_id="r2"))
         assert status(store).round_id == "r1"
         assert store.rounds.status("r2") is None
-        assert store.rounds.generate("g3", config, "r3", replace=True).round_id == "r3"
+        assert (
+            store.rounds.generate(
+                "g3", GenerateRequest(config=config, round_id="r3", replace=True)
+            ).round_id
+            == "r3"
+        )
 
     def test_validate_with_a_config_opens_a_validating_round(
         self, store: Store, config: PoCConfig
     ) -> None:
-        assert store.rounds.validate("v", config, round_id="r1").state is PoCState.VALIDATING
+        assert (
+            store.rounds.validate("v", ValidateRequest(config=config, round_id="r1")).state
+            is PoCState.VALIDATING
+        )
         assert store.rounds.claim("w", "t") is None
 
     @pytest.mark.parametrize("verb", ["generate", "validate"])
@@ -115,15 +132,15 @@ class TestOpening:
         self, store: Store, config: PoCConfig, verb: str
     ) -> None:
         """The caller thinks of a round that is over."""
-        store.rounds.init("i", config, round_id="r2")
+        store.rounds.init("i", InitRequest(config=config, round_id="r2"))
         with pytest.raises(RoundMismatch, match="r1 is not the current one, which is r2"):
-            getattr(store.rounds, verb)("c", round_id="r1")
+            getattr(store.rounds, verb)("c", REQUESTS[verb](round_id="r1"))
         assert status(store).state is PoCState.IDLE
 
     def test_namespaces_do_not_meet(self, redis: Client, config: PoCConfig) -> None:
         """One Redis, two nodes."""
         one, two = (Store(load_settings({}, namespace=n), redis) for n in ("one", "two"))
-        one.rounds.generate("g", config)
+        one.rounds.generate("g", GenerateRequest(config=config))
         assert status(two) == RoundStatus()
         redis.flushall()  # they are not of the namespace whose keys are checked
 
@@ -145,12 +162,12 @@ class TestCommandsTwice:
         self, store: Store, config: PoCConfig, verb: str, with_config: bool
     ) -> None:
         """Even after the next round has begun."""
-        store.rounds.init("i", config)
+        store.rounds.init("i", InitRequest(config=config))
         issue = getattr(store.rounds, verb)
-        arguments = (config,) if with_config else ()
+        arguments = (REQUESTS[verb](config=config),) if with_config else ()
         first = issue("c", *arguments)
         store.rounds.stop("s")
-        store.rounds.init("i2", config)
+        store.rounds.init("i2", InitRequest(config=config))
         before = status(store)
         assert issue("c", *arguments) == first
         assert status(store) == before
@@ -158,9 +175,9 @@ class TestCommandsTwice:
     def test_a_stop_replayed_does_not_stop_the_next_round(
         self, store: Store, new_store: Callable[..., Store], config: PoCConfig
     ) -> None:
-        store.rounds.generate("g1", config)
+        store.rounds.generate("g1", GenerateRequest(config=config))
         stopped = store.rounds.stop("s")
-        store.rounds.generate("g2", config)
+        store.rounds.generate("g2", GenerateRequest(config=config))
         assert new_store().rounds.stop("s") == stopped
         assert status(store).state is PoCState.GENERATING
 
@@ -168,7 +185,7 @@ class TestCommandsTwice:
         self, store: Store, config: PoCConfig
     ) -> None:
         """A ticket that has ended must not be opened again."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         store.rounds.stop("s")
         store.rounds.generate("g")
         assert store.rounds.open_tickets()[1] == []
@@ -182,17 +199,17 @@ class TestCommandsTwice:
         issue = getattr(store.rounds, verb)
         with pytest.raises(RoundNotInitialized, match=r"^Round not initialized$"):
             issue("c")
-        store.rounds.init("i", config)
+        store.rounds.init("i", InitRequest(config=config))
         with pytest.raises(RoundNotInitialized, match=r"^Round not initialized$"):
             issue("c")
         assert status(store).state is PoCState.IDLE
 
     def test_a_refused_init_is_replayed(self, store: Store, config: PoCConfig) -> None:
         """Given an init that met a running round, when it comes again, then it still is refused."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         for _ in range(2):
             with pytest.raises(RoundInProgress, match=r"^Round already in progress$"):
-                store.rounds.init("i", config)
+                store.rounds.init("i", InitRequest(config=config))
             store.rounds.stop("s")
 
 
@@ -203,29 +220,29 @@ class TestStopping:
         self, store: Store, config: PoCConfig
     ) -> None:
         """Given a stop that names a round to come, when its generate comes, it is refused."""
-        store.rounds.stop("s", round_id="r1")
+        store.rounds.stop("s", StopRequest(round_id="r1"))
         with pytest.raises(RoundMismatch, match="r1 was stopped before it began"):
-            store.rounds.generate("g", config, round_id="r1")
+            store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         assert status(store) == RoundStatus()
 
     def test_a_stop_of_a_round_to_come_leaves_the_current_one(
         self, store: Store, config: PoCConfig
     ) -> None:
-        store.rounds.generate("g", config, round_id="r1")
-        assert store.rounds.stop("s", round_id="r2").round_id == "r1"
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
+        assert store.rounds.stop("s", StopRequest(round_id="r2")).round_id == "r1"
         assert status(store).state is PoCState.GENERATING
 
     def test_a_stop_of_an_old_round_shows_that_one(self, store: Store, config: PoCConfig) -> None:
         """It has ended already."""
-        store.rounds.generate("g1", config, round_id="r1")
-        store.rounds.generate("g2", config, round_id="r2", replace=True)
-        stopped = store.rounds.stop("s", round_id="r1")
+        store.rounds.generate("g1", GenerateRequest(config=config, round_id="r1"))
+        store.rounds.generate("g2", GenerateRequest(config=config, round_id="r2", replace=True))
+        stopped = store.rounds.stop("s", StopRequest(round_id="r1"))
         assert (stopped.round_id, stopped.state) == ("r1", PoCState.STOPPED)
         assert status(store).state is PoCState.GENERATING
 
     def test_a_round_goes_on_where_it_was(self, store: Store, config: PoCConfig) -> None:
         """Given a stopped round, when it generates again, then it neither repeats nor skips."""
-        store.rounds.generate("g1", config)
+        store.rounds.generate("g1", GenerateRequest(config=config))
         commit(store, take(store), [(3, 0.25)])
         store.rounds.stop("s")
         assert store.rounds.generate("g2").total_checked == 4
@@ -236,7 +253,7 @@ class TestStopping:
         self, store: Store, config: PoCConfig, verb: str
     ) -> None:
         """Also those that joined while it ran; each end has the final counts."""
-        store.rounds.generate("g1", config)
+        store.rounds.generate("g1", GenerateRequest(config=config))
         store.rounds.generate("g2")
         assert store.rounds.open_tickets()[1] == ["g1", "g2"]
         commit(store, take(store), [(1, 0.5)])
@@ -255,19 +272,21 @@ class TestClaims:
     """The sequence of a node, handed out in batches."""
 
     def test_a_lone_node_takes_every_nonce(self, store: Store, config: PoCConfig) -> None:
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         assert [take(store).nonces for _ in range(2)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
     def test_a_node_of_three_takes_every_third(self, store: Store, config: PoCConfig) -> None:
         """From its own number on."""
-        store.rounds.generate("g", config.model_copy(update={"node_id": 1, "node_count": 3}))
+        store.rounds.generate(
+            "g", GenerateRequest(config=config.model_copy(update={"node_id": 1, "node_count": 3}))
+        )
         assert take(store).nonces == (1, 4, 7, 10)
 
     def test_nothing_is_claimed_unless_a_round_generates(
         self, store: Store, config: PoCConfig
     ) -> None:
         assert store.rounds.claim("w", "t1") is None
-        store.rounds.init("i", config)
+        store.rounds.init("i", InitRequest(config=config))
         assert store.rounds.claim("w", "t2") is None
         store.rounds.generate("g")
         store.rounds.stop("s")
@@ -277,7 +296,7 @@ class TestClaims:
         self, store: Store, config: PoCConfig
     ) -> None:
         """The answer was lost on the way."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         first = store.rounds.claim("w", "token")
         assert store.rounds.claim("w", "token") == first
         assert take(store).start == 4
@@ -287,14 +306,14 @@ class TestClaims:
     ) -> None:
         """The second has not seen the round begin."""
         other = new_store()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         assert [take(s).start for s in (store, other, store, other)] == [0, 4, 8, 12]
 
     def test_positions_of_a_dead_worker_go_first(
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
         """Given a claim whose lease ended, when others claim, then they take its positions."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         dead = take(store, "dead")
         advance(31)
         again = take(store)
@@ -304,14 +323,14 @@ class TestClaims:
     def test_a_live_lease_is_left_alone(
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         take(store)
         advance(29)
         assert take(store).start == 4
 
     def test_a_claim_given_back_is_no_failure(self, store: Store, config: PoCConfig) -> None:
         """A worker that shuts down hands on what it had not begun."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         claim = take(store)
         store.rounds.give_back(claim)
         again = take(store)
@@ -320,7 +339,7 @@ class TestClaims:
     def test_a_claim_given_back_with_an_error_is_an_attempt(
         self, store: Store, config: PoCConfig
     ) -> None:
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         store.rounds.give_back(take(store), "out of memory")
         assert take(store).attempts == 1
 
@@ -328,7 +347,7 @@ class TestClaims:
         self, store: Store, config: PoCConfig
     ) -> None:
         """They count as failed, not as checked, and the sequence goes on behind them."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         for _ in range(3):
             store.rounds.give_back(take(store), "out of memory")
         assert take(store).start == 4
@@ -341,7 +360,7 @@ class TestClaims:
     ) -> None:
         """A batch that kills its worker must not kill them all."""
         store = new_store(max_attempts=1)
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         take(store, "w1")
         advance(31)
         assert take(store).start == 4
@@ -351,7 +370,7 @@ class TestClaims:
         self, store: Store, config: PoCConfig
     ) -> None:
         """No attempt is counted: nobody failed."""
-        store.rounds.generate("g1", config)
+        store.rounds.generate("g1", GenerateRequest(config=config))
         starts(store, 2)
         store.rounds.stop("s")
         store.rounds.generate("g2")
@@ -365,7 +384,7 @@ class TestModels:
 
     def test_another_model_gets_nothing_of_the_round(self, store: Store, config: PoCConfig) -> None:
         """A worker with it idles, and the round's error says why."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         assert store.rounds.claim("w1", "t1", "one")
         assert store.rounds.claim("w2", "t2", "two") is None
         assert "began with the model one, worker w2 has two" in status(store).error
@@ -373,9 +392,9 @@ class TestModels:
         assert status(store).error == ""
 
     def test_the_next_round_may_have_another(self, store: Store, config: PoCConfig) -> None:
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         assert store.rounds.claim("w1", "t1", "one")
-        store.rounds.generate("h", config, replace=True)
+        store.rounds.generate("h", GenerateRequest(config=config, replace=True))
         assert store.rounds.claim("w2", "t2", "two")
         assert status(store).error == ""
 
@@ -384,7 +403,7 @@ class TestCommits:
     """Counted once, or refused with a reason."""
 
     def test_a_commit_counts_and_keeps(self, store: Store, config: PoCConfig) -> None:
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         claim = take(store)
         assert commit(store, claim, [(2, 0.5), (1, 0.25)]) is None
         now = status(store)
@@ -394,7 +413,7 @@ class TestCommits:
 
     def test_a_commit_counts_once(self, store: Store, config: PoCConfig) -> None:
         """A reply was lost and the worker sends it again."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         claim = take(store)
         commit(store, claim, [(0, 0.5)])
         assert commit(store, claim, [(0, 0.5)]) == "its positions were taken over"
@@ -405,7 +424,7 @@ class TestCommits:
     def test_a_commit_after_the_end_is_refused(
         self, store: Store, config: PoCConfig, verb: str
     ) -> None:
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         claim = take(store)
         ended = getattr(store.rounds, verb)("end")
         assert commit(store, claim, [(0, 0.5)]) == f"the round is {ended.state}"
@@ -413,9 +432,9 @@ class TestCommits:
 
     def test_a_commit_to_the_next_round_is_refused(self, store: Store, config: PoCConfig) -> None:
         """Neither round counts it."""
-        store.rounds.generate("g1", config, round_id="r1")
+        store.rounds.generate("g1", GenerateRequest(config=config, round_id="r1"))
         claim = take(store)
-        store.rounds.generate("g2", config, round_id="r2", replace=True)
+        store.rounds.generate("g2", GenerateRequest(config=config, round_id="r2", replace=True))
         assert commit(store, claim, [(0, 0.5)]) == "the round is over"
         assert status(store, "r1").total_checked == status(store, "r2").total_checked == 0
 
@@ -423,7 +442,7 @@ class TestCommits:
         self, store: Store, config: PoCConfig
     ) -> None:
         """Its positions are claimed again, so it would count twice."""
-        store.rounds.generate("g1", config)
+        store.rounds.generate("g1", GenerateRequest(config=config))
         claim = take(store)
         store.rounds.stop("s")
         store.rounds.generate("g2")
@@ -434,7 +453,7 @@ class TestCommits:
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
         """A slow worker's work is not thrown away while nobody else does it."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         slow, slower = take(store), take(store)
         advance(31)
         assert commit(store, slow) is None
@@ -446,7 +465,7 @@ class TestCommits:
 
     def test_failed_nonces_and_errors_are_shown(self, store: Store, config: PoCConfig) -> None:
         """Three of four had a finite distance."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         store.rounds.commit(
             take(store), 3, [], failed=1, error="nonce 2: nan", profile='{"tile": "8"}'
         )
@@ -456,7 +475,7 @@ class TestCommits:
 
     def test_a_commit_posts_its_callback(self, store: Store, config: PoCConfig) -> None:
         """In the same script, so that neither is without the other."""
-        store.rounds.generate("g", config, round_id="r1")
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         claim = take(store)
         message = Message("http://c/generated", "{}", claim.token, "r1", 60)
         store.rounds.commit(claim, 4, [(0, 0.5)], message=message)
@@ -468,7 +487,7 @@ class TestCommits:
     ) -> None:
         """Before Redis runs out of memory; its ticket fails and says what to do."""
         store = new_store(max_valid=3)
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         assert commit(store, take(store), [(0, 0.5), (1, 0.5)]) is None
         refused = commit(store, take(store), [(4, 0.5), (5, 0.5)])
         assert refused
@@ -484,7 +503,7 @@ class TestCommits:
         self, store: Store, redis: Client, keys: Keys, config: PoCConfig
     ) -> None:
         """A Lua number would round them."""
-        store.rounds.generate("g", config, round_id="r1")
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         largest = [MAX_NONCE, MAX_NONCE - 1, 2**53 + 1]
         commit(store, take(store), [(n, 0.5) for n in largest])
         assert status(store).valid_nonces == largest
@@ -496,7 +515,7 @@ class TestCommits:
         """Given the largest network and a cursor near the end of its sequence."""
         far = 2**43 - 8
         config = config.model_copy(update={"node_id": 999_999, "node_count": 1_000_000})
-        store.rounds.generate("g", config, round_id="r1")
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         redis.hset(keys("run", "r1"), "cursor", far)
         assert starts(store, 2) == [far, far + 4]
         assert take(store).nonces[0] == 999_999 + (far + 8) * 1_000_000
@@ -507,13 +526,13 @@ class TestCommits:
         self, redis: Client, store: Store, config: PoCConfig, distances: list[float]
     ) -> None:
         redis.flushall()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         commit(store, take(store), list(enumerate(distances)))
         assert status(store).valid_distances == distances
 
     def test_pages_follow_the_order_of_discovery(self, store: Store, config: PoCConfig) -> None:
         """And `newest` is the end of it."""
-        store.rounds.generate("g", config, round_id="r1")
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         for claim in (take(store), take(store)):
             commit(store, claim, [(n, n / 8) for n in claim.nonces])
         assert store.rounds.found("r1", 3, 2) == ([3, 4], [0.375, 0.5])
@@ -530,7 +549,7 @@ class TestTime:
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
         """Idle time counts, stopped time does not; generating time is beside it."""
-        store.rounds.init("i", config)
+        store.rounds.init("i", InitRequest(config=config))
         advance(10)
         store.rounds.generate("g1")
         advance(20)
@@ -546,10 +565,10 @@ class TestTime:
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
         """Unless the round is stopped."""
-        began = store.rounds.generate("g", config)
+        began = store.rounds.generate("g", GenerateRequest(config=config))
         commit(store, take(store))
         advance(8)
-        store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [])
+        store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [])
         running = status(store)
         assert 8 <= running.elapsed_seconds < 16
         assert running.rate_per_second == pytest.approx(4 / running.elapsed_seconds, abs=1e-3)
@@ -557,18 +576,18 @@ class TestTime:
         assert running.updated_at >= began.started_at + 8
         stopped = store.rounds.stop("s")
         advance(8)
-        store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [])
+        store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [])
         assert status(store) == stopped
 
     def test_the_recent_rate_forgets_what_was_long_ago(
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
         """Given fast batches and then slow ones, the overall rate remembers, the recent not."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         for seconds in [1] * 20 + [20] * 4:
             for _ in range(seconds):
                 advance(1)
-                store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [])
+                store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [])
             commit(store, take(store))
         now = status(store)
         assert now.rate_per_second == pytest.approx(4 * 24 / 100, rel=0.01)
@@ -579,12 +598,12 @@ class TestTime:
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
         """A device that hangs is seen."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         for _ in range(20):
             advance(1)
             commit(store, take(store))
         advance(100)
-        store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [])
+        store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [])
         assert status(store).recent_rate_per_second < 0.4
 
     def test_a_clock_that_steps_back_stands_still(
@@ -592,7 +611,7 @@ class TestTime:
     ) -> None:
         """Given a Redis whose clock falls back an hour, then no time shrinks."""
         redis.hset(keys("clock"), "offset", 3_600_000)
-        began = store.rounds.generate("g", config)
+        began = store.rounds.generate("g", GenerateRequest(config=config))
         redis.hset(keys("clock"), "offset", 0)
         stopped = store.rounds.stop("s")
         assert stopped.updated_at >= began.updated_at
@@ -607,10 +626,10 @@ class TestKeeping:
     ) -> None:
         """Given a round with nonces, when the next begins, then all it had is on its way out."""
         store = new_store(keep_rounds_s=50)
-        store.rounds.generate("g", config, round_id="r1")
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         commit(store, take(store), [(0, 0.5)])
         take(store)
-        store.rounds.init("i", config, round_id="r2", replace=True)
+        store.rounds.init("i", InitRequest(config=config, round_id="r2", replace=True))
         left = {name: redis.ttl(keys(name, "r1")) for name in ("round", "nonces", "found", "run")}
         assert all(0 < seconds <= 50 for seconds in left.values()), left
         assert not redis.exists(*(keys(name, "r1") for name in ("claims", "leases", "tickets")))
@@ -618,7 +637,7 @@ class TestKeeping:
     def test_the_current_round_is_kept_however_long_it_is_stopped(
         self, store: Store, redis: Client, keys: Keys, config: PoCConfig
     ) -> None:
-        store.rounds.generate("g", config, round_id="r1")
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         store.rounds.stop("s")
         assert redis.ttl(keys("round", "r1")) == -1
 
@@ -626,13 +645,13 @@ class TestKeeping:
         self, store: Store, redis: Client, keys: Keys, config: PoCConfig
     ) -> None:
         """Whatever a slow worker still sends."""
-        store.rounds.generate("g1", config, round_id="r1")
+        store.rounds.generate("g1", GenerateRequest(config=config, round_id="r1"))
         claim = take(store)
-        store.rounds.generate("g2", config, round_id="r2", replace=True)
+        store.rounds.generate("g2", GenerateRequest(config=config, round_id="r2", replace=True))
         redis.delete(*redis.keys(keys.prefix + "*:r1"))
         assert commit(store, claim, [(0, 0.5)]) == "the round is over"
         store.rounds.give_back(claim, "late")
-        store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [claim.token])
+        store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [claim.token])
         assert redis.keys(keys.prefix + "*:r1") == []
 
 
@@ -641,13 +660,13 @@ class TestLeases:
 
     @staticmethod
     def beat(store: Store, *claims: Claim) -> None:
-        store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [claim.token for claim in claims])
+        store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [claim.token for claim in claims])
 
     def test_a_heartbeat_keeps_a_claim(
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
         """Other claims of the same worker are not meant."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         kept, lost = take(store), take(store)
         advance(20)
         self.beat(store, kept)
@@ -659,11 +678,11 @@ class TestLeases:
     ) -> None:
         """Given one that computes and one behind it, the deadline of the second has not begun."""
         store = new_store(batch_deadline=60)
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         computes, waits = take(store), take(store)
         for _ in range(8):
             advance(10)
-            store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [computes.token, waits.token])
+            store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [computes.token, waits.token])
         # The lease of the first has ended, so its positions are the next.
         assert take(store).start == computes.start
         assert store.rounds.commit(waits, 4, []) is None
@@ -672,7 +691,7 @@ class TestLeases:
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]
     ) -> None:
         """A hung GPU's worker lives and beats: its positions must go on all the same."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         hung = take(store)
         for _ in range(17):
             advance(20)
@@ -681,7 +700,7 @@ class TestLeases:
 
     def test_a_claim_of_before_a_change_is_not_kept(self, store: Store, config: PoCConfig) -> None:
         """Its positions are free at once."""
-        store.rounds.generate("g1", config)
+        store.rounds.generate("g1", GenerateRequest(config=config))
         old = take(store)
         store.rounds.stop("s")
         self.beat(store, old)
@@ -691,7 +710,7 @@ class TestLeases:
 
     def test_a_claim_given_back_is_not_kept(self, store: Store, config: PoCConfig) -> None:
         """The heartbeat's thread may be a moment behind."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         given = take(store)
         store.rounds.give_back(given)
         self.beat(store, given)

@@ -1,4 +1,4 @@
-"""The scripts do what `shared.transitions.RULES` says, from every state."""
+"""The scripts do what `transitions.RULES` says, from every state."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from shared.config import PoCConfig, PoCState
 from shared.errors import PoCError
+from shared.requests import InitRequest
 from shared.store import Store
-from shared.store.scripts import Client
-from shared.transitions import MESSAGES, RULES, Command
+from shared.store.connection import Client
+from transitions import MESSAGES, RULES, Command
 
 Rule = PoCState | type[PoCError]
 
@@ -31,8 +32,10 @@ TO_REACH: dict[PoCState | None, tuple[Command, ...]] = {
 def issue(store: Store, config: PoCConfig) -> Callable[[Command, str], Any]:
     """Issues a command under an id."""
     verbs: dict[Command, Callable[[str], Any]] = {
-        Command.INIT: lambda name: store.rounds.init(name, config),
-        Command.REPLACE: lambda name: store.rounds.init(name, config, replace=True),
+        Command.INIT: lambda name: store.rounds.init(name, InitRequest(config=config)),
+        Command.REPLACE: lambda name: store.rounds.init(
+            name, InitRequest(config=config, replace=True)
+        ),
         Command.GENERATE: store.rounds.generate,
         Command.VALIDATE: store.rounds.validate,
         Command.STOP: store.rounds.stop,

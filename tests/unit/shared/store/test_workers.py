@@ -9,13 +9,13 @@ import pytest
 from shared.errors import ModelMismatch
 from shared.status import Commit, Incident
 from shared.store import Reference, Store
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
 
 
 def beat(store: Store, worker: str = "w", fingerprint: str = "f", **fields: str) -> None:
     """A heartbeat of a worker that computes nothing."""
-    store.rounds.heartbeat(worker, {"fingerprint": fingerprint, "model": "m"}, fields, [])
+    store.workers.heartbeat(worker, {"fingerprint": fingerprint, "model": "m"}, fields, [])
 
 
 def names(store: Store) -> list[str]:
@@ -110,7 +110,7 @@ class TestReference:
         store: Store, worker: str, *distances: float, fingerprint: str = "f"
     ) -> Reference | None:
         model = {"fingerprint": fingerprint, "model": "m"}
-        return store.rounds.heartbeat(worker, model, {}, [], distances)
+        return store.workers.heartbeat(worker, model, {}, [], distances)
 
     def test_the_first_worker_sets_it(self, store: Store) -> None:
         """To the last bit; it stays as it is."""

@@ -14,7 +14,7 @@ import pytest
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute
-from shared.store import Claim, Computed, Entry
+from shared.store import Claim, ComputedValidation, Entry
 from worker.callbacks.attempt import MAX_RETRY_AFTER_S, Answer, judge, seconds_asked_for
 from worker.callbacks.delivery import MAX_PAUSE_S, MAX_PER_RECEIVER, _Held, _Receiver, origin, pause
 from worker.callbacks.messages import generated_message, validated_message
@@ -35,8 +35,8 @@ def claim(config: PoCConfig = CONFIG) -> Claim:
     return Claim("tok", "r1", "epoch", config, start=0, count=4, attempts=0)
 
 
-def job(config: PoCConfig = CONFIG, id: str = "task-1") -> Computed:
-    return Computed(id, "r1", BATCH, config, dist=[0.1, nan], error="", profile="")
+def job(config: PoCConfig = CONFIG, id: str = "task-1") -> ComputedValidation:
+    return ComputedValidation(id, "r1", BATCH, config, dist=[0.1, nan], error="", profile="")
 
 
 # Messages.

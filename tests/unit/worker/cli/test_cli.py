@@ -18,6 +18,7 @@ from typer.main import get_command
 from answering_worker import AnsweringWorker, Reply
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
+from shared.requests import InitRequest
 from shared.settings import Settings, load_settings
 from shared.status import Commit, Incident, RoundStatus
 from shared.store import Store
@@ -246,7 +247,7 @@ def test_the_status_of_a_round(poc: Poc, settings: Settings) -> None:
     """For people and for scripts."""
     store = Store(settings)
     config = PoCConfig(block_hash="[b]", block_height=1, public_key="k", r_target=1.5)
-    store.rounds.init("c", config, "r1")
+    store.rounds.init("c", InitRequest(config=config, round_id="r1"))
     store.close()
     assert "[b] at 1" in poc("status").out
     assert json.loads(poc("status", "--json").out)["round"]["round_id"] == "r1"

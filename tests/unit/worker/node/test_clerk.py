@@ -13,10 +13,11 @@ import pytest
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, RoundFailed, StoreUnavailable
+from shared.requests import GenerateRequest, ValidateRequest
 from shared.status import RoundStatus
 from shared.store import Store
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
 from ticket_sink import KeptTickets
 from worker.node import clerk
 from worker.node.clerk import Clerk
@@ -59,7 +60,7 @@ def config(config: PoCConfig) -> PoCConfig:
     return config.model_copy(update={"callback_url": "http://c"})
 
 
-def open_job(
+def computed(
     store: Store,
     config: PoCConfig,
     dist: list[float],
@@ -69,11 +70,13 @@ def open_job(
 ) -> ProofBatch:
     """A validation, recomputed as `dist`; all its distances were received as `received`."""
     batch = ProofBatch.of(config, range(len(dist)), [received] * len(dist))
-    store.rounds.open_job(job, batch, config.model_copy(update={"batch_size": 4096}))
+    store.validations.open(
+        job, ValidateRequest(batch=batch, config=config.model_copy(update={"batch_size": 4096}))
+    )
     if dist:
-        chunk = store.jobs.claim("w", f"token-{job}")
+        chunk = store.validations.claim("w", f"token-{job}")
         assert chunk
-        store.jobs.commit(chunk, dist, profile=profile)
+        store.validations.commit(chunk, dist, profile=profile)
     return batch
 
 
@@ -95,7 +98,7 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Its ticket and its callback get the same verdict, with what computed it."""
-        batch = open_job(store, config, [0.5, 0.6, 0.7])
+        batch = computed(store, config, [0.5, 0.6, 0.7])
         new_clerk().turn()
         verdict = ValidatedBatch.judge(batch, [0.5, 0.6, 0.7], config, PROFILE)
         assert (verdict.n_invalid, verdict.fraud_detected) == (0, False)
@@ -104,14 +107,14 @@ class TestVerdicts:
         assert ValidatedBatch.model_validate(result) == verdict
         (body,) = told_back(store)
         assert ValidatedBatch.model_validate(body) == verdict
-        assert store.jobs.next_computed() is None
-        assert store.jobs.progress() == {}
+        assert store.validations.next_computed() is None
+        assert store.validations.progress() == {}
 
     def test_fraud_is_a_verdict_as_well(
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Given distances that were invented, then nobody fails but the submitter."""
-        open_job(store, config, [1.5] * 8)
+        computed(store, config, [1.5] * 8)
         new_clerk().turn()
         ((_, result),) = sink.results
         assert (result["n_invalid"], result["fraud_detected"]) == (8, True)
@@ -121,7 +124,7 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Nothing computed it, and nothing is recorded of what did."""
-        open_job(store, config, [])
+        computed(store, config, [])
         new_clerk().turn()
         ((_, result),) = sink.results
         assert (result["nonces"], result["fraud_detected"], result["profile"]) == ([], False, {})
@@ -131,7 +134,7 @@ class TestVerdicts:
     ) -> None:
         """In the order in which they were ready."""
         for job in ("v1", "v2", "v3"):
-            open_job(store, config, [0.5], job)
+            computed(store, config, [0.5], job)
         new_clerk().turn()
         assert sink.ended == ["v1", "v2", "v3"]
 
@@ -139,7 +142,7 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Given two of three, then the error names the one, and the callback lists it."""
-        open_job(store, config, [0.5, nan, 0.5])
+        computed(store, config, [0.5, nan, 0.5])
         new_clerk().turn()
         task, kind, message = error_of(sink)
         assert (task, kind) == ("v", CouldNotCompute)
@@ -157,7 +160,7 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Given twelve nonces without a distance, then ten are named."""
-        open_job(store, config, [nan] * 12)
+        computed(store, config, [nan] * 12)
         new_clerk().turn()
         assert "for 12 of 12 nonces: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...; this" in error_of(sink)[2]
         (body,) = told_back(store)
@@ -166,7 +169,7 @@ class TestVerdicts:
     def test_ten_are_all_named(
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
-        open_job(store, config, [nan] * 10)
+        computed(store, config, [nan] * 10)
         new_clerk().turn()
         assert "nonces: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; this" in error_of(sink)[2]
 
@@ -174,10 +177,12 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Given a chunk that was given up."""
-        store.rounds.open_job("v", ProofBatch.of(config, [1, 2], [0.5, 0.5]), config)
-        chunk = store.jobs.claim("w", "t")
+        store.validations.open(
+            "v", ValidateRequest(batch=ProofBatch.of(config, [1, 2], [0.5, 0.5]), config=config)
+        )
+        chunk = store.validations.claim("w", "t")
         assert chunk
-        store.jobs.commit(chunk, [], error="out of memory")
+        store.validations.commit(chunk, [], error="out of memory")
         new_clerk().turn()
         assert "for 2 of 2 nonces: 1, 2: out of memory; this" in error_of(sink)[2]
 
@@ -190,8 +195,8 @@ class TestVerdicts:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """Given one that can't be judged, then it fails, visibly, and the next is judged."""
-        open_job(store, config, [0.5, 0.5], "bad", profile='{"tile": 8}')  # a number is no text
-        open_job(store, config, [0.5], "good")
+        computed(store, config, [0.5, 0.5], "bad", profile='{"tile": 8}')  # a number is no text
+        computed(store, config, [0.5], "good")
         new_clerk().turn()
         assert sink.ended == ["good"]
         task, kind, message = error_of(sink)
@@ -206,8 +211,8 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Given one that judged and was killed before the end, then the other repeats nothing."""
-        open_job(store, config, [0.5])
-        job = store.jobs.next_computed()
+        computed(store, config, [0.5])
+        job = store.validations.next_computed()
         assert job
         new_clerk()._judge(job)
         new_clerk()._judge(job)
@@ -223,7 +228,7 @@ class TestEndings:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """With its valid nonces, for every task that generated in it."""
-        store.rounds.generate("g1", config)
+        store.rounds.generate("g1", GenerateRequest(config=config))
         store.rounds.generate("g2")
         claim = store.rounds.claim("w", "t")
         assert claim
@@ -248,7 +253,7 @@ class TestEndings:
     ) -> None:
         """Pages have the rest."""
         monkeypatch.setattr(clerk, "NEWEST", 2)
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         claim = store.rounds.claim("w", "t")
         assert claim
         store.rounds.commit(claim, 4, [(n, 0.5) for n in range(4)])
@@ -281,7 +286,7 @@ class TestEndings:
         """Given one of another version, its caller hears that it ended, and the next is told."""
         item = json.dumps({"task": "strange", **end})
         redis.rpush(keys("endings"), item)
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         store.rounds.stop("s")
         new_clerk().turn()
         assert sink.ended == ["g"]
@@ -300,7 +305,7 @@ class TestEndings:
     ) -> None:
         """Given one that holds too much, then its ticket fails with the reason."""
         store = new_store(max_valid=1)
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         claim = store.rounds.claim("w", "t")
         assert claim
         store.rounds.commit(claim, 4, [(0, 0.25), (2, 0.5)])
@@ -326,7 +331,7 @@ class TestEndings:
                 super().succeeded(task, result)
                 trouble.__enter__()
 
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         store.rounds.stop("s")
         crashed, healthy = Severing(), KeptTickets()
         with pytest.raises(StoreUnavailable):
@@ -346,7 +351,7 @@ class TestEndings:
             def succeeded(self, task: str, result: dict[str, Any]) -> None:
                 raise StoreUnavailable("the result backend is away")
 
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         store.rounds.stop("s")
         with pytest.raises(StoreUnavailable):
             new_clerk(Broken()).turn()
@@ -366,7 +371,7 @@ class TestProgress:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """To every task that generates in it."""
-        store.rounds.generate("g1", config, round_id="r1")
+        store.rounds.generate("g1", GenerateRequest(config=config, round_id="r1"))
         store.rounds.generate("g2")
         claim = store.rounds.claim("w", "t")
         assert claim
@@ -380,10 +385,12 @@ class TestProgress:
     def test_a_validation_shows_how_far_it_is(
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
-        store.rounds.open_job("v", ProofBatch.of(config, range(6), [0.5] * 6), config)
-        chunk = store.jobs.claim("w", "t")
+        store.validations.open(
+            "v", ValidateRequest(batch=ProofBatch.of(config, range(6), [0.5] * 6), config=config)
+        )
+        chunk = store.validations.claim("w", "t")
         assert chunk
-        store.jobs.commit(chunk, [0.5] * 4)
+        store.validations.commit(chunk, [0.5] * 4)
         new_clerk().turn()
         assert sink.reports == [("v", {"done": 4, "total": 6})]
 
@@ -397,16 +404,19 @@ class TestProgress:
     ) -> None:
         """Given two validations of which one goes on, then only that one is reported again."""
         for job in ("v1", "v2"):
-            store.rounds.open_job(job, ProofBatch.of(config, range(6), [0.5] * 6), config)
+            store.validations.open(
+                job,
+                ValidateRequest(batch=ProofBatch.of(config, range(6), [0.5] * 6), config=config),
+            )
         reporting = new_clerk()
         reporting.turn()
         assert [task for task, _ in sink.reports] == ["v1", "v2"]
         a_second_later()
         reporting.turn()
         assert len(sink.reports) == 2
-        chunk = store.jobs.claim("w", "t")
+        chunk = store.validations.claim("w", "t")
         assert chunk
-        store.jobs.commit(chunk, [0.5] * 4)
+        store.validations.commit(chunk, [0.5] * 4)
         a_second_later()
         reporting.turn()
         assert sink.reports[2:] == [("v1", {"done": 4, "total": 6})]
@@ -421,7 +431,7 @@ class TestProgress:
     ) -> None:
         """Given three in one interval, then the first of them does."""
         monkeypatch.setattr(clerk, "REPORT_EVERY_S", 60.0)
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         sinks = [KeptTickets() for _ in range(3)]
         for each in sinks:
             new_clerk(each).turn()
@@ -433,9 +443,9 @@ class TestProgress:
     def test_what_has_ended_is_reported_no_more(
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         store.rounds.stop("s")
-        open_job(store, config, [0.5])
+        computed(store, config, [0.5])
         new_clerk().turn()
         assert sink.reports == []
         assert sorted(sink.ended) == ["g", "v"]
@@ -458,7 +468,9 @@ class TestProgress:
                     raise StoreUnavailable("away")
 
         for job in ("v1", "v2", "v3"):
-            store.rounds.open_job(job, ProofBatch.of(config, [1], [0.5]), config)
+            store.validations.open(
+                job, ValidateRequest(batch=ProofBatch.of(config, [1], [0.5]), config=config)
+            )
         sink = Once()
         reporting = new_clerk(sink)
         with pytest.raises(StoreUnavailable):

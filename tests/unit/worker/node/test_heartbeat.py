@@ -15,16 +15,17 @@ from fake_engine import FakeEngine
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import ModelMismatch
+from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.status import WorkerStatus
 from shared.store import Reference, Store
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
 from support import Clock, wait_until
-from worker.manager import PoCManager
 from worker.node import heartbeat
 from worker.node.functional_check import FunctionalCheck
 from worker.node.heartbeat import Heartbeat
+from worker.node.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def beating(manager: PoCManager, **settings: Any) -> Heartbeat:
-    return Heartbeat(manager, load_settings({}, namespace="test", **settings), threading.Event())
+def beating(pipeline: Pipeline, **settings: Any) -> Heartbeat:
+    return Heartbeat(pipeline, load_settings({}, namespace="test", **settings), threading.Event())
 
 
 def shown(store: Store) -> WorkerStatus:
@@ -48,10 +49,10 @@ class TestFields:
     """What everybody can see."""
 
     def test_a_worker_shows_what_it_is(
-        self, manager: PoCManager, store: Store, clock: Clock
+        self, pipeline: Pipeline, store: Store, clock: Clock
     ) -> None:
         """Its device, its model, its process, and since when."""
-        heart = beating(manager)
+        heart = beating(pipeline)
         clock.now += 5
         heart.beat()
         worker = shown(store)
@@ -62,31 +63,33 @@ class TestFields:
         assert abs(worker.heartbeat_at - time.time()) < 60
 
     def test_a_worker_shows_what_it_does(
-        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
+        self, pipeline: Pipeline, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """As its device does it, not as the round is."""
-        heart = beating(manager)
-        store.rounds.generate("g", config)
+        heart = beating(pipeline)
+        store.rounds.generate("g", GenerateRequest(config=config))
         heart.beat()
         assert shown(store).state == "idle"
         engine.gate.clear()
-        manager.step()
+        pipeline.step()
         heart.beat()
         assert shown(store).state == "generating"
         engine.gate.set()
-        manager.land()
+        pipeline.drain()
         store.rounds.stop("s")
-        store.rounds.open_job("v", ProofBatch.of(config, [1], [0.5]), config)
-        manager.step()
+        store.validations.open(
+            "v", ValidateRequest(batch=ProofBatch.of(config, [1], [0.5]), config=config)
+        )
+        pipeline.step()
         heart.beat()
         worker = shown(store)
         assert (worker.state, worker.computed) == ("validating", 4)
 
     def test_the_model_is_registered_with_its_bounds(
-        self, manager: PoCManager, redis: Client, keys: Keys
+        self, pipeline: Pipeline, redis: Client, keys: Keys
     ) -> None:
         """For those who want to know what they may ask for."""
-        beating(manager).beat()
+        beating(pipeline).beat()
         assert redis.hgetall(keys("model")) == {
             "fingerprint": "fingerprint-of-fake",
             "model": "fake",
@@ -95,22 +98,22 @@ class TestFields:
         }
 
     def test_the_first_check_of_its_model_is_the_reference(
-        self, manager: PoCManager, engine: FakeEngine, store: Store
+        self, pipeline: Pipeline, engine: FakeEngine, store: Store
     ) -> None:
         """Each beat gives it, to compare with; without a check there is none."""
-        assert beating(manager).beat() is None
+        assert beating(pipeline).beat() is None
         for name in ("w", "other"):
             check = FunctionalCheck(engine, load_settings({}))
             check.begin()
-            checked = PoCManager(engine, store, name, check)
+            checked = Pipeline(engine, store, name, check)
             assert beating(checked).beat() == Reference(check.distances, "w")
 
     def test_another_model_is_refused_with_what_to_do(
-        self, manager: PoCManager, new_engine: Callable[..., FakeEngine], store: Store
+        self, pipeline: Pipeline, new_engine: Callable[..., FakeEngine], store: Store
     ) -> None:
         """Both fingerprints are named, and the settings that could be wrong."""
-        beating(manager).beat()
-        stranger = PoCManager(new_engine(weights="other"), store, "stranger")
+        beating(pipeline).beat()
+        stranger = Pipeline(new_engine(weights="other"), store, "stranger")
         with pytest.raises(ModelMismatch) as refused:
             beating(stranger).beat()
         assert str(refused.value) == (
@@ -120,11 +123,11 @@ class TestFields:
         )
         assert shown(store).name == "w"
 
-    def test_a_turn_waits_for_the_next_beat(self, manager: PoCManager, store: Store) -> None:
+    def test_a_turn_waits_for_the_next_beat(self, pipeline: Pipeline, store: Store) -> None:
         """Or for the end, which ends the wait at once."""
         closing = threading.Event()
         settings = load_settings({}, heartbeat_s=60, lease_s=120)
-        turning = threading.Thread(target=Heartbeat(manager, settings, closing).turn)
+        turning = threading.Thread(target=Heartbeat(pipeline, settings, closing).turn)
         turning.start()
         wait_until(store.workers.listing, description="the beat")
         assert turning.is_alive()
@@ -138,17 +141,17 @@ class TestRates:
 
     @pytest.fixture
     def beat(
-        self, manager: PoCManager, engine: FakeEngine, store: Store, clock: Clock
+        self, pipeline: Pipeline, engine: FakeEngine, store: Store, clock: Clock
     ) -> Callable[..., WorkerStatus]:
         """Beats after `seconds` in which so many nonces ended; what is shown then.
 
         The device was busy for `busy` of these seconds.
         """
-        heart = beating(manager)
+        heart = beating(pipeline)
 
         def beat(seconds: float, nonces: int = 0, busy: float | None = None) -> WorkerStatus:
             clock.now += seconds
-            manager.computed += nonces
+            pipeline.computed += nonces
             engine.busy_seconds += seconds if busy is None else busy
             heart.beat()
             return shown(store)
@@ -157,12 +160,12 @@ class TestRates:
 
     @pytest.fixture
     def at_work(
-        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
+        self, pipeline: Pipeline, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """The device has a batch that does not end by itself."""
         engine.gate.clear()
-        store.rounds.generate("g", config)
-        manager.step()
+        store.rounds.generate("g", GenerateRequest(config=config))
+        pipeline.step()
         wait_until(lambda: engine.jobs, description="the batch to begin")
 
     def test_the_first_beat_has_no_rate(self, beat: Callable[..., WorkerStatus]) -> None:
@@ -224,13 +227,13 @@ class TestRates:
 
     @pytest.mark.usefixtures("at_work")
     def test_work_after_a_long_rest_has_its_own_rate(
-        self, beat: Callable[..., WorkerStatus], manager: PoCManager, engine: FakeEngine
+        self, beat: Callable[..., WorkerStatus], pipeline: Pipeline, engine: FakeEngine
     ) -> None:
         """The hours before it don't count."""
-        flights, manager._flights = manager._flights, ()
+        in_flight, pipeline._in_flight = pipeline._in_flight, ()
         for _ in range(100):
             beat(2, 0, busy=0)
-        manager._flights = flights
+        pipeline._in_flight = in_flight
         for _ in range(3):
             worker = beat(2, 64)
         assert worker.rate_per_second == pytest.approx(32)
@@ -241,17 +244,17 @@ class TestLeases:
 
     def test_what_is_computed_is_kept(
         self,
-        manager: PoCManager,
+        pipeline: Pipeline,
         engine: FakeEngine,
         store: Store,
         config: PoCConfig,
         advance: Callable[[float], None],
     ) -> None:
         """Given a batch of two leases, then nobody takes it over, and it counts."""
-        heart = beating(manager)
+        heart = beating(pipeline)
         engine.gate.clear()
-        store.rounds.generate("g", config)
-        manager.step()
+        store.rounds.generate("g", GenerateRequest(config=config))
+        pipeline.step()
         for _ in range(3):
             advance(20)
             heart.beat()
@@ -259,21 +262,21 @@ class TestLeases:
         assert other
         assert other.start == 4
         engine.gate.set()
-        manager.land()
+        pipeline.drain()
         now = store.rounds.status()
         assert now
         assert now.total_checked == 4
 
     def test_without_a_beat_it_is_taken_over(
         self,
-        manager: PoCManager,
+        pipeline: Pipeline,
         store: Store,
         config: PoCConfig,
         advance: Callable[[float], None],
     ) -> None:
-        beating(manager).beat()
-        store.rounds.generate("g", config)
-        manager.step()
+        beating(pipeline).beat()
+        store.rounds.generate("g", GenerateRequest(config=config))
+        pipeline.step()
         advance(31)
         other = store.rounds.claim("other", "t")
         assert other
@@ -281,17 +284,17 @@ class TestLeases:
 
     def test_a_device_that_hangs_keeps_nothing(
         self,
-        manager: PoCManager,
+        pipeline: Pipeline,
         engine: FakeEngine,
         store: Store,
         config: PoCConfig,
         advance: Callable[[float], None],
     ) -> None:
         """Given beats past POC_BATCH_DEADLINE, then the positions go to another, once."""
-        heart = beating(manager)
+        heart = beating(pipeline)
         engine.gate.clear()
-        store.rounds.generate("g", config)
-        manager.step()
+        store.rounds.generate("g", GenerateRequest(config=config))
+        pipeline.step()
         for _ in range(16):
             advance(20)
             heart.beat()
@@ -300,25 +303,25 @@ class TestLeases:
         assert other
         assert (other.start, other.attempts) == (0, 1)
         engine.gate.set()
-        manager.land()
+        pipeline.drain()
         now = store.rounds.status()
         assert now
         assert now.total_checked == 0
 
     def test_a_batch_behind_a_device_that_hangs_is_not_kept(
         self,
-        manager: PoCManager,
+        pipeline: Pipeline,
         engine: FakeEngine,
         store: Store,
         config: PoCConfig,
         advance: Callable[[float], None],
     ) -> None:
         """Given one that waits behind it for ever, then its positions go to another as well."""
-        heart = beating(manager)
+        heart = beating(pipeline)
         engine.gate.clear()
-        store.rounds.generate("g", config)
-        manager.step()
-        manager.get_next_nonces()
+        store.rounds.generate("g", GenerateRequest(config=config))
+        pipeline.step()
+        pipeline.reserve()
         for _ in range(35):  # its own deadline begins when the one before it is over
             advance(20)
             heart.beat()
@@ -327,15 +330,15 @@ class TestLeases:
 
     def test_claims_that_wait_for_run_batch_are_kept_as_well(
         self,
-        manager: PoCManager,
+        pipeline: Pipeline,
         store: Store,
         config: PoCConfig,
         advance: Callable[[float], None],
     ) -> None:
-        heart = beating(manager)
-        store.rounds.generate("g", config)
-        manager.get_next_nonces()
+        heart = beating(pipeline)
+        store.rounds.generate("g", GenerateRequest(config=config))
+        pipeline.reserve()
         for _ in range(3):
             advance(20)
             heart.beat()
-        assert manager.run_batch().nonces == [0, 1, 2, 3]
+        assert pipeline.run_reserved() is not None

@@ -13,14 +13,15 @@ import pytest
 from fake_engine import FakeEngine
 from shared.config import PoCConfig
 from shared.errors import EngineDied, Quarantined, StoreUnavailable
+from shared.requests import GenerateRequest
 from shared.settings import load_settings
-from shared.store import Bell, Store
+from shared.store import Store, Subscription
 from support import wait_until
 from worker.engines import Job
-from worker.manager import PoCManager
 from worker.node import loop
 from worker.node.functional_check import FunctionalCheck
 from worker.node.loop import GpuLoop
+from worker.node.pipeline import Pipeline
 from worker.node.watchdog import Watchdog
 
 #: Longer than any test needs, shorter than what ends one.
@@ -47,18 +48,20 @@ def closing() -> Closing:
 
 
 @pytest.fixture
-def bell(store: Store) -> Iterator[Bell]:
-    """A bell that is connected: the first wait returns at once."""
-    bell = store.bell("work")
-    bell.wait(LONG)
-    yield bell
-    bell.close()
+def subscription(store: Store) -> Iterator[Subscription]:
+    """A subscription that is connected: the first wait returns at once."""
+    subscription = store.subscribe("work")
+    subscription.wait(LONG)
+    yield subscription
+    subscription.close()
 
 
 @pytest.fixture
-def new_loop(store: Store, bell: Bell, closing: Closing) -> Callable[[FakeEngine], GpuLoop]:
+def new_loop(
+    store: Store, subscription: Subscription, closing: Closing
+) -> Callable[[FakeEngine], GpuLoop]:
     """Makes the loop of an engine."""
-    return lambda engine: GpuLoop(PoCManager(engine, store), bell, closing, UNWATCHED)
+    return lambda engine: GpuLoop(Pipeline(engine, store), subscription, closing, UNWATCHED)
 
 
 class Dying(FakeEngine):
@@ -72,7 +75,7 @@ def test_a_turn_is_a_step(
     new_loop: Callable[[FakeEngine], GpuLoop], engine: FakeEngine, store: Store, config: PoCConfig
 ) -> None:
     """Without a pause while there is work."""
-    store.rounds.generate("g", config)
+    store.rounds.generate("g", GenerateRequest(config=config))
     turning = new_loop(engine)
     for _ in range(3):
         turning.turn()
@@ -105,7 +108,7 @@ def test_an_idle_turn_ends_with_news(
     waiting = threading.Thread(target=turning.turn)
     waiting.start()
     if by == "news":
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         turning.listen()
     else:
         wait_until(lambda: not turning._news.is_set(), description="the turn to begin")
@@ -122,15 +125,15 @@ def test_news_that_came_during_a_step_are_not_missed(
     """Given a ring between the look and the wait, then there is no wait."""
     monkeypatch.setattr(loop, "LOOK_S", LONG)
     turning = new_loop(engine)
-    manager = turning._manager
-    step = manager.step
+    pipeline = turning._pipeline
+    step = pipeline.step
 
     def step_and_ring() -> bool:
         busy = step()
         turning.wake()
         return busy
 
-    monkeypatch.setattr(manager, "step", step_and_ring)
+    monkeypatch.setattr(pipeline, "step", step_and_ring)
     waiting = threading.Thread(target=turning.turn)
     waiting.start()
     waiting.join(LONG / 2)
@@ -143,13 +146,13 @@ def test_news_free_the_device_of_what_nobody_wants(
     """Given a stop, then the batch that has not begun never does."""
     engine.gate.clear()
     engine.submit(Job("b", "k", (0,), 8))  # what keeps the device busy
-    store.rounds.generate("g", config)
+    store.rounds.generate("g", GenerateRequest(config=config))
     turning = new_loop(engine)
     turning.turn()
     store.rounds.stop("s")
     turning.listen()
     engine.gate.set()
-    turning._manager.land()
+    turning._pipeline.drain()
     assert [job.nonces for job in engine.jobs] == [(0,)]
 
 
@@ -162,7 +165,7 @@ def test_pauses_grow_while_batches_fail(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A broken device must not burn through the nonces at full speed."""
-    store.rounds.generate("g", config)
+    store.rounds.generate("g", GenerateRequest(config=config))
     turning = new_loop(new_engine(fail=1))
     for _ in range(10):
         turning.turn()
@@ -180,7 +183,7 @@ def test_a_batch_that_succeeds_ends_the_growth(
     closing: Closing,
 ) -> None:
     """Given an engine that fails every second job, then each pause is a first one."""
-    store.rounds.generate("g", config)
+    store.rounds.generate("g", GenerateRequest(config=config))
     turning = new_loop(new_engine(fail=2))
     for _ in range(9):
         turning.turn()
@@ -188,7 +191,7 @@ def test_a_batch_that_succeeds_ends_the_growth(
 
 
 def test_a_pause_ends_with_the_worker(
-    bell: Bell,
+    subscription: Subscription,
     store: Store,
     new_engine: Callable[..., FakeEngine],
     config: PoCConfig,
@@ -196,9 +199,9 @@ def test_a_pause_ends_with_the_worker(
 ) -> None:
     """Nobody waits for a loop that rests."""
     monkeypatch.setattr(loop, "REST_S", LONG)
-    store.rounds.generate("g", config)
+    store.rounds.generate("g", GenerateRequest(config=config))
     closing = threading.Event()
-    turning = GpuLoop(PoCManager(new_engine(fail=1), store), bell, closing, UNWATCHED)
+    turning = GpuLoop(Pipeline(new_engine(fail=1), store), subscription, closing, UNWATCHED)
     turning.turn()
     resting = threading.Thread(target=turning.turn)
     resting.start()
@@ -215,7 +218,7 @@ def test_a_device_that_died_is_the_workers_end(
     closing: Closing,
 ) -> None:
     """It passes at once, after what it had was given back."""
-    store.rounds.generate("g", config)
+    store.rounds.generate("g", GenerateRequest(config=config))
     turning = new_loop(new_engine(Dying))
     turning.turn()
     with pytest.raises(EngineDied, match="fell off the bus"):
@@ -253,7 +256,7 @@ def test_an_engine_that_dies_idle_is_the_workers_end(
 
 
 def test_a_device_with_wrong_numbers_is_the_workers_end(
-    bell: Bell,
+    subscription: Subscription,
     store: Store,
     new_engine: Callable[..., FakeEngine],
     closing: Closing,
@@ -265,7 +268,7 @@ def test_a_device_with_wrong_numbers_is_the_workers_end(
     check = FunctionalCheck(engine, load_settings({}, check_every_s=0.1))
     check.begin()
     fault.write_text("wrong")
-    turning = GpuLoop(PoCManager(engine, store, "w", check), bell, closing, UNWATCHED)
+    turning = GpuLoop(Pipeline(engine, store, "w", check), subscription, closing, UNWATCHED)
     check._due_at = 0.0
     with pytest.raises(Quarantined):
         turning.turn()
@@ -274,7 +277,7 @@ def test_a_device_with_wrong_numbers_is_the_workers_end(
 
 def test_only_what_is_no_wait_is_watched(
     store: Store,
-    bell: Bell,
+    subscription: Subscription,
     closing: Closing,
     engine: FakeEngine,
     monkeypatch: pytest.MonkeyPatch,
@@ -289,7 +292,9 @@ def test_only_what_is_no_wait_is_watched(
             yield
             watched.append(False)
 
-    turning = GpuLoop(PoCManager(engine, store), bell, closing, Watching(LONG, "", lambda _: None))
+    turning = GpuLoop(
+        Pipeline(engine, store), subscription, closing, Watching(LONG, "", lambda _: None)
+    )
     monkeypatch.setattr(turning._news, "wait", lambda _: watched.append(watched[-1]))
     turning.turn()
     assert watched == [True, False, False]

@@ -25,6 +25,7 @@ from shared.errors import (
     Quarantined,
     StoreUnavailable,
 )
+from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from shared.store.keys import Keys
@@ -40,7 +41,7 @@ from worker.tools.embedded import EmbeddedRedis
 pytestmark = pytest.mark.functional
 
 NO_PROGRESS = "no progress for 1 s (POC_BATCH_DEADLINE)"
-HELPERS = ["poc-clerk", "poc-ear", "poc-heartbeat"]
+HELPERS = ["poc-clerk", "poc-heartbeat", "poc-listener"]
 
 
 @dataclass
@@ -157,7 +158,7 @@ class TestStart:
         self, make: Callable[..., Running], store: Store, config: PoCConfig
     ) -> None:
         """Given a round that runs already, then it needs no command."""
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         make().start()
         checked(store, 8)
 
@@ -167,9 +168,9 @@ class TestStart:
         """Batches, verdicts, ends, reports: nothing else is needed."""
         running = make(seconds=0.01)
         running.start()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         dist = [fake_distance("b", "k", nonce) for nonce in range(8)]
-        store.rounds.open_job("v", ProofBatch.of(config, range(8), dist), None)
+        store.validations.open("v", ValidateRequest(batch=ProofBatch.of(config, range(8), dist)))
         wait_until(lambda: running.sink.ended == ["v"], description="the verdict")
         wait_until(lambda: "g" in dict(running.sink.reports), description="a report")
         stopped = store.rounds.stop("s")
@@ -237,7 +238,7 @@ class TestStart:
         starting = threading.Thread(target=start)
         starting.start()
         wait_until(lambda: "trying again until it answers" in caplog.text, description="it")
-        wait_until(lambda: hasattr(waiting.node, "manager"), description="the engine meanwhile")
+        wait_until(lambda: hasattr(waiting.node, "pipeline"), description="the engine meanwhile")
         assert starting.is_alive()
         waiting.node.closing.set()
         starting.join(10)
@@ -270,12 +271,12 @@ class TestStop:
         """Neither in the listing nor in the process."""
         running = make(seconds=0.01)
         running.start()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         checked(store, 8)
         running.node.stop()
         assert listed(store) == []
         assert threads() == []
-        assert running.node.manager.tokens == []
+        assert running.node.pipeline.tokens == []
         with pytest.raises(EngineError, match="closed"):
             running.engine.submit(Job("b", "k", (1,), 8))
 
@@ -300,13 +301,13 @@ class TestStop:
         running = make()
         running.engine.gate.clear()
         running.start()
-        store.rounds.generate("g", config)
-        wait_until(lambda: len(running.node.manager.tokens) == 2, description="two batches")
+        store.rounds.generate("g", GenerateRequest(config=config))
+        wait_until(lambda: len(running.node.pipeline.tokens) == 2, description="two batches")
         stopping = threading.Thread(target=running.node.stop)
         stopping.start()
         assert running.node.closing.wait(10)
         wait_until(
-            lambda: running.node.manager._flights[1].pending._future.cancelled(),  # type: ignore[attr-defined]
+            lambda: running.node.pipeline._in_flight[1].pending._future.cancelled(),  # type: ignore[attr-defined]
             description="the waiting batch to be dropped",
         )
         running.engine.gate.set()
@@ -328,8 +329,8 @@ class TestStop:
         running = make(changes={"lease_s": 3.0, "heartbeat_s": 0.1})
         running.engine.gate.clear()
         running.start()
-        store.rounds.generate("g", config)
-        wait_until(lambda: len(running.node.manager.tokens) == 2, description="two batches")
+        store.rounds.generate("g", GenerateRequest(config=config))
+        wait_until(lambda: len(running.node.pipeline.tokens) == 2, description="two batches")
         stopping = threading.Thread(target=running.node.stop)
         stopping.start()
         time.sleep(4)
@@ -347,7 +348,7 @@ class TestStop:
         running = make()
         running.engine.gate.clear()
         running.start()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         wait_until(lambda: running.engine.jobs, description="a batch")
         stopping = threading.Thread(target=running.node.stop)
         stopping.start()
@@ -363,8 +364,8 @@ class TestStop:
         running = make(changes={"batch_deadline": 1.0})
         running.engine.gate.clear()
         running.start()
-        store.rounds.generate("g", config)
-        wait_until(lambda: len(running.node.manager.tokens) == 2, description="two batches")
+        store.rounds.generate("g", GenerateRequest(config=config))
+        wait_until(lambda: len(running.node.pipeline.tokens) == 2, description="two batches")
         running.node.stop()
         assert listed(store) == []
         assert [str(each) for each in running.failures] == [NO_PROGRESS]
@@ -380,8 +381,8 @@ class TestStop:
             running = make(changes={"redis_url": server.url})
             running.start()
             running.engine.gate.clear()
-            running.node.manager.start_generate(config)
-            wait_until(lambda: len(running.node.manager.tokens) == 2, description="two batches")
+            running.node.store.rounds.generate("g", GenerateRequest(config=config))
+            wait_until(lambda: len(running.node.pipeline.tokens) == 2, description="two batches")
             server.kill()
             running.engine.gate.set()
             running.node.stop()
@@ -426,7 +427,7 @@ class TestFailure:
         """Its batch is free for others."""
         running = make(kind=Dying)
         running.start()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         wait_until(lambda: running.failures, description="the failure")
         running.node.stop()
         claims = [store.rounds.claim("other", f"t{i}") for i in range(2)]
@@ -439,7 +440,7 @@ class TestFailure:
         running = make(changes={"batch_deadline": 1.0})
         running.engine.gate.clear()
         running.start()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         wait_until(lambda: running.failures, description="the failure")
         assert [type(each) for each in running.failures] == [Hung]
         assert listed(store) == []
@@ -456,8 +457,8 @@ class TestFailure:
         running = make(changes={"batch_deadline": 1.0})
         running.engine.gate.clear()
         running.start()
-        monkeypatch.setattr(running.node.manager, "abandon", _defect)
-        store.rounds.generate("g", ALL_VALID)
+        monkeypatch.setattr(running.node.pipeline, "abandon", _defect)
+        store.rounds.generate("g", GenerateRequest(config=ALL_VALID))
         wait_until(lambda: running.failures, description="the failure")
         assert [type(each) for each in running.failures] == [Hung]
         running.engine.gate.set()
@@ -469,7 +470,7 @@ class TestFailure:
         running = make(kind=Dying)
         running.start()
         monkeypatch.setattr(running.node.store.workers, "report", _defect)
-        store.rounds.generate("g", ALL_VALID)
+        store.rounds.generate("g", GenerateRequest(config=ALL_VALID))
         wait_until(lambda: running.failures, description="the failure")
         assert [type(each) for each in running.failures] == [EngineDied]
 
@@ -480,12 +481,12 @@ class TestFailure:
         fault = tmp_path / "fault"
         running = make(changes={"check_every_s": 0.3}, fault=fault, seconds=0.02)
         running.start()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         checked(store, 8)
         fault.write_text("wrong")
         wait_until(lambda: running.failures, description="the failure")
         assert [type(each) for each in running.failures] == [Quarantined]
-        assert running.node.manager.tokens == []
+        assert running.node.pipeline.tokens == []
         (incident,) = store.workers.incidents()
         assert incident.reason == str(running.failures[0])
         assert incident.in_doubt == sum(each.count for each in incident.commits) > 0
@@ -501,7 +502,7 @@ class TestFailure:
         running = make(fault=fault)
         running.engine.gate.clear()
         running.start()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         wait_until(lambda: running.engine.jobs, description="a batch")
         running.node.closing.set()
         fault.write_text("nan")
@@ -519,7 +520,7 @@ class TestFailure:
         tmp_path: Path,
     ) -> None:
         """Given an engine that dies meanwhile, then the worker ends all the same."""
-        monkeypatch.setattr(module, "LAST_WORDS_S", 0.1)
+        monkeypatch.setattr(module, "REPORT_FOR_S", 0.1)
         fault = tmp_path / "fault"
         with EmbeddedRedis() as server:
             running = make(changes={"redis_url": server.url}, fault=fault)
@@ -535,7 +536,7 @@ class TestFailure:
         """The worker rests and goes on."""
         running = make(fail=3)
         running.start()
-        store.rounds.generate("g", config)
+        store.rounds.generate("g", GenerateRequest(config=config))
         checked(store, 12)
         assert running.failures == []
 
@@ -549,7 +550,7 @@ class TestFailure:
         def replaced() -> bool:
             store.workers.leave("w0")
             try:
-                store.rounds.heartbeat("other", {"fingerprint": "other"}, {}, [])
+                store.workers.heartbeat("other", {"fingerprint": "other"}, {}, [])
             except ModelMismatch:  # our heartbeat was faster
                 return False
             return True

@@ -129,7 +129,7 @@ class TestInsist:
     def test_it_gives_what_the_call_gives(
         self, outage: Outage, closing: threading.Event, caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert outage.insist(lambda: 5, closing) == 5
+        assert outage.until_answered(lambda: 5, closing) == 5
         assert caplog.records == []
 
     def test_it_tries_again_until_redis_answers(
@@ -137,7 +137,7 @@ class TestInsist:
     ) -> None:
         """And says it as everybody does."""
         turns = Turns(threading.Event(), GONE, GONE, GONE, None)
-        assert outage.insist(turns, closing) == 4
+        assert outage.until_answered(turns, closing) == 4
         assert len(caplog.records) == 2
 
     def test_it_gives_up_when_the_worker_closes(
@@ -146,7 +146,7 @@ class TestInsist:
         """Given a call that closes it with its second attempt, then there is no third."""
         turns = Turns(closing, GONE, GONE)
         with pytest.raises(StoreUnavailable, match="connection refused"):
-            outage.insist(turns, closing)
+            outage.until_answered(turns, closing)
         assert turns.count == 2
 
     def test_it_tries_once_while_the_worker_closes(
@@ -154,7 +154,7 @@ class TestInsist:
     ) -> None:
         """An answer that is there is still given."""
         closing.set()
-        assert outage.insist(lambda: 5, closing) == 5
+        assert outage.until_answered(lambda: 5, closing) == 5
 
     def test_it_gives_up_after_its_patience(self, outage: Outage, closing: threading.Event) -> None:
         """Not after the first attempt."""
@@ -165,14 +165,14 @@ class TestInsist:
             raise GONE
 
         with pytest.raises(StoreUnavailable):
-            outage.insist(call, closing, for_s=0.05)
+            outage.until_answered(call, closing, for_s=0.05)
         assert len(attempts) > 1
 
     def test_any_other_error_is_an_answer(self, outage: Outage, closing: threading.Event) -> None:
         """It passes at once, and Redis has answered."""
         turns = Turns(threading.Event(), EngineError("no"), None)
         with pytest.raises(EngineError):
-            outage.insist(turns, closing)
+            outage.until_answered(turns, closing)
         assert turns.count == 1
 
 

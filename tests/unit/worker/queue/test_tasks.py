@@ -31,19 +31,20 @@ def sink() -> KeptTickets:
 
 
 @pytest.fixture
-def node(manager: PoCManager, sink: KeptTickets) -> Iterator[Node]:
+def node(sink: KeptTickets) -> Iterator[Node]:
     """A node as its tasks see it, without threads."""
     node = Node(load_settings({}, namespace="test"), on_failure=lambda _: pytest.fail("it failed"))
     with contextlib.closing(node.store):
-        node.manager, node.sink = manager, sink
+        node.sink = sink
         yield node
 
 
 @pytest.fixture
-def app(node: Node) -> Iterator[Celery]:
+def app(node: Node, manager: PoCManager) -> Iterator[Celery]:
     """The application with its tasks, as a worker has it."""
     with contextlib.closing(celery_app(node.settings)) as app:
-        tasks.register(app, node)
+        app.node, app.manager = node, manager
+        tasks.register(app)
         yield app
 
 
@@ -129,7 +130,7 @@ def test_a_batch_is_a_ticket(
     result = run("poc.validate", "v", batch=as_batch(config, *nonces), config=asked)
     assert result.state == "IGNORED"
     assert sink.reports == [("v", {"done": 0, "total": len(nonces)})]
-    assert store.jobs.progress() == {"v": {"done": 0, "total": len(nonces)}}
+    assert store.validations.progress() == {"v": {"done": 0, "total": len(nonces)}}
 
 
 @pytest.mark.parametrize("name", ["poc.init", "poc.generate", "poc.validate", "poc.stop"])
@@ -215,12 +216,12 @@ def test_an_id_of_another_command_is_left_alone(
     """Given a stop under the id of an open ticket, then nothing is done, and nothing answered."""
     run("poc.validate", "v", batch=as_batch(config, 1), config=asked)
     run("poc.generate", "g", config=asked)
-    for taken, by in (("v", "open_job"), ("g", "generate")):
+    for taken, by in (("v", "open_validation"), ("g", "generate")):
         assert run("poc.stop", taken).state == "IGNORED"
         assert f"left unanswered: stop came under the id {taken} of an earlier {by}" in caplog.text
     assert run("poc.validate", "g", batch=as_batch(config, 1), config=asked).state == "IGNORED"
     assert store.status().state == "GENERATING"
-    assert store.jobs.progress() == {"v": {"done": 0, "total": 1}}
+    assert store.validations.progress() == {"v": {"done": 0, "total": 1}}
 
 
 def test_expected_trouble_is_declared(app: Celery) -> None:

@@ -17,6 +17,7 @@ from exactness import ALL_VALID
 from shared.broker import celery_app
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundFailed, StoreUnavailable
+from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from support import wait_until
@@ -27,8 +28,9 @@ pytestmark = pytest.mark.functional
 END = Callable[[CeleryTickets], None]
 Heard = Callable[[], list[dict[str, Any]]]
 
-#: Where the store keeps what is open.
-OPEN = "poc:test:open"
+#: The round that the tickets of these tests are of, and where they are noted.
+OPEN = "r1"
+TICKETS = "poc:test:tickets:r1"
 #: Everything that ends a task.
 ENDS: dict[str, END] = {
     "SUCCESS": lambda sink: sink.succeeded("t", {"by": "another"}),
@@ -64,10 +66,16 @@ def new_app(settings: Settings) -> Iterator[Callable[..., Celery]]:
 
 
 @pytest.fixture
-def sink(new_app: Callable[..., Celery], direct: Any) -> CeleryTickets:
+def store(settings: Settings) -> Iterator[Store]:
+    with contextlib.closing(Store(settings)) as store:
+        yield store
+
+
+@pytest.fixture
+def sink(new_app: Callable[..., Celery], store: Store, direct: Any) -> CeleryTickets:
     """For the tasks that these tests name, all of them open."""
-    direct.sadd(OPEN, "t", "u", *(f"t{i}" for i in range(200)))
-    return CeleryTickets(new_app(), "w@test")
+    direct.sadd(TICKETS, "t", "u", *(f"t{i}" for i in range(200)))
+    return CeleryTickets(new_app(), store, "w@test")
 
 
 def meta(direct: Any, task: str = "t") -> dict[str, Any]:
@@ -106,42 +114,47 @@ class TestState:
         assert isinstance(result.result, RoundFailed)
         assert str(result.result) == "the round holds too much"
 
-    @pytest.mark.parametrize("kind", ["set", "zset"])
-    def test_only_open_work_has_progress(self, kind: str, sink: CeleryTickets, direct: Any) -> None:
+    def test_only_open_work_has_progress(self, sink: CeleryTickets, direct: Any) -> None:
         """What Redis has lost is unknown, so that its caller sends it again."""
-        direct.delete(OPEN)
+        direct.delete(TICKETS)
         sink.progress("t", {"done": 1}, OPEN)
-        if kind == "set":
-            direct.sadd(OPEN, "u")
-        else:
-            direct.zadd(OPEN, {"u": 0})
+        direct.sadd(TICKETS, "u")
         sink.progress("t", {"done": 1}, OPEN)
         assert direct.get("celery-task-meta-t") is None
         sink.progress("u", {"done": 1}, OPEN)
         assert meta(direct, "u")["status"] == "PROGRESS"
 
     def test_work_that_redis_lost_is_not_open(
-        self, sink: CeleryTickets, settings: Settings, direct: Any
+        self, sink: CeleryTickets, store: Store, direct: Any
     ) -> None:
         """Given a round and a validation that were taken on just before."""
-        with contextlib.closing(Store(settings)) as store:
-            round_id = store.rounds.generate("g", ALL_VALID).round_id
-            store.rounds.open_job("v", ProofBatch.of(ALL_VALID, [1], [0.5]), None)
-            among = {"g": store.rounds.tickets(round_id), "v": store.jobs.tickets}
-            for task in among:
-                sink.progress(task, {}, among[task])
-                assert meta(direct, task)["status"] == "PROGRESS"
-            direct.flushdb()
-            for task in among:
-                sink.progress(task, {}, among[task])
-                assert direct.get(f"celery-task-meta-{task}") is None
+        round_id = store.rounds.generate("g", GenerateRequest(config=ALL_VALID)).round_id
+        store.validations.open("v", ValidateRequest(batch=ProofBatch.of(ALL_VALID, [1], [0.5])))
+        open_in = {"g": round_id, "v": ""}
+        for task in open_in:
+            sink.progress(task, {}, open_in[task])
+            assert meta(direct, task)["status"] == "PROGRESS"
+        direct.flushdb()
+        for task in open_in:
+            sink.progress(task, {}, open_in[task])
+            assert direct.get(f"celery-task-meta-{task}") is None
+
+    def test_a_validation_is_no_ticket_of_a_round(
+        self, sink: CeleryTickets, store: Store, direct: Any
+    ) -> None:
+        """Nor the other way round: each kind is looked for where it is kept."""
+        round_id = store.rounds.generate("g", GenerateRequest(config=ALL_VALID)).round_id
+        store.validations.open("v", ValidateRequest(batch=ProofBatch.of(ALL_VALID, [1], [0.5])))
+        sink.progress("v", {}, round_id)
+        sink.progress("g", {}, "")
+        assert not direct.exists("celery-task-meta-v", "celery-task-meta-g")
 
     @pytest.mark.parametrize("end", ENDS)
     def test_progress_never_overwrites_an_end(
         self, end: str, sink: CeleryTickets, direct: Any
     ) -> None:
         """A late report of another worker is dropped."""
-        direct.srem(OPEN, "t")  # whatever ends a ticket takes it out in the same step
+        direct.srem(TICKETS, "t")  # whatever ends a ticket takes it out in the same step
         ENDS[end](sink)
         before = meta(direct)
         sink.progress("t", {"done": 1}, OPEN)
@@ -172,17 +185,17 @@ class TestState:
 
     def test_a_task_that_was_revoked_stays_so(self, sink: CeleryTickets, direct: Any) -> None:
         """By whoever clicked on it in Flower."""
-        direct.srem(OPEN, "t")
+        direct.srem(TICKETS, "t")
         direct.set("celery-task-meta-t", json.dumps({"status": "REVOKED"}))
         sink.progress("t", {"done": 1}, OPEN)
         sink.succeeded("t", {})
         assert meta(direct)["status"] == "REVOKED"
 
     def test_of_many_ends_one_counts(
-        self, sink: CeleryTickets, new_app: Callable[..., Celery], direct: Any
+        self, sink: CeleryTickets, new_app: Callable[..., Celery], store: Store, direct: Any
     ) -> None:
         """Given workers that report and end at once, then the first end stays."""
-        sinks = [sink, *(CeleryTickets(new_app(), f"w{i}") for i in range(3))]
+        sinks = [sink, *(CeleryTickets(new_app(), store, f"w{i}") for i in range(3))]
         seen: list[Any] = []
 
         def tell(number: int) -> None:
@@ -210,9 +223,10 @@ class TestState:
     ) -> None:
         """The end must be told again."""
         settings = load_settings({}, redis_url="redis://127.0.0.1:1/0")
-        sink = CeleryTickets(new_app(settings), "w@test")
-        with pytest.raises(StoreUnavailable):
-            sink.succeeded("t", {})
+        with contextlib.closing(Store(settings)) as store:
+            sink = CeleryTickets(new_app(settings), store, "w@test")
+            with pytest.raises(StoreUnavailable):
+                sink.succeeded("t", {})
 
 
 class TestEvents:
@@ -279,13 +293,17 @@ class TestEvents:
         assert meta(direct)["result"] == {"nonces": nonces}
 
     def test_an_event_that_is_lost_costs_no_end(
-        self, new_app: Callable[..., Celery], direct: Any, caplog: pytest.LogCaptureFixture
+        self,
+        new_app: Callable[..., Celery],
+        store: Store,
+        direct: Any,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """Given a broker that is away, then the ticket ends, and the log says who was not told."""
         app = new_app()
         app.conf.broker_url = "redis://127.0.0.1:1/0"
         app.conf.broker_transport_options = {"max_retries": 1, "interval_start": 0}
-        CeleryTickets(app, "w@test").succeeded("t", {})
+        CeleryTickets(app, store, "w@test").succeeded("t", {})
         assert meta(direct)["status"] == "SUCCESS"
         assert "Flower was not told of task-succeeded of t: " in caplog.text
 

@@ -6,7 +6,7 @@ import pytest
 from redis import exceptions
 
 from shared.errors import ConfigError, StoreRefused, StoreUnavailable
-from shared.store.scripts import admitted, redis_errors
+from shared.store.connection import admitted, redis_errors
 
 
 def raised(error: exceptions.RedisError) -> StoreUnavailable:

@@ -1,4 +1,4 @@
-"""Validations: jobs that are cut into chunks, shared by all workers, and judged once."""
+"""Validations: batches that are cut into chunks, shared by all workers, and judged once."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
+from typing import Any
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch
-from shared.errors import CouldNotCompute, PoCError
-from shared.settings import Settings
+from shared.errors import CouldNotCompute, PoCError, RoundMismatch, RoundNotInitialized, as_fields
+from shared.requests import ValidateRequest
+from shared.store.connection import redis_errors
+from shared.store.context import Context
+from shared.store.current import CurrentRound
 from shared.store.dead_letters import DeadLetters
-from shared.store.keys import Keys
-from shared.store.rounds import Message
-from shared.store.scripts import Client, Scripts, redis_errors
+from shared.store.outbox import Message
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ class Chunk:
     """Some nonces of a validation that one worker computes under a lease."""
 
     token: str
-    job: str
+    validation: str
     start: int
     count: int
     attempts: int
@@ -36,13 +38,18 @@ class Chunk:
     config: PoCConfig
 
     @property
+    def public_key(self) -> str:
+        """Whose nonces they are."""
+        return self.batch.public_key
+
+    @property
     def nonces(self) -> tuple[int, ...]:
         """The nonces to compute."""
         return tuple(self.batch.nonces[self.start : self.start + self.count])
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class ComputedValidation:
     """A validation whose chunks are all in. `dist` is NaN where nothing could be computed."""
 
     id: str
@@ -55,32 +62,53 @@ class Computed:
     profile: str
 
 
-class Jobs:
-    """The validations of a namespace."""
+class Validations:
+    """The validations of a namespace. The task that asked for one is its id and its ticket."""
 
-    def __init__(
-        self,
-        redis: Client,
-        scripts: Scripts,
-        keys: Keys,
-        settings: Settings,
-        dead_letters: DeadLetters,
-    ) -> None:
-        self._redis, self._scripts, self._keys, self._settings = redis, scripts, keys, settings
-        self._dead_letters = dead_letters
+    def __init__(self, context: Context, current: CurrentRound, dead_letters: DeadLetters) -> None:
+        self._context, self._current, self._dead_letters = context, current, dead_letters
+        self._redis, self._keys, self._scripts = context.redis, context.keys, context.scripts
         # What the last chunk was of: the next one mostly is, too, and a batch may be megabytes.
         self._opened: tuple[str, ProofBatch, PoCConfig] | None = None
+
+    def open(self, command: str, request: ValidateRequest) -> None:
+        """Record the validation of the batch of `request`; `command` is its ticket.
+
+        The config of `request` says what it is judged by, and its batch_size is what a worker
+        takes at a time; without one the current round's counts, which then must be of the same
+        block. Raises `RoundNotInitialized` or `RoundMismatch`.
+        """
+        batch = request.batch
+        if batch is None:
+            raise ValueError("a validation needs a batch")
+
+        def args(config: PoCConfig | None) -> dict[str, Any]:
+            refusal = _refusal(batch, config, named=request.config is not None)
+            size = config.batch_size if config else 1
+            return {
+                "command": command,
+                "batch": batch.model_dump_json(),
+                "config": config and config.model_dump_json(),
+                "total": len(batch),
+                "chunks": [(at, min(size, len(batch) - at)) for at in range(0, len(batch), size)],
+                "refusal": refusal and as_fields(refusal),
+                "memory_s": self._context.settings.command_memory_s,
+            }
+
+        if request.config:
+            self._scripts.call("open_validation", **args(request.config))
+        else:
+            self._current.call_by_config("open_validation", args)
 
     def claim(self, worker: str, token: str) -> Chunk | None:
         """The next chunk for `worker`; the caller chooses `token` so that it can ask again."""
         while True:
             answer = self._scripts.call(
                 "claim_chunk",
-                self._claim_keys() | {"chunks": self._keys("chunks"), "clock": self._keys("clock")},
                 token=token,
                 worker=worker,
-                lease_ms=round(self._settings.lease_s * 1000),
-                max_attempts=self._settings.max_attempts,
+                lease_ms=self._context.lease_ms,
+                max_attempts=self._context.settings.max_attempts,
             )
             if answer is None:
                 return None
@@ -89,7 +117,7 @@ class Jobs:
             _, batch, config = opened or ("", ProofBatch.empty(), _NO_CONFIG)
             chunk = Chunk(
                 token=token,
-                job=claim["job"],
+                validation=claim["job"],
                 start=int(claim["start"]),
                 count=int(claim["count"]),
                 attempts=int(claim["attempts"]),
@@ -116,143 +144,119 @@ class Jobs:
         """
         answer = self._scripts.call(
             "commit_chunk",
-            self._claim_keys()
-            | {name: self._keys(name, chunk.job) for name in ("job", "job_dist")}
-            | {"verdicts": self._keys("verdicts")},
             token=chunk.token,
-            job=chunk.job,
+            job=chunk.validation,
             start=str(chunk.start),
             count=chunk.count,
             dist=json.dumps([d if isfinite(d) else None for d in dist]),
             error=error,
             profile=profile,
-            wake=self._keys.wake,
         )
         refused: str | None = answer.get("refused")
         return refused
 
     def give_back(self, chunk: Chunk, error: str | None = None) -> None:
         """Free a chunk; `error` counts as a failed attempt."""
-        self._scripts.call(
-            "give_back",
-            self._claim_keys(),
-            token=chunk.token,
-            error=error,
-            wake=self._keys.wake,
-        )
+        self._scripts.call("give_back", token=chunk.token, error=error)
 
-    def next_computed(self) -> Computed | None:
+    def next_computed(self) -> ComputedValidation | None:
         """A validation that waits for its verdict; it stays in the queue until `finish`.
 
         One that this version can't read ends with an error.
         """
         while (raw := self._dead_letters.head("verdicts")) is not None:
-            job = raw.decode(errors="replace")
+            validation = raw.decode(errors="replace")
             with redis_errors():
-                fields, parts = self._read(job)
+                fields, parts = self._read(validation)
                 if "batch" not in fields:  # another clerk has finished it, or it never was
                     if self._redis.lrem(self._keys("verdicts"), 0, raw):
                         log.error("verdicts: dropped %.80r: no open validation has this id", raw)
                     continue
             try:
-                return _computed(job, fields, parts)
+                return _computed(validation, fields, parts)
             except _UNREADABLE as error:
-                self._give_up(job, error)
+                self._give_up(validation, error)
         return None
 
     def finish(
         self,
-        job: Computed,
+        validation: ComputedValidation,
         result: str | None = None,
         error: PoCError | None = None,
         message: Message | None = None,
     ) -> None:
         """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once."""
-        self._finish(job.id, job.round_id, result, error, message)
-
-    @property
-    def tickets(self) -> str:
-        """The key that has the open validations, which are their own tickets."""
-        return self._keys("jobs")
+        self._finish(validation.id, validation.round_id, result, error, message)
 
     def progress(self) -> dict[str, dict[str, int]]:
         """Nonces done and total of each open validation."""
         with redis_errors():
-            jobs = self._redis.zrange(self.tickets, 0, -1)
+            open_ids = self._redis.zrange(self._keys("jobs"), 0, -1)
             with self._redis.pipeline(transaction=False) as pipe:
-                for job in jobs:
-                    pipe.hmget(self._keys("job", job), ["done", "total"])
+                for validation in open_ids:
+                    pipe.hmget(self._keys("job", validation), ["done", "total"])
                 counts = pipe.execute()
         return {
-            job: {"done": int(done or 0), "total": int(total or 0)}
-            for job, (done, total) in zip(jobs, counts, strict=True)
+            validation: {"done": int(done or 0), "total": int(total or 0)}
+            for validation, (done, total) in zip(open_ids, counts, strict=True)
         }
 
-    def _read(self, job: str) -> tuple[dict[str, str], dict[str, str]]:
+    def _read(self, validation: str) -> tuple[dict[str, str], dict[str, str]]:
         """A validation and its distances, at one moment: another clerk may end it in between."""
-        if not job:
+        if not validation:
             return {}, {}
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(self._keys("job", job))
-            pipe.hgetall(self._keys("job_dist", job))
+            pipe.hgetall(self._keys("job", validation))
+            pipe.hgetall(self._keys("job_dist", validation))
             fields, parts = pipe.execute()
         return fields, parts
 
-    def _open(self, job: str) -> tuple[str, ProofBatch, PoCConfig] | None:
+    def _open(self, validation: str) -> tuple[str, ProofBatch, PoCConfig] | None:
         """The batch and the config of a validation, which never change; None when it has ended."""
-        key = self._keys("job", job)
+        key = self._keys("job", validation)
         with redis_errors():
             if self._redis.hget(key, "state") != "OPEN":
                 return None
             opened = self._opened
-            if opened is None or opened[0] != job:
+            if opened is None or opened[0] != validation:
                 batch, config = self._redis.hmget(key, ["batch", "config"])
                 if not batch:  # it has ended since
                     return None
                 try:
                     self._opened = opened = (
-                        job,
+                        validation,
                         ProofBatch.model_validate_json(batch),
                         PoCConfig.model_validate_json(config),
                     )
                 except _UNREADABLE as error:
-                    self._give_up(job, error)
+                    self._give_up(validation, error)
                     return None
         return opened
 
-    def _give_up(self, job: str, why: Exception) -> None:
+    def _give_up(self, validation: str, why: Exception) -> None:
         """End a validation that another version or a stray hand wrote: its caller is told."""
-        log.error("validation %s can't be read: %s", job, why)
+        log.error("validation %s can't be read: %s", validation, why)
         # Of thousands of bad nonces each has its line.
         message = f"this version of the worker can't read the validation: {str(why)[:500]}"
-        self._finish(job, "", error=CouldNotCompute(message))
+        self._finish(validation, "", error=CouldNotCompute(message))
 
     def _finish(
         self,
-        job: str,
+        validation: str,
         round_id: str,
         result: str | None = None,
         error: PoCError | None = None,
         message: Message | None = None,
     ) -> None:
-        names = ("verdicts", "jobs", "endings", "outbox", "status", "callbacks", "clock")
-        keys = {name: self._keys(name) for name in names}
-        keys |= {name: self._keys(name, job) for name in ("job", "job_dist")}
-        if round_id:
-            keys["counted"] = self._keys("round", round_id)
         self._scripts.call(
-            "finish_job",
-            keys,
-            job=job,
+            "finish_validation",
+            round=round_id,
+            job=validation,
             result=result,
-            error=error and {"error": type(error).__name__, "message": str(error)},
+            error=error and as_fields(error),
             message=message and message.as_args(),
-            keep_s=self._settings.keep_rounds_s,
-            wake=self._keys.wake,
+            keep_s=self._context.settings.keep_rounds_s,
         )
-
-    def _claim_keys(self) -> dict[str, str]:
-        return {"claims": self._keys("chunk_claims"), "leases": self._keys("chunk_leases")}
 
 
 #: What reading a validation raises that was not written by this version.
@@ -261,15 +265,15 @@ _UNREADABLE = (ValueError, TypeError, LookupError)
 _NO_CONFIG = PoCConfig(block_hash="-", block_height=0, public_key="-", r_target=1.0)
 
 
-def _computed(job: str, fields: dict[str, str], parts: dict[str, str]) -> Computed:
+def _computed(validation: str, fields: dict[str, str], parts: dict[str, str]) -> ComputedValidation:
     batch = ProofBatch.model_validate_json(fields["batch"])
     # A chunk that was given up has no distances.
     dist = [nan] * len(batch)
     for start, part in parts.items():
         found = [nan if d is None else d for d in json.loads(part)]
         dist[int(start) : int(start) + len(found)] = found
-    return Computed(
-        id=job,
+    return ComputedValidation(
+        id=validation,
         round_id=fields["round"],
         batch=batch,
         config=PoCConfig.model_validate_json(fields["config"]),
@@ -277,3 +281,28 @@ def _computed(job: str, fields: dict[str, str], parts: dict[str, str]) -> Comput
         error=fields.get("error", ""),
         profile=fields.get("profile", ""),
     )
+
+
+def _refusal(batch: ProofBatch, config: PoCConfig | None, *, named: bool) -> PoCError | None:
+    """Why `batch` can't be judged by `config`, the round's or the one `named` beside it."""
+    if config is None:
+        return RoundNotInitialized()
+    block, ours = (f"{each.block_hash} at {each.block_height}" for each in (batch, config))
+    if block != ours:
+        of = "the config beside it" if named else "the current round"
+        return RoundMismatch(
+            f"the batch is of block {block}, {of} is of block {ours}; "
+            "send the config that it was made with"
+        )
+    # With a single node every nonce is its own.
+    if config.node_count == 1:
+        return None
+    if batch.node_id >= config.node_count:
+        return RoundMismatch(f"node_id {batch.node_id} is not in [0, {config.node_count})")
+    strangers = [n for n in batch.nonces if n % config.node_count != batch.node_id]
+    if strangers:
+        return RoundMismatch(
+            f"{len(strangers)} of {len(batch)} nonces are not of node {batch.node_id} of "
+            f"{config.node_count}, the first is {strangers[0]}"
+        )
+    return None

@@ -1,11 +1,17 @@
--- Record a validation as a job: A.command is its id and its ticket. The round is not touched.
-local told = remembered() or moved()
-if told then return told end
+-- Record a validation: A.command is its id and its ticket. The round is not touched.
+-- A.round is the one whose config judges; the batch may have brought its own instead.
+-- with _round
+-- K reads: status
+-- K writes: clock, command(command), job(command), jobs, chunks, verdicts
+-- A: round?, command, memory_s, batch, config?, total, chunks, refusal?
+
+local known = remembered() or moved()
+if known then return known end
 -- A repeat that came after its outcome was forgotten must not begin it again.
 if redis.call('EXISTS', K.job) == 1 then return answer({ticket = A.command}) end
 if A.refusal then return answer(A.refusal) end
 redis.call('HSET', K.job, 'batch', A.batch, 'config', A.config, 'state', 'OPEN',
-  'round', A.job_round, 'total', A.total, 'done', '0')
+  'round', A.round or '', 'total', A.total, 'done', '0')
 redis.call('ZADD', K.jobs, int(now_ms()), A.command)
 for _, chunk in ipairs(A.chunks) do
   redis.call('RPUSH', K.chunks, cjson.encode(
@@ -13,7 +19,7 @@ for _, chunk in ipairs(A.chunks) do
 end
 if #A.chunks == 0 then
   redis.call('RPUSH', K.verdicts, A.command)
-  ring('verdicts')
+  publish('verdicts')
 end
-ring('work')
+publish('work')
 return answer({ticket = A.command})

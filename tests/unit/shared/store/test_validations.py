@@ -12,9 +12,10 @@ import pytest
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundMismatch, RoundNotInitialized
-from shared.store import Chunk, Computed, Message, Store
+from shared.requests import GenerateRequest, InitRequest, ValidateRequest
+from shared.store import Chunk, ComputedValidation, Message, Store
+from shared.store.connection import Client
 from shared.store.keys import Keys
-from shared.store.scripts import Client
 
 
 def batch_of(config: PoCConfig, *nonces: int, **changes: Any) -> ProofBatch:
@@ -29,14 +30,14 @@ def in_chunks(config: PoCConfig, nonces: int) -> PoCConfig:
 
 def take(store: Store) -> Chunk:
     """The next chunk, which must be there."""
-    chunk = store.jobs.claim("w", uuid4().hex)
+    chunk = store.validations.claim("w", uuid4().hex)
     assert chunk
     return chunk
 
 
-def computed(store: Store) -> Computed:
+def computed(store: Store) -> ComputedValidation:
     """The next validation that waits for its verdict, which must be there."""
-    job = store.jobs.next_computed()
+    job = store.validations.next_computed()
     assert job
     return job
 
@@ -44,20 +45,24 @@ def computed(store: Store) -> Computed:
 def test_a_batch_is_cut_into_chunks(store: Store, config: PoCConfig) -> None:
     """Any worker takes any of them."""
     batch, config = batch_of(config, 7, 5, 3, 1, 0), in_chunks(config, 2)
-    store.rounds.open_job("j", batch, config)
+    store.validations.open("j", ValidateRequest(batch=batch, config=config))
     chunks = [take(store) for _ in range(3)]
     assert [chunk.nonces for chunk in chunks] == [(7, 5), (3, 1), (0,)]
-    assert {(chunk.job, chunk.given_up, chunk.attempts) for chunk in chunks} == {("j", False, 0)}
+    assert {(chunk.validation, chunk.given_up, chunk.attempts) for chunk in chunks} == {
+        ("j", False, 0)
+    }
     assert (chunks[0].batch, chunks[0].config) == (batch, config)
-    assert store.jobs.claim("w", "none left") is None
+    assert store.validations.claim("w", "none left") is None
 
 
 def test_chunks_of_two_models_make_no_verdict(store: Store, config: PoCConfig) -> None:
     """Given a worker with another model that took over, what it computed does not count."""
-    store.rounds.open_job("j", batch_of(config, 7, 5), in_chunks(config, 1))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 7, 5), config=in_chunks(config, 1))
+    )
     first, second = take(store), take(store)
-    assert store.jobs.commit(first, [0.1], profile='{"fingerprint": "one"}') is None
-    assert store.jobs.commit(second, [0.2], profile='{"fingerprint": "two"}') is None
+    assert store.validations.commit(first, [0.1], profile='{"fingerprint": "one"}') is None
+    assert store.validations.commit(second, [0.2], profile='{"fingerprint": "two"}') is None
     job = computed(store)
     assert job.dist[0] == 0.1
     assert isnan(job.dist[1])
@@ -66,12 +71,14 @@ def test_chunks_of_two_models_make_no_verdict(store: Store, config: PoCConfig) -
 
 def test_the_last_chunk_makes_it_ready(store: Store, config: PoCConfig) -> None:
     """Distances stand in the order of the nonces, whatever order the chunks came in."""
-    store.rounds.open_job("j", batch_of(config, 7, 5, 3), in_chunks(config, 2))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 7, 5, 3), config=in_chunks(config, 2))
+    )
     first, second = take(store), take(store)
-    assert store.jobs.commit(second, [0.3], profile="{}") is None
-    assert store.jobs.next_computed() is None
-    assert store.jobs.progress() == {"j": {"done": 1, "total": 3}}
-    assert store.jobs.commit(first, [0.1, 0.2]) is None
+    assert store.validations.commit(second, [0.3], profile="{}") is None
+    assert store.validations.next_computed() is None
+    assert store.validations.progress() == {"j": {"done": 1, "total": 3}}
+    assert store.validations.commit(first, [0.1, 0.2]) is None
     job = computed(store)
     assert (job.id, job.dist, job.error, job.profile) == ("j", [0.1, 0.2, 0.3], "", "{}")
     assert job.batch.nonces == [7, 5, 3]
@@ -85,33 +92,37 @@ def test_a_job_that_another_clerk_ends_meanwhile_is_whole_or_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Never with its batch and without its distances, which would look as if none was computed."""
-    store.rounds.open_job("j", batch_of(config, 7, 5), config)
-    store.jobs.commit(take(store), [0.1, 0.2])
+    store.validations.open("j", ValidateRequest(batch=batch_of(config, 7, 5), config=config))
+    store.validations.commit(take(store), [0.1, 0.2])
     job, other, read = computed(store), new_store(), redis.hgetall
 
     def read_then_end(key: str) -> Any:
         found = read(key)
         monkeypatch.undo()
-        other.jobs.finish(job, result="{}")
+        other.validations.finish(job, result="{}")
         return found
 
     monkeypatch.setattr(redis, "hgetall", read_then_end)
-    seen = store.jobs.next_computed()
+    seen = store.validations.next_computed()
     assert seen is None or seen.dist == [0.1, 0.2]
 
 
 def test_a_chunk_counts_once(store: Store, config: PoCConfig) -> None:
-    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1, 2), config=in_chunks(config, 1))
+    )
     chunk = take(store)
-    store.jobs.commit(chunk, [0.1])
-    assert store.jobs.commit(chunk, [0.1]) == "its chunk was taken over"
-    assert store.jobs.progress() == {"j": {"done": 1, "total": 2}}
+    store.validations.commit(chunk, [0.1])
+    assert store.validations.commit(chunk, [0.1]) == "its chunk was taken over"
+    assert store.validations.progress() == {"j": {"done": 1, "total": 2}}
 
 
 def test_asking_again_with_a_token_gives_the_same_chunk(store: Store, config: PoCConfig) -> None:
     """The answer was lost on the way."""
-    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
-    assert store.jobs.claim("w", "t") == store.jobs.claim("w", "t")
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1, 2), config=in_chunks(config, 1))
+    )
+    assert store.validations.claim("w", "t") == store.validations.claim("w", "t")
     assert take(store).nonces == (2,)
 
 
@@ -119,48 +130,56 @@ def test_a_chunk_of_a_dead_worker_goes_first(
     store: Store, config: PoCConfig, advance: Callable[[float], None]
 ) -> None:
     """And says what happened to it."""
-    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1, 2), config=in_chunks(config, 1))
+    )
     dead = take(store)
     advance(31)
     again = take(store)
     assert (again.nonces, again.attempts) == ((1,), 1)
     assert again.error == "worker w did not finish it"
-    assert store.jobs.commit(dead, [0.1]) == "its chunk was taken over"
+    assert store.validations.commit(dead, [0.1]) == "its chunk was taken over"
 
 
 def test_a_heartbeat_keeps_a_chunk_until_the_deadline(
     store: Store, config: PoCConfig, advance: Callable[[float], None]
 ) -> None:
     """With or without a round."""
-    store.rounds.open_job("j", batch_of(config, 1), in_chunks(config, 1))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1), config=in_chunks(config, 1))
+    )
     chunk = take(store)
     for seconds in (20, 20):
         advance(seconds)
-        store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [chunk.token])
-    assert store.jobs.claim("w", "too early") is None
+        store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [chunk.token])
+    assert store.validations.claim("w", "too early") is None
     advance(300)
-    store.rounds.heartbeat("w", {"fingerprint": "f"}, {}, [chunk.token])
+    store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [chunk.token])
     assert take(store).nonces == (1,)
 
 
 def test_a_chunk_given_back_unharmed_is_no_failure(store: Store, config: PoCConfig) -> None:
-    store.rounds.open_job("j", batch_of(config, 1), in_chunks(config, 1))
-    store.jobs.give_back(take(store))
-    assert (take(store).attempts, store.jobs.claim("w", "t")) == (0, None)
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1), config=in_chunks(config, 1))
+    )
+    store.validations.give_back(take(store))
+    assert (take(store).attempts, store.validations.claim("w", "t")) == (0, None)
 
 
 def test_a_chunk_that_fails_too_often_is_given_up(store: Store, config: PoCConfig) -> None:
     """The other chunks are not lost; its own nonces have no distance."""
-    store.rounds.open_job("j", batch_of(config, 1, 2, 3), in_chunks(config, 1))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1, 2, 3), config=in_chunks(config, 1))
+    )
     for _ in range(3):
         chunk = take(store)
         assert not chunk.given_up
-        store.jobs.give_back(chunk, "out of memory")
+        store.validations.give_back(chunk, "out of memory")
     chunk = take(store)
     assert (chunk.given_up, chunk.attempts, chunk.error) == (True, 3, "out of memory")
-    store.jobs.commit(chunk, [], error=chunk.error)
-    store.jobs.commit(take(store), [0.2])
-    store.jobs.commit(take(store), [0.3])
+    store.validations.commit(chunk, [], error=chunk.error)
+    store.validations.commit(take(store), [0.2])
+    store.validations.commit(take(store), [0.3])
     job = computed(store)
     assert isnan(job.dist[0])
     assert (job.dist[1:], job.error) == ([0.2, 0.3], "out of memory")
@@ -168,8 +187,10 @@ def test_a_chunk_that_fails_too_often_is_given_up(store: Store, config: PoCConfi
 
 def test_a_distance_that_could_not_be_computed_stays_one(store: Store, config: PoCConfig) -> None:
     """JSON has no NaN, and an infinity is no better."""
-    store.rounds.open_job("j", batch_of(config, 1, 2, 3), in_chunks(config, 3))
-    store.jobs.commit(take(store), [nan, 0.1 + 0.2, float("inf")])
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1, 2, 3), config=in_chunks(config, 3))
+    )
+    store.validations.commit(take(store), [nan, 0.1 + 0.2, float("inf")])
     first, second, third = computed(store).dist
     assert isnan(first)
     assert second == 0.1 + 0.2
@@ -178,26 +199,35 @@ def test_a_distance_that_could_not_be_computed_stays_one(store: Store, config: P
 
 def test_an_empty_batch_is_ready_at_once(store: Store, config: PoCConfig) -> None:
     """There is nothing to compute, and still a verdict."""
-    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
-    assert store.jobs.claim("w", "t") is None
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config), config=in_chunks(config, 4))
+    )
+    assert store.validations.claim("w", "t") is None
     assert computed(store).dist == []
 
 
 def test_the_largest_nonces_survive(store: Store, config: PoCConfig) -> None:
     """A Lua number would round them."""
-    store.rounds.open_job("j", batch_of(config, MAX_NONCE, MAX_NONCE - 1), in_chunks(config, 2))
+    store.validations.open(
+        "j",
+        ValidateRequest(
+            batch=batch_of(config, MAX_NONCE, MAX_NONCE - 1), config=in_chunks(config, 2)
+        ),
+    )
     assert take(store).nonces == (MAX_NONCE, MAX_NONCE - 1)
 
 
 def test_a_validation_ends_once(store: Store, config: PoCConfig) -> None:
     """Given two workers that judged it, then one end and one callback are told."""
-    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config), config=in_chunks(config, 4))
+    )
     job = computed(store)
     message = Message("http://c/validated", "{}", "j", "", 60)
-    store.jobs.finish(job, result="{}", message=message)
-    store.jobs.finish(job, error=CouldNotCompute("too late"))
-    assert store.jobs.next_computed() is None
-    assert store.jobs.progress() == {}
+    store.validations.finish(job, result="{}", message=message)
+    store.validations.finish(job, error=CouldNotCompute("too late"))
+    assert store.validations.next_computed() is None
+    assert store.validations.progress() == {}
     assert store.outbox.waiting() == 1
     ending = store.endings.next()
     assert ending
@@ -208,8 +238,10 @@ def test_a_validation_ends_once(store: Store, config: PoCConfig) -> None:
 
 def test_a_validation_may_end_with_an_error(store: Store, config: PoCConfig) -> None:
     """A verdict would accuse without a reason."""
-    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
-    store.jobs.finish(computed(store), error=CouldNotCompute("2 of 3 nonces"))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config), config=in_chunks(config, 4))
+    )
+    store.validations.finish(computed(store), error=CouldNotCompute("2 of 3 nonces"))
     ending = store.endings.next()
     assert ending
     assert (type(ending.error), str(ending.error)) == (CouldNotCompute, "2 of 3 nonces")
@@ -220,12 +252,14 @@ def test_what_comes_after_the_end_changes_nothing(
     store: Store, redis: Client, keys: Keys, config: PoCConfig
 ) -> None:
     """A late chunk is refused, one that waits is skipped."""
-    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1, 2), config=in_chunks(config, 1))
+    )
     late = take(store)
-    ended = Computed("j", "", late.batch, config, [], "", "")
-    store.jobs.finish(ended, error=CouldNotCompute("given up"))
-    assert store.jobs.commit(late, [0.5]) == "the validation has ended"
-    assert store.jobs.claim("w", "t") is None
+    ended = ComputedValidation("j", "", late.batch, config, [], "", "")
+    store.validations.finish(ended, error=CouldNotCompute("given up"))
+    assert store.validations.commit(late, [0.5]) == "the validation has ended"
+    assert store.validations.claim("w", "t") is None
     assert not redis.exists(keys("chunks"), keys("chunk_claims"), keys("job_dist", "j"))
 
 
@@ -234,8 +268,10 @@ def test_an_ended_validation_expires(
 ) -> None:
     """Its batch goes at once."""
     store = new_store(keep_rounds_s=50)
-    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
-    store.jobs.finish(computed(store), result="{}")
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config), config=in_chunks(config, 4))
+    )
+    store.validations.finish(computed(store), result="{}")
     assert 0 < redis.ttl(keys("job", "j")) <= 50
     assert not redis.hexists(keys("job", "j"), "batch")
 
@@ -245,56 +281,62 @@ def test_a_verdict_without_its_validation_is_skipped(
 ) -> None:
     """It must not hold up those behind it."""
     redis.rpush(keys("verdicts"), "gone")
-    store.rounds.open_job("j", batch_of(config), in_chunks(config, 4))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config), config=in_chunks(config, 4))
+    )
     assert computed(store).id == "j"
 
 
 def test_it_never_touches_the_round(store: Store, config: PoCConfig) -> None:
     """From its begin to its end."""
-    before = store.rounds.generate("g", config)
-    store.rounds.open_job("j", batch_of(config, 1, 2), in_chunks(config, 1))
+    before = store.rounds.generate("g", GenerateRequest(config=config))
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1, 2), config=in_chunks(config, 1))
+    )
     for _ in range(2):
-        store.jobs.commit(take(store), [0.5])
-    store.jobs.finish(computed(store), result="{}")
+        store.validations.commit(take(store), [0.5])
+    store.validations.finish(computed(store), result="{}")
     assert store.rounds.status() == before
 
 
 @pytest.mark.parametrize("verb", ["init", "stop"])
 def test_it_outlives_its_round(store: Store, config: PoCConfig, verb: str) -> None:
     """It took what it needs with it."""
-    store.rounds.init("i", config, round_id="r1")
-    store.rounds.open_job("j", batch_of(config, 1), None)
+    store.rounds.init("i", InitRequest(config=config, round_id="r1"))
+    store.validations.open("j", ValidateRequest(batch=batch_of(config, 1)))
     if verb == "init":
-        store.rounds.init("i2", config.model_copy(update={"block_hash": "other"}))
+        store.rounds.init(
+            "i2", InitRequest(config=config.model_copy(update={"block_hash": "other"}))
+        )
     else:
         store.rounds.stop("s")
     chunk = take(store)
     assert chunk.config == config
-    store.jobs.commit(chunk, [0.5])
+    store.validations.commit(chunk, [0.5])
     job = computed(store)
     assert (job.config, job.round_id) == (config, "r1")
 
 
 def test_its_callback_counts_in_its_round(store: Store, config: PoCConfig) -> None:
     """Also when that round is no longer the current one, which does not count it then."""
-    store.rounds.init("i1", config, round_id="r1")
-    store.rounds.open_job("j", batch_of(config), None)
-    store.rounds.init("i2", config, round_id="r2")
+    store.rounds.init("i1", InitRequest(config=config, round_id="r1"))
+    store.validations.open("j", ValidateRequest(batch=batch_of(config)))
+    store.rounds.init("i2", InitRequest(config=config, round_id="r2"))
     message = Message("http://c/validated", "{}", "j", "r1", 60)
-    store.jobs.finish(computed(store), result="{}", message=message)
+    store.validations.finish(computed(store), result="{}", message=message)
     pending = [store.rounds.status(each) for each in ("r1", "r2", None)]
     assert [status and status.callbacks_pending for status in pending] == [1, 0, 0]
 
 
 def test_opening_it_twice_opens_one(store: Store, config: PoCConfig) -> None:
     """Also when the round that judges it has changed meanwhile."""
-    store.rounds.init("i1", config)
+    store.rounds.init("i1", InitRequest(config=config))
     batch = batch_of(config, 1)
-    store.rounds.open_job("j", batch, None)
-    store.rounds.init("i2", config.model_copy(update={"block_hash": "other"}))
-    store.rounds.open_job("j", batch, None)
+    store.validations.open("j", ValidateRequest(batch=batch))
+    store.rounds.init("i2", InitRequest(config=config.model_copy(update={"block_hash": "other"})))
+    store.validations.open("j", ValidateRequest(batch=batch))
     take(store)
-    assert store.jobs.claim("w", "t") is None
+    assert store.validations.claim("w", "t") is None
 
 
 class TestWhatIsRefused:
@@ -302,7 +344,7 @@ class TestWhatIsRefused:
 
     def test_a_batch_without_config_or_round(self, store: Store, config: PoCConfig) -> None:
         with pytest.raises(RoundNotInitialized, match=r"^Round not initialized$"):
-            store.rounds.open_job("j", batch_of(config, 1), None)
+            store.validations.open("j", ValidateRequest(batch=batch_of(config, 1)))
 
     @pytest.mark.parametrize(
         ("beside", "of"), [(True, "the config beside it"), (False, "the current round")]
@@ -311,28 +353,38 @@ class TestWhatIsRefused:
         self, store: Store, config: PoCConfig, beside: bool, of: str
     ) -> None:
         """The caller learns which two don't fit."""
-        store.rounds.init("i", config)
+        store.rounds.init("i", InitRequest(config=config))
         batch = batch_of(config, 1, block_hash="other")
         with pytest.raises(RoundMismatch, match=f"of block other at 7, {of} is of block b10c at 7"):
-            store.rounds.open_job("j", batch, config if beside else None)
-        assert store.jobs.progress() == {}
+            store.validations.open(
+                "j", ValidateRequest(batch=batch, config=config if beside else None)
+            )
+        assert store.validations.progress() == {}
 
     def test_nonces_that_are_not_the_submitters(self, store: Store, config: PoCConfig) -> None:
         """Given a network of three, when node 1 submits what node 2 owns, then it is named."""
         config = config.model_copy(update={"node_id": 1, "node_count": 3})
         with pytest.raises(RoundMismatch, match=r"1 of 2 nonces are not of node 1 of 3.* 5$"):
-            store.rounds.open_job("j", batch_of(config, 4, 5), in_chunks(config, 1))
+            store.validations.open(
+                "j", ValidateRequest(batch=batch_of(config, 4, 5), config=in_chunks(config, 1))
+            )
 
     def test_a_submitter_that_the_network_does_not_have(
         self, store: Store, config: PoCConfig
     ) -> None:
         config = config.model_copy(update={"node_count": 3})
         with pytest.raises(RoundMismatch, match=r"node_id 3 is not in \[0, 3\)"):
-            store.rounds.open_job("j", batch_of(config, 3, node_id=3), in_chunks(config, 1))
+            store.validations.open(
+                "j",
+                ValidateRequest(batch=batch_of(config, 3, node_id=3), config=in_chunks(config, 1)),
+            )
 
     def test_a_network_of_one_owns_every_nonce(self, store: Store, config: PoCConfig) -> None:
         """Then the submitter's number says nothing."""
-        store.rounds.open_job("j", batch_of(config, 1, 2, node_id=9), in_chunks(config, 4))
+        store.validations.open(
+            "j",
+            ValidateRequest(batch=batch_of(config, 1, 2, node_id=9), config=in_chunks(config, 4)),
+        )
         assert take(store).nonces == (1, 2)
 
 
@@ -341,10 +393,10 @@ def test_what_is_no_validation_keeps_none_waiting(
     stray: bytes, store: Store, redis: Client, keys: Keys, config: PoCConfig
 ) -> None:
     """Given a stray item in front of the verdicts, it is dropped, visibly."""
-    store.rounds.open_job("done", batch_of(config), config)
-    store.jobs.finish(computed(store), result="{}")
+    store.validations.open("done", ValidateRequest(batch=batch_of(config), config=config))
+    store.validations.finish(computed(store), result="{}")
     redis.rpush(keys("verdicts"), stray)
-    store.rounds.open_job("j", batch_of(config), config)
+    store.validations.open("j", ValidateRequest(batch=batch_of(config), config=config))
     assert computed(store).id == "j"
     assert redis.llen(keys("verdicts")) == 1
 
@@ -355,15 +407,15 @@ def test_a_validation_of_another_version_ends_with_an_error(
     field: str, value: str, store: Store, redis: Client, keys: Keys, config: PoCConfig
 ) -> None:
     """Given one that can't be read when its verdict is due, its caller hears of it."""
-    store.rounds.open_job("strange", batch_of(config), config)
+    store.validations.open("strange", ValidateRequest(batch=batch_of(config), config=config))
     redis.hset(keys("job", "strange"), field, value)
-    store.rounds.open_job("j", batch_of(config), config)
+    store.validations.open("j", ValidateRequest(batch=batch_of(config), config=config))
     assert computed(store).id == "j"
     ending = store.endings.next()
     assert ending
     assert (ending.task, type(ending.error)) == ("strange", CouldNotCompute)
     assert str(ending.error).startswith("this version of the worker can't read the validation: ")
-    assert store.jobs.progress() == {"j": {"done": 0, "total": 0}}
+    assert store.validations.progress() == {"j": {"done": 0, "total": 0}}
 
 
 @pytest.mark.parametrize("field", ["batch", "config"])
@@ -371,10 +423,10 @@ def test_a_chunk_of_another_version_ends_no_worker(
     field: str, store: Store, redis: Client, keys: Keys, config: PoCConfig
 ) -> None:
     """Given a validation that can't be read, a worker gets the next one."""
-    store.rounds.open_job("strange", batch_of(config, 1), config)
+    store.validations.open("strange", ValidateRequest(batch=batch_of(config, 1), config=config))
     redis.hset(keys("job", "strange"), field, '{"nonces": 7}')
-    store.rounds.open_job("j", batch_of(config, 2), config)
-    assert take(store).job == "j"
+    store.validations.open("j", ValidateRequest(batch=batch_of(config, 2), config=config))
+    assert take(store).validation == "j"
     ending = store.endings.next()
     assert ending
     assert (ending.task, type(ending.error)) == ("strange", CouldNotCompute)
@@ -385,14 +437,14 @@ def test_a_validation_is_not_opened_twice(
 ) -> None:
     """Given a repeat after its outcome was forgotten, what is computed is kept, so is the end."""
     batch, config = batch_of(config, 7, 5), in_chunks(config, 1)
-    store.rounds.open_job("j", batch, config)
-    store.jobs.commit(take(store), [0.1])
+    store.validations.open("j", ValidateRequest(batch=batch, config=config))
+    store.validations.commit(take(store), [0.1])
     redis.delete(keys("command", "j"))
-    store.rounds.open_job("j", batch, config)
-    assert store.jobs.progress() == {"j": {"done": 1, "total": 2}}
-    store.jobs.commit(take(store), [0.2])
-    store.jobs.finish(computed(store), result="{}")
+    store.validations.open("j", ValidateRequest(batch=batch, config=config))
+    assert store.validations.progress() == {"j": {"done": 1, "total": 2}}
+    store.validations.commit(take(store), [0.2])
+    store.validations.finish(computed(store), result="{}")
     redis.delete(keys("command", "j"))
-    store.rounds.open_job("j", batch, config)
-    assert store.jobs.progress() == {}
+    store.validations.open("j", ValidateRequest(batch=batch, config=config))
+    assert store.validations.progress() == {}
     assert redis.llen(keys("endings")) == 1

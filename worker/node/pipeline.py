@@ -1,0 +1,333 @@
+"""The work of one device: claimed in the store, computed by the engine, committed in the store.
+
+    claim ──▶ submit ──▶ collect ──▶ commit
+    store     engine     engine      store
+
+One batch computes while the one before it is committed, so the device never waits for Redis.
+Whatever raises `StoreUnavailable` may be called again: nothing is lost and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+from shared.config import PoCState
+from shared.errors import EngineDied, EngineError, PoCError, Quarantined
+from shared.status import Commit
+from shared.store import Chunk, Claim, Store, fresh_id
+from worker.callbacks.messages import generated_message
+from worker.engines import Engine, Job, JobCancelled, Pending
+from worker.node.functional_check import FunctionalCheck
+
+log = logging.getLogger(__name__)
+
+#: Batches that an engine has at a time: one computes, one waits behind it.
+DEPTH = 2
+
+#: A batch of the round, or a part of a validation.
+Work = Claim | Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Claimed work that the engine has."""
+
+    work: Work
+    pending: Pending
+
+
+class Pipeline:
+    """Joins one engine and the store. `worker` is the name that claims are held under.
+
+    With a `check`, the device proves itself now and then: one whose numbers are wrong loses what
+    it has not committed yet, and gets nothing any more.
+
+    What computes (`step`, `drain`, `reserve`, `run_reserved`) belongs to one thread, and a worker
+    uses either `step` or `run_reserved`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        worker: str = "local",
+        check: FunctionalCheck | None = None,
+    ) -> None:
+        self.engine, self.store, self.worker, self.check = engine, store, worker, check
+        #: Nonces computed since the start, whether they counted or not.
+        self.computed = 0
+        self._profile = json.dumps(
+            {"fingerprint": engine.info.fingerprint, **engine.info.profile}, sort_keys=True
+        )
+        # Replaced, never changed: other threads look at them.
+        self._in_flight: tuple[InFlight, ...] = ()
+        self._reserved: tuple[Claim, ...] = ()
+        # The next claims' tokens outlive a lost answer, so that the same claim is asked for again.
+        self._chunk_token, self._batch_token = fresh_id(), fresh_id()
+        # Validations go first, but get at most every second batch.
+        self._validated = False
+
+    def step(self) -> bool:
+        """Claim and submit the next batch, collect and commit the one before; False if idle.
+
+        Raises `EngineError` after the batch that failed was given back, and `Quarantined` after
+        everything was.
+        """
+        if self.check and self.check.is_due:
+            self._examine()
+        work = self._claim() if len(self._in_flight) < DEPTH else None
+        if work:
+            self._in_flight += (InFlight(work, self._submit(work)),)
+        if self._in_flight and (not work or len(self._in_flight) == DEPTH):
+            self._complete(self._in_flight[0])
+        return bool(work or self._in_flight)
+
+    def drain(self) -> None:
+        """Commit what the device computes now and give back what waits behind it.
+
+        Raises `Quarantined` after everything was given back.
+        """
+        if self.check and self.check.failed:
+            self.abandon()
+        self.cancel_waiting()
+        for each in self._in_flight:
+            try:
+                self._complete(each)
+            except Quarantined:
+                raise
+            except EngineError as error:
+                log.warning("a batch was given back: %s", error)
+            except PoCError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a defect, and the worker ends already
+                log.warning("a batch was given back: %r", error)
+
+    def abandon(self, error: str | None = None) -> None:
+        """Give everything back; `error` is held against what the device computes now."""
+        self.cancel_waiting()
+        for place, each in enumerate(self._in_flight):
+            self._give_back(each.work, error if place == 0 else None)
+        self._in_flight = ()
+
+    def cancel_unwanted(self) -> None:
+        """Cancel what would be refused anyway, so that the device is free for what counts."""
+        for each in self._in_flight:
+            if isinstance(each.work, Claim) and not self.store.rounds.wants(each.work):
+                each.pending.cancel()
+
+    def cancel_waiting(self) -> None:
+        """Cancel what the device has not begun; what it computes now is still committed."""
+        for each in self._in_flight:
+            each.pending.cancel()
+
+    # One batch at a time, for use without a loop.
+
+    def reserve(self) -> Claim | None:
+        """Claim the next batch of the round for `run_reserved`; None outside GENERATING."""
+        claim = self._claim_batch()
+        if claim:
+            self._reserved += (claim,)
+        return claim
+
+    def run_reserved(self) -> tuple[Claim, list[float]] | None:
+        """Compute and commit the batch that was reserved first, or else the next one.
+
+        Gives it with its distances; None outside GENERATING or if the commit was refused. Raises
+        `EngineError` after it was given back.
+        """
+        claim = self._reserved[0] if self._reserved else self.reserve()
+        if claim is None:
+            return None
+        try:
+            dist = self._collect(InFlight(claim, self._submit(claim)))
+        except EngineError as error:
+            self._give_back(claim, str(error))
+            self._reserved = self._reserved[1:]
+            raise
+        refused = self._commit_batch(claim, dist)
+        self._reserved = self._reserved[1:]
+        return None if refused else (claim, dist)
+
+    # What others see.
+
+    @property
+    def state(self) -> PoCState:
+        """What this worker's device does."""
+        in_flight = self._in_flight
+        if not in_flight:
+            return PoCState.IDLE
+        validates = isinstance(in_flight[0].work, Chunk)
+        return PoCState.VALIDATING if validates else PoCState.GENERATING
+
+    @property
+    def tokens(self) -> list[str]:
+        """The claims that this worker holds, in the order that they are computed in."""
+        return [work.token for work in (*(each.work for each in self._in_flight), *self._reserved)]
+
+    # Claim.
+
+    def _claim(self) -> Work | None:
+        """A validation's chunk or the round's next batch, in turns while there are both."""
+        order: tuple[Callable[[], Work | None], ...] = (self._claim_chunk, self._claim_batch)
+        for claim in reversed(order) if self._validated else order:
+            if work := claim():
+                self._validated = isinstance(work, Chunk)
+                return work
+        return None
+
+    def _claim_chunk(self) -> Chunk | None:
+        chunk = self.store.validations.claim(self.worker, self._chunk_token)
+        if chunk:
+            self._chunk_token = fresh_id()
+        return chunk
+
+    def _claim_batch(self) -> Claim | None:
+        fingerprint = self.engine.info.fingerprint
+        claim = self.store.rounds.claim(self.worker, self._batch_token, fingerprint)
+        if claim:
+            self._batch_token = fresh_id()
+        return claim
+
+    # Submit.
+
+    def _submit(self, work: Work) -> Pending:
+        if isinstance(work, Chunk) and work.given_up:
+            return _NotComputed()
+        try:
+            return self.engine.submit(Job.of(work.config, work.public_key, work.nonces))
+        except EngineError as error:
+            return _NotTaken(error)
+
+    # Collect, and commit or give back.
+
+    def _complete(self, one: InFlight) -> None:
+        """Collect and commit, or give back; without Redis it stays in flight."""
+        try:
+            dist = self._collect(one)
+            if not all(map(isfinite, dist)):
+                self._examine()  # before any of it counts
+            self._commit(one.work, dist)
+        except JobCancelled:
+            self._give_back(one.work)
+            self._forget(one)
+        except Quarantined:
+            raise
+        except EngineError as error:
+            self._give_back(one.work, str(error))
+            self._forget(one)
+            if not isinstance(error, EngineDied):
+                self._examine()  # is it the batch, or the device?
+            raise
+        except PoCError:
+            raise
+        except Exception as error:  # a defect, which ends the worker
+            self._give_back(one.work, repr(error))
+            self._forget(one)
+            raise
+        else:
+            self._forget(one)
+
+    def _collect(self, one: InFlight) -> list[float]:
+        """Wait for the distances. Raises what the engine does.
+
+        Raises `ValueError` if the engine, by a defect, gives too few or too many.
+        """
+        dist = one.pending.result()
+        given_up = isinstance(one.work, Chunk) and one.work.given_up
+        expected = 0 if given_up else len(one.work.nonces)
+        if len(dist) != expected:
+            raise ValueError(f"the engine gave {len(dist)} distances for {expected} nonces")
+        return dist
+
+    def _commit(self, work: Work, dist: list[float]) -> None:
+        if isinstance(work, Claim):
+            refused = self._commit_batch(work, dist)
+        else:
+            error = work.error or None
+            refused = self.store.validations.commit(work, dist, error, self._profile)
+        self.computed += len(dist)
+        if refused:
+            log.info("%d nonces were computed in vain: %s", len(dist), refused)
+        elif dist and self.check:
+            self.check.committed(_range_of(work))
+
+    def _commit_batch(self, claim: Claim, dist: list[float]) -> str | None:
+        """Count a batch; None, or why it did not count."""
+        pairs = list(zip(claim.nonces, dist, strict=True))
+        valid = [(n, d) for n, d in pairs if d < claim.config.valid_below]
+        failed = [n for n, d in pairs if not isfinite(d)]
+        error = None
+        if failed:
+            error = f"no finite distance for {len(failed)} nonces, the first is {failed[0]}"
+            log.error("%s: they count as failed", error)
+        return self.store.rounds.commit(
+            claim,
+            checked=len(pairs) - len(failed),
+            valid=valid,
+            failed=len(failed),
+            error=error,
+            message=generated_message(claim, valid),
+            profile=self._profile,
+        )
+
+    def _give_back(self, work: Work, error: str | None = None) -> None:
+        if isinstance(work, Claim):
+            self.store.rounds.give_back(work, error)
+        else:
+            self.store.validations.give_back(work, error)
+
+    def _forget(self, one: InFlight) -> None:
+        self._in_flight = tuple(each for each in self._in_flight if each is not one)
+
+    def _examine(self) -> None:
+        """Let the device prove itself.
+
+        Raises `Quarantined` after everything was given back, also what it has computed.
+        """
+        if self.check:
+            try:
+                self.check.run()
+            except Quarantined:
+                self.abandon()
+                raise
+
+
+@dataclass(frozen=True, slots=True)
+class _NotComputed:
+    """Stands in for a chunk that failed too often: it is committed without distances."""
+
+    def result(self) -> list[float]:
+        return []
+
+    def cancel(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _NotTaken:
+    """Stands in for a job that the engine did not take."""
+
+    error: EngineError
+
+    def result(self) -> list[float]:
+        raise self.error
+
+    def cancel(self) -> bool:
+        return False
+
+
+def _range_of(work: Work) -> Commit:
+    return Commit(
+        round_id=work.round_id if isinstance(work, Claim) else "",
+        validation=work.validation if isinstance(work, Chunk) else "",
+        start=work.start,
+        count=work.count,
+        first_nonce=work.nonces[0],
+        last_nonce=work.nonces[-1],
+        at=time.time(),
+    )
