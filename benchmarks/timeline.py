@@ -18,7 +18,8 @@ from dataclasses import asdict
 from shared.errors import PoCError
 from shared.settings import load_settings
 from worker.engines import Job
-from worker.engines.vllm import engine as vllm_engine
+from worker.engines.vllm import options as vllm_options
+from worker.engines.vllm.engine import VllmEngine
 
 
 def main() -> None:
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     options = parser.parse_args()
     # vLLM's process imports it by name, from beside this script.
-    vllm_engine._EXTENSION = "timeline_extension.TimelineExtension"
-    engine = vllm_engine.VllmEngine(load_settings(engine="vllm", model=options.model))
+    vllm_options.EXTENSION = "timeline_extension.TimelineExtension"
+    engine = VllmEngine(load_settings(engine="vllm", model=options.model))
     job = Job("timeline", "node", tuple(range(options.batch_size)), options.seq_len)
     try:
         owner = engine._owner

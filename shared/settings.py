@@ -143,14 +143,14 @@ class Settings(BaseSettings):
     engine: str = Field(
         "auto",
         description="auto, transformers, vllm, or module:factory for an engine of your own",
-        pattern=r"^(auto|transformers|vllm|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        pattern=r"^([a-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
     )
     model: str | None = Field(None, description="a model directory or hub id; no default")
     dtype: str = Field(
         "auto", description="auto, float32, bfloat16 or float16", pattern=r"^(auto|b?float(16|32))$"
     )
     device: str = Field(
-        "auto", description="auto, cpu, cuda or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
+        "auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
     gpu: str | None = Field(
         None,
@@ -288,6 +288,16 @@ class Settings(BaseSettings):
             )
         return self
 
+    @classmethod
+    def engine_of_field(cls, name: str) -> str:
+        """The engine that a setting is for alone, as its description begins; empty for all."""
+        return _OF_AN_ENGINE.get(name, "")
+
+    @classmethod
+    def of_other_engines(cls, engine: str) -> set[str]:
+        """The settings that `engine` would silently ignore."""
+        return {name for name, owner in _OF_AN_ENGINE.items() if owner != engine}
+
     @property
     def worker_lives_s(self) -> float:
         """Seconds that a worker, and its hold on the namespace's model, last without heartbeat."""
@@ -305,6 +315,13 @@ class Settings(BaseSettings):
         login, at, place = rest.rpartition("@")
         return f"{scheme}://{login.partition(':')[0]}:***@{place}" if at else self.redis_url
 
+
+#: The settings that are for one engine alone: what they are begins with its name.
+_OF_AN_ENGINE = {
+    name: owner[1]
+    for name, field in Settings.model_fields.items()
+    if (owner := re.match(r"(\w+): ", field.description or ""))
+}
 
 #: The settings that may hold a secret: never shown, and may be in a file.
 HIDDEN = tuple(name for name, field in Settings.model_fields.items() if not field.repr)

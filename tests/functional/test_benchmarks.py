@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import clean_environment
-from worker.engines.vllm import engine as vllm_engine
+from worker.engines.vllm.options import installed
 
 pytestmark = pytest.mark.functional
 
@@ -49,7 +49,7 @@ def test_it_helps_wherever_it_is(script: str) -> None:
     ],
 )
 def test_what_it_misses_is_one_line(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    if "vLLM" in says and vllm_engine.installed():
+    if "vLLM" in says and installed():
         pytest.skip("vLLM is installed here")
     done = run(*(word.format(tmp=tmp_path) for word in words))
     assert done.returncode == 1

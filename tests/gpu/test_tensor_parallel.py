@@ -17,7 +17,6 @@ from shared.errors import EngineDied
 from shared.settings import load_settings
 from support import assert_gone
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm import engine as vllm_engine
 from worker.engines.vllm.engine import VllmEngine
 
 pytestmark = [
@@ -42,7 +41,7 @@ def driver(model: Path) -> Iterator[Driver]:
         vllm_options=json.dumps({"enable_prefix_caching": False}),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_engine, "_EXTENSION", "faulty_extension.FaultyExtension")
+        patch.setattr("worker.engines.vllm.options.EXTENSION", "faulty_extension.FaultyExtension")
         engine = VllmEngine(settings)
     yield Driver(engine)
     engine.close()

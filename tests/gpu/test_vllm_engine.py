@@ -24,7 +24,6 @@ from shared.settings import load_settings
 from support import assert_gone
 from worker.engines import Job
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm import engine as vllm_engine
 from worker.engines.vllm.engine import VllmEngine, reserve_bytes
 
 pytestmark = [
@@ -50,7 +49,7 @@ def driver(model: Path) -> Iterator[Driver]:
         vllm_options=json.dumps(OPTIONS),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_engine, "_EXTENSION", "pages.ComparingExtension")
+        patch.setattr("worker.engines.vllm.options.EXTENSION", "pages.ComparingExtension")
         engine = VllmEngine(settings)
     yield Driver(engine)
     engine.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engines.vllm.engine import INSTALL
+from worker.engines.vllm.options import INSTALL
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -16,7 +16,6 @@ import transformers
 from driver import Driver
 from small import CONFIGS, settings_of
 
-from worker.engines.vllm import engine as vllm_engine
 from worker.engines.vllm.engine import VllmEngine
 
 
@@ -55,7 +54,7 @@ def load() -> Iterator[Callable[..., VllmEngine]]:
 def shared_driver(checkpoint: Callable[[str], Path]) -> Iterator[Driver]:
     """One Qwen3 engine for all tests that leave it as it was."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_engine, "_EXTENSION", "faulty_extension.FaultyExtension")
+        patch.setattr("worker.engines.vllm.options.EXTENSION", "faulty_extension.FaultyExtension")
         engine = VllmEngine(settings_of(checkpoint("qwen3")))
     yield Driver(engine)
     engine.close()

@@ -15,7 +15,6 @@ from small import settings_of
 
 from shared.errors import EngineDied, EngineError
 from worker.engines import JobCancelled
-from worker.engines.vllm import engine as vllm_engine
 from worker.engines.vllm.engine import VllmEngine, reserve_bytes
 
 pytestmark = [
@@ -23,6 +22,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.timeout(300),
 ]
+
+#: Which extension vLLM loads.
+EXTENSION = "worker.engines.vllm.options.EXTENSION"
 
 
 class TestTiles:
@@ -40,7 +42,7 @@ class TestTiles:
         self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A tile of 4 with 128 tokens: three sequences of 40, one of 128, none longer."""
-        monkeypatch.setattr(vllm_engine, "_EXTENSION", "faulty_extension.FaultyExtension")
+        monkeypatch.setattr(EXTENSION, "faulty_extension.FaultyExtension")
         options = {"max_num_batched_tokens": 128, "max_num_seqs": 16}
         engine = VllmEngine(settings_of(checkpoint("qwen3"), options, max_model_len=256))
         try:
@@ -154,7 +156,7 @@ class TestQueue:
         self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """At once: the processes that compute are ended."""
-        monkeypatch.setattr(vllm_engine, "_EXTENSION", "faulty_extension.FaultyExtension")
+        monkeypatch.setattr(EXTENSION, "faulty_extension.FaultyExtension")
         engine = VllmEngine(settings_of(checkpoint("qwen3")))
         Driver(engine).call("poc_dawdle", 60.0)
         running, waiting = engine.submit(job(1)), engine.submit(job(2))
@@ -174,7 +176,7 @@ class TestQueue:
         self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Nobody waits for ever: running, waiting and later jobs all learn of it."""
-        monkeypatch.setattr(vllm_engine, "_EXTENSION", "faulty_extension.FaultyExtension")
+        monkeypatch.setattr(EXTENSION, "faulty_extension.FaultyExtension")
         engine = VllmEngine(settings_of(checkpoint("qwen3")))
         try:
             driver = Driver(engine)

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from small import settings_of
 
 from shared.errors import EngineError
-from worker.engines.vllm import engine as vllm_engine
 from worker.engines.vllm.engine import VllmEngine
 from worker.tools.make_model import make_model
 
@@ -153,7 +152,7 @@ def test_a_version_that_is_not_supported(
     found: Any, message: str, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything of it is imported."""
-    monkeypatch.setattr(vllm_engine, "installed", lambda: found)
+    monkeypatch.setattr("worker.engines.vllm.options.installed", lambda: found)
     assert message in refusal(model_dir)
 
 

@@ -6,31 +6,34 @@ Importing this package is cheap: torch and its friends come with the engine that
 from __future__ import annotations
 
 import importlib
-import importlib.util
+from types import ModuleType
 from typing import cast
 
 from shared.errors import EngineError
 from shared.settings import PREFIX, Settings
-from worker.engines import checkpoint
 from worker.engines.base import Engine, EngineInfo, Job, JobCancelled, Pending
 
-__all__ = ["Engine", "EngineInfo", "Job", "JobCancelled", "Pending", "engine_of", "load_engine"]
+__all__ = [
+    "Engine",
+    "EngineInfo",
+    "Job",
+    "JobCancelled",
+    "Pending",
+    "engine_of",
+    "load_engine",
+    "module_of",
+]
 
+#: The engines that come with us. `auto` takes the first whose module finds that it `fits`, else the
+#: last. What else an engine has is in its own file: `load`, `ARCHITECTURES`, and for the doctor
+#: `examine` and `needs_gpu`. A setting that is an engine's own says so in `shared.settings`.
+BUILT_IN = {
+    "vllm": "worker.engines.vllm.engine",
+    "transformers": "worker.engines.transformers_engine",
+}
 
 #: What an engine has.
 _MEMBERS = ("info", "busy_seconds", "submit", "ensure_alive", "close")
-#: Settings that another engine would silently ignore.
-_VLLM_ONLY = frozenset(
-    {
-        "gpu_memory_utilization",
-        "max_model_len",
-        "quantization",
-        "serve_host",
-        "serve_port",
-        "tensor_parallel",
-        "vllm_options",
-    }
-)
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -39,55 +42,40 @@ def load_engine(settings: Settings) -> Engine:
     `module:factory` calls `factory(settings)`.
     Raises `EngineError` if there is no such engine or it can't load its model.
     """
-    match engine_of(settings):
-        case "transformers":
-            return _load_transformers(settings)
-        case "vllm":
-            return _load_vllm(settings)
-        case path:
-            return _load_custom(path, settings)
+    name = engine_of(settings)
+    if ":" in name:
+        return _load_custom(name, settings)
+    ignored = sorted(settings.of_other_engines(name) & settings.model_fields_set)
+    if ignored:
+        names = ", ".join(f"{PREFIX}{each.upper()}" for each in ignored)
+        owner = settings.engine_of_field(ignored[0])
+        raise EngineError(f"{names}: only for {owner}; unset, or set POC_ENGINE={owner}")
+    return cast(Engine, module_of(name).load(settings))
 
 
 def engine_of(settings: Settings) -> str:
-    """`vllm`, `transformers` or `module:factory`.
-
-    `auto` is vLLM where it is installed and has a GPU, else transformers, which runs anywhere.
-    """
-    if settings.engine != "auto":
-        return settings.engine
-    if settings.device not in ("auto", "cuda") or importlib.util.find_spec("vllm") is None:
-        return "transformers"
-    import torch
-
-    return "vllm" if torch.cuda.is_available() else "transformers"
-
-
-def _load_vllm(settings: Settings) -> Engine:
-    from worker.engines.vllm.engine import VllmEngine
-
-    return VllmEngine(settings)
+    """The name of a built-in engine, or `module:factory`. Raises `EngineError` for another name."""
+    name = settings.engine
+    if name == "auto":
+        *preferred, fallback = BUILT_IN
+        return next((each for each in preferred if module_of(each).fits(settings)), fallback)
+    if ":" not in name and name not in BUILT_IN:
+        raise EngineError(
+            f"POC_ENGINE={name}: there is no such engine; choose auto, {', '.join(BUILT_IN)}, or "
+            "module:factory for one of your own"
+        )
+    return name
 
 
-def _load_transformers(settings: Settings) -> Engine:
-    ignored = sorted(_VLLM_ONLY & settings.model_fields_set)
-    if ignored:
-        names = ", ".join(f"{PREFIX}{name.upper()}" for name in ignored)
-        raise EngineError(f"{names}: only for vLLM; unset, or set POC_ENGINE=vllm")
-    checkpoint.find(settings.model)  # before torch is imported, which takes seconds
+def module_of(name: str) -> ModuleType:
+    """The module of a built-in engine. Raises `EngineError` if what it needs is not installed."""
     try:
-        from worker.engines.transformers_engine import TransformersEngine
+        return importlib.import_module(BUILT_IN[name])
     except ImportError as error:
         raise EngineError(
-            f"the transformers engine can't be imported ({error}); install torch, transformers "
-            "and safetensors into this environment"
+            f"the {name} engine can't be imported ({error}); pip install '.[cpu]' or '.[vllm]' "
+            "where poc-worker's source is"
         ) from error
-    return TransformersEngine(
-        settings.model,
-        dtype=settings.dtype,
-        device=settings.device,
-        gpu=settings.gpu,
-        tile=settings.tile,
-    )
 
 
 def _load_custom(path: str, settings: Settings) -> Engine:

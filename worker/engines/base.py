@@ -13,6 +13,9 @@ from typing import Protocol, Self
 
 from shared.config import PoCConfig
 
+#: Sequences in one forward, by the kind of device, unless the settings say otherwise.
+DEFAULT_TILE = {"cpu": 8, "cuda": 32}
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

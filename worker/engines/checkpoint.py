@@ -16,14 +16,10 @@ from shared.errors import EngineError
 
 REMEDY = "set POC_MODEL to a model directory or hub id, or make one with `poc make-model`"
 
-_DENSE = frozenset({"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"})
-
-#: The architectures of each engine that are known to give the right numbers: each has a test
-#: that holds its distances against an independent computation. Anything else is refused, not
-#: guessed at: multimodal positions, recurrent state and per-layer embeddings need more than
-#: inputs_embeds. A mixture of experts is for vLLM alone: in transformers how many rows an
-#: expert gets depends on the other nonces of a tile, which moves the last bits of a distance.
-ARCHITECTURES = {"transformers": _DENSE, "vllm": _DENSE | {"qwen3_moe"}}
+#: Dense architectures that are known to give the right numbers: each has a test that holds its
+#: distances against an independent computation. Anything else is refused, not guessed at:
+#: multimodal positions, recurrent state and per-layer embeddings need more than inputs_embeds.
+DENSE = frozenset({"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"})
 
 #: The list of a model's shards, and which tensor is in which.
 INDEX = "model.safetensors.index.json"
@@ -72,11 +68,11 @@ def find(model: str | None, *, serving: bool = False) -> Path:
         ) from error
 
 
-def read_config(directory: Path, engine: str) -> Any:
+def read_config(directory: Path, architectures: frozenset[str], *, quantized: bool) -> Any:
     """The `PretrainedConfig` in `directory`.
 
-    Raises `EngineError` if there is none, or if `engine` is not known to give the right
-    numbers for it.
+    Raises `EngineError` if there is none, or if it is of none of the `architectures` that an engine
+    gives the right numbers for, or quantized where the engine can't be.
     """
     if not (directory / "config.json").is_file():
         raise EngineError(f"{directory}: has no config.json, so it is no model; {REMEDY}")
@@ -89,18 +85,18 @@ def read_config(directory: Path, engine: str) -> Any:
         raise EngineError(
             f"{directory}: its config.json can't be used ({first_line(error)}); {REMEDY}"
         ) from error
-    refusal = _refusal(config, engine)
+    refusal = _refusal(config, architectures, quantized=quantized)
     if refusal:
         raise EngineError(f"{directory}: {refusal}")
     return config
 
 
-def _refusal(config: Any, engine: str) -> str | None:
-    """Why `engine` can't compute a model of this config with the right numbers, if so."""
-    if config.model_type not in ARCHITECTURES[engine]:
+def _refusal(config: Any, architectures: frozenset[str], *, quantized: bool) -> str | None:
+    """Why an engine can't compute a model of this config with the right numbers, if so."""
+    if config.model_type not in architectures:
         return (
             f"the architecture {config.model_type!r} is not supported; "
-            f"use a model of one of {', '.join(sorted(ARCHITECTURES[engine]))}"
+            f"use a model of one of {', '.join(sorted(architectures))}"
         )
     classes = config.architectures or []
     if not any(name.endswith("ForCausalLM") for name in classes):
@@ -109,8 +105,8 @@ def _refusal(config: Any, engine: str) -> str | None:
             "use a checkpoint of a causal language model (...ForCausalLM)"
         )
     quantization = getattr(config, "quantization_config", None)
-    if quantization is not None and engine == "transformers":
-        return "is quantized, which the transformers engine is not tested with; use full weights"
+    if quantization is not None and not quantized:
+        return "is quantized, which this engine is not tested with; use full weights"
     if isinstance(quantization, dict) and any(map(quantization.get, _QUANTIZED_CACHE)):
         return "asks for a quantized KV cache, which is not tested; use a checkpoint without one"
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):

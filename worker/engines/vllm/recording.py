@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-logger = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
+from worker.engines.tile import Forward
 
-#: Inputs [tile, seq_len, hidden_size], which it overwrites, to the logits of the last positions,
-#: [tile, at least vocab_size]; None on a rank without logits.
-Forward = Callable[[Tensor], Tensor | None]
+log = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
 
 #: Forwards of one shape in a row until that shape is recorded: when none is, and when another one
 #: is. Recording takes as long as some forwards, so a validation of other lengths in between, or
@@ -76,7 +74,7 @@ class Recorder:
         if inputs.is_cuda:
             torch.cuda.synchronize(inputs.device)  # raises if the device is lost
             torch.cuda.empty_cache()
-        logger.warning(
+        log.warning(
             "forwards are not recorded until the worker starts again, which is slower: %s", reason
         )
         self.records = False

@@ -19,8 +19,8 @@ from shared.errors import EngineError
 from shared.settings import load_settings
 from worker import gpu_random
 from worker.engines import Job, JobCancelled, load_engine
-from worker.engines.checkpoint import ARCHITECTURES, INDEX, fingerprint
-from worker.engines.transformers_engine import TransformersEngine
+from worker.engines.checkpoint import INDEX, fingerprint
+from worker.engines.transformers_engine import ARCHITECTURES, TransformersEngine
 from worker.tools.make_model import make_model
 
 VOCAB_SIZE = 160
@@ -142,7 +142,7 @@ class TestNumbers:
     """What it computes is what the model computes."""
 
     def test_every_architecture_is_tested(self) -> None:
-        assert set(CONFIGS) == ARCHITECTURES["transformers"]
+        assert set(CONFIGS) == ARCHITECTURES
 
     @pytest.mark.parametrize("architecture", sorted(CONFIGS))
     def test_equals_the_plain_forward(
@@ -505,7 +505,7 @@ class TestLoadEngine:
 
     def test_what_only_vllm_knows_is_not_ignored(self, checkpoint: Callable[[str], Path]) -> None:
         settings = load_settings({}, model=str(checkpoint("qwen3")), device="cpu", serve_port="0")
-        with pytest.raises(EngineError, match="POC_SERVE_PORT: only for vLLM; unset"):
+        with pytest.raises(EngineError, match="POC_SERVE_PORT: only for vllm; unset"):
             load_engine(settings)
 
     @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_the_version_of_vllm_is_told(
     found: Any, level: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is looked up, not imported."""
-    monkeypatch.setattr("worker.engines.vllm.engine.installed", lambda: found)
+    monkeypatch.setattr("worker.engines.vllm.options.installed", lambda: found)
     finding = findings(NOWHERE | {"POC_ENGINE": "vllm"})["vllm"]
     assert finding.level == level
     assert says in finding.text
@@ -129,7 +129,7 @@ def test_the_version_of_vllm_is_told(
 
 def test_options_that_vllm_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would be refused at the start as well."""
-    monkeypatch.setattr("worker.engines.vllm.engine.installed", lambda: ("vllm", "0.26.0"))
+    monkeypatch.setattr("worker.engines.vllm.options.installed", lambda: ("vllm", "0.26.0"))
     options = {"POC_ENGINE": "vllm", "POC_VLLM_OPTIONS": '{"hf_token": "x"}'}
     finding = findings(NOWHERE | options)["vllm"]
     assert (finding.level, finding.text) == (FAIL, "POC_VLLM_OPTIONS: hf_token can't be set")

