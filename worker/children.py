@@ -4,7 +4,7 @@ The embedded server, the demo and the functional tests start processes. A parent
 that run no clean-up (kill -9, a crash in native code), so on Linux the kernel is asked to kill
 the child with its parent. Elsewhere `end` is all there is.
 
-Children that `multiprocessing` spawns for others (vLLM's engine) are covered by `leashed`, for
+Children that `multiprocessing` spawns for others (vLLM's engine) are covered by `end_with_us`, for
 which this file is also a program that becomes another one.
 
 Mind: the kernel counts the *thread* that started a child as its parent. Start children from a
@@ -76,7 +76,7 @@ def vanishing_directory(prefix: str) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix=prefix))
     # A second for what else is killed with us to be gone.
     script = 'cat >/dev/null; rm -rf -- "$0" || { sleep 1; rm -rf -- "$0"; }'
-    janitor = subprocess.Popen(
+    remover = subprocess.Popen(
         ["/bin/sh", "-c", script, str(directory)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -86,7 +86,7 @@ def vanishing_directory(prefix: str) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        janitor.communicate()  # closes the pipe, and waits
+        remover.communicate()  # closes the pipe, and waits
 
 
 def end(process: subprocess.Popen[bytes], timeout: float = 10.0) -> int:
@@ -101,7 +101,7 @@ def end(process: subprocess.Popen[bytes], timeout: float = 10.0) -> int:
 
 
 @contextlib.contextmanager
-def leashed() -> Iterator[None]:
+def end_with_us() -> Iterator[None]:
     """Within it, processes that `multiprocessing` spawns have a session of their own.
 
     And the kernel kills them when the thread that started them ends, from their first moment
@@ -109,23 +109,24 @@ def leashed() -> Iterator[None]:
     kernel and then becomes that interpreter. Holds for the whole process while it lasts, and
     not for the children's own children.
     """
-    multiprocessing.resource_tracker.ensure_running()  # it has to see us end: no leash for it
+    # Started before: it cleans up after us, so it has to outlive us for a moment.
+    multiprocessing.resource_tracker.ensure_running()
     before = multiprocessing.spawn.get_executable()
-    multiprocessing.set_executable(f"{_leash().name}/python")
+    multiprocessing.set_executable(f"{_launcher().name}/python")
     try:
         yield
     finally:
         multiprocessing.set_executable(before)
 
 
-def kill_leashed() -> None:
-    """Kill what was spawned within `leashed`, each child with all that it has started.
+def kill_spawned() -> None:
+    """Kill what was spawned within `end_with_us`, each child with all that it has started.
 
     For an end without clean-up: a grandchild that hangs in a device does not notice that its
     parent is gone.
     """
     for child in multiprocessing.active_children():
-        # It leads its session; one without a leash leads no group, and is left alone.
+        # It leads its session; one that was spawned elsewhere leads no group, and is left alone.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(cast(int, child.pid), signal.SIGKILL)
 
@@ -133,8 +134,8 @@ def kill_leashed() -> None:
 def die_with_parent() -> None:
     """Have the kernel kill this process when the one that spawned it ends, however it does.
 
-    For children of `multiprocessing` that others started without a leash; elsewhere it does
-    nothing.
+    For children of `multiprocessing` that were spawned outside `end_with_us`; in any other process
+    it does nothing.
     """
     parent = multiprocessing.parent_process()
     if parent and (ask := _die_with(cast(int, parent.pid))):
@@ -142,8 +143,8 @@ def die_with_parent() -> None:
 
 
 @functools.cache
-def _leash() -> tempfile.TemporaryDirectory[str]:
-    """A directory with a `python` that gets itself a leash first; kept until this process ends.
+def _launcher() -> tempfile.TemporaryDirectory[str]:
+    """A directory with a `python` that asks the kernel first; kept until this process ends.
 
     A child may still have to read it when its parent has gone on.
     """

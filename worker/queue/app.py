@@ -18,7 +18,7 @@ from shared.broker import celery_app
 from shared.errors import Hung, Quarantined, defect
 from shared.receivers import Receivers
 from shared.settings import Settings
-from worker.children import kill_leashed
+from worker.children import kill_spawned
 from worker.manager import PoCManager
 from worker.node.node import Node
 from worker.queue import tasks
@@ -131,7 +131,7 @@ def worker_name(settings: Settings) -> str:
 
 def _end_at_once(status: int) -> NoReturn:
     """End without clean-up, which a thread that hangs, or loads, would hold up."""
-    kill_leashed()
+    kill_spawned()
     logging.shutdown()
     os._exit(status)
 

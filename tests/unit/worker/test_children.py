@@ -33,13 +33,13 @@ def running_script(directory: Path, script: str, stdin: int | None = None) -> su
 
 PARENT = """
 import multiprocessing, os, sys, time
-from worker.children import leashed
+from worker.children import end_with_us
 
 def child(): time.sleep(600)
 
 if __name__ == "__main__":
     before = multiprocessing.spawn.get_executable()
-    with leashed():
+    with end_with_us():
         process = multiprocessing.get_context("spawn").Process(target=child)
         process.start()
     assert multiprocessing.spawn.get_executable() == before
@@ -53,7 +53,7 @@ def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
     with running_script(tmp_path, PARENT) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
-        # First the leash, then the interpreter that multiprocessing asked for.
+        # First the launcher, then the interpreter that multiprocessing asked for.
         wait_until(lambda: "spawn_main" in " ".join(child.cmdline()), 10, "the interpreter")
         wait_until(lambda: os.getsid(child.pid) == child.pid, 10, "a session of its own")
         parent.send_signal(signal.SIGKILL)
@@ -63,7 +63,7 @@ def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
 
 FAMILY = """
 import multiprocessing, os, subprocess, sys, time
-from worker.children import kill_leashed, leashed
+from worker.children import end_with_us, kill_spawned
 
 def child():
     # Nothing ends it with its parent, as a rank that hangs in its device.
@@ -71,16 +71,16 @@ def child():
     print(os.getpid(), grandchild.pid, flush=True)
     time.sleep(600)
 
-def unleashed(): time.sleep(600)
+def spawned_elsewhere(): time.sleep(600)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with leashed():
+    with end_with_us():
         context.Process(target=child).start()
-    other = context.Process(target=unleashed, daemon=True)
+    other = context.Process(target=spawned_elsewhere, daemon=True)
     other.start()
     sys.stdin.readline()
-    kill_leashed()
+    kill_spawned()
     print(other.is_alive(), flush=True)
     sys.stdin.readline()
     other.kill()
@@ -88,7 +88,7 @@ if __name__ == "__main__":
 
 
 def test_all_that_was_spawned_can_be_killed_at_once(tmp_path: Path) -> None:
-    """With what the children started; those without a leash are left alone."""
+    """With what the children started; those that were spawned elsewhere are left alone."""
     with running_script(tmp_path, FAMILY, stdin=subprocess.PIPE) as parent:
         assert parent.stdin is not None
         assert parent.stdout is not None
@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_that_others_spawned_ends_with_its_parent(tmp_path: Path) -> None:
-    """Given one without a leash that asks for it, even while it stands still."""
+    """Given one that was spawned without our launcher and asks for it, even while it stands still."""
     with running_script(tmp_path, STRANGERS) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
