@@ -36,7 +36,7 @@ def connect(settings: Settings) -> Client:
     return Redis.from_url(
         settings.redis_url,
         decode_responses=True,
-        encoding_errors="surrogateescape",  # a stray hand may write any bytes
+        encoding_errors="surrogateescape",  # somebody may write any bytes by mistake
         socket_timeout=5,
         socket_connect_timeout=5,
         socket_keepalive=True,

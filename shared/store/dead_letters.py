@@ -1,4 +1,4 @@
-"""What nobody can read: written by another version or a stray hand, kept for inspection."""
+"""What nobody can read: written by another version or by mistake, kept for inspection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rest of the world still has to be told: the ends of tickets."""
+"""The ends of tickets that callers have yet to be told."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ KEYS: dict[str, Key] = {
     "chunk_claims": Key("hash", "token -> claimed chunk", _EMPTY),
     "chunk_leases": Key("zset", "token -> end of its lease, ms", _EMPTY),
     "verdicts": Key("list", "computed validations that wait for a verdict", _EMPTY),
-    # What the world is still to be told.
+    # What callers and receivers have yet to be told.
     "endings": Key("list", "ends to be told to Celery", _EMPTY, also="the clerk"),
     "reporter": Key("string", "who reports progress now", "a second", also="the clerk"),
     "outbox": Key("stream", "callbacks to deliver", _NAMESPACE, also="the sender"),

@@ -145,7 +145,7 @@ class Outbox:
             try:
                 entries.append(_read(entry_id, fields, ahead))
             except (LookupError, ValueError, ArithmeticError) as error:
-                # Written by another version or a stray hand: those behind it go on.
+                # Written by another version or by mistake: those behind it go on.
                 item = json.dumps({"outbox": entry_id, **fields}).encode()
                 with self._dead_letters.keeping(item, "outbox", error) as pipe:
                     pipe.xack(self._stream, GROUP, entry_id)

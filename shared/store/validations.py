@@ -234,7 +234,7 @@ class Validations:
         return opened
 
     def _give_up(self, validation: str, why: Exception) -> None:
-        """End a validation that another version or a stray hand wrote: its caller is told."""
+        """End a validation that another version wrote, say; its caller learns of it."""
         log.error("validation %s can't be read: %s", validation, why)
         # Of thousands of bad nonces each has its line.
         message = f"this version of the worker can't read the validation: {str(why)[:500]}"

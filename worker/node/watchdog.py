@@ -60,22 +60,22 @@ class Watchdog(threading.Thread):
         # Looks are counted, not seconds: a process that was frozen as a whole did not hang.
         silent_s, seen = 0.0, None
         while not self._over.wait(look_s):
-            self._fuse()
+            self._arm_hard_limit()
             step = self._step
             silent_s = silent_s + look_s if step is not None and step is seen else 0.0
             seen = step
             if step is not None and silent_s >= self._deadline_s:
-                self._bark(step[0])
+                self._report_hang(step[0])
                 return
 
-    def _fuse(self) -> None:
+    def _arm_hard_limit(self) -> None:
         """End the process unless this, or `stop`, is called in time; needs no lock of Python's."""
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(
                 self._deadline_s + GRACE_S, exit=True, file=sys.__stderr__
             )
 
-    def _bark(self, thread: int) -> None:
+    def _report_hang(self, thread: int) -> None:
         error = Hung(f"no progress for {self._deadline_s:g} s ({self._setting})")
         frame = sys._current_frames().get(thread)  # noqa: SLF001 - the public way to it
         stack = "".join(traceback.format_stack(frame)) if frame else ""

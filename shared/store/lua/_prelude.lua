@@ -75,7 +75,7 @@ end
 
 -- Ends.
 
--- Tell the world the end of task `id`: the clerk moves it into Celery's result backend.
+-- Queue the end of a ticket: a clerk moves it into Celery's result backend.
 local function ending(fields)
   redis.call('RPUSH', K.endings, cjson.encode(fields))
   publish('endings')

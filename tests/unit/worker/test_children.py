@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_that_others_spawned_ends_with_its_parent(tmp_path: Path) -> None:
-    """Given one that was spawned without our launcher and asks for it, even while it stands still."""
+    """Given one that asks for it by itself, even while it stands still."""
     with running_script(tmp_path, STRANGERS) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))

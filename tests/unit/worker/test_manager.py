@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from math import isnan
 
 import pytest
 
-from fake_engine import FakeEngine, fake_distance
+from fake_engine import FakeEngine
+from fake_round import distances, free, status, theirs
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch
 from shared.errors import (
@@ -23,7 +23,7 @@ from shared.errors import (
     StoreUnavailable,
 )
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
-from shared.status import NodeStatus, RoundStatus
+from shared.status import NodeStatus
 from shared.store import Store
 from support import wait_until
 from worker.engines import Job
@@ -37,61 +37,6 @@ REQUESTS = {
     "start_generate": GenerateRequest,
     "start_validate": ValidateRequest,
 }
-
-
-def distances(*nonces: int, key: str = "node") -> list[float]:
-    """What the engine gives for nonces of the tests' block."""
-    return [fake_distance("b10c", key, nonce) for nonce in nonces]
-
-
-def theirs(config: PoCConfig, *nonces: int) -> ProofBatch:
-    """What another node submits."""
-    them = config.model_copy(update={"public_key": "them"})
-    return ProofBatch.of(them, nonces, distances(*nonces, key="them"))
-
-
-def status(store: Store) -> RoundStatus:
-    """The round with every nonce."""
-    found = store.rounds.status(newest=1000)
-    assert found
-    return found
-
-
-def computed(engine: FakeEngine) -> list[tuple[int, ...]]:
-    """The nonces of each job that the engine began."""
-    return [job.nonces for job in engine.jobs]
-
-
-def free(store: Store, count: int) -> list[int]:
-    """The first nonces of the batches that another worker gets next, in order."""
-    claims = [store.rounds.claim("other", f"free-{i}") for i in range(count)]
-    return sorted(claim.nonces[0] for claim in claims if claim)
-
-
-@contextmanager
-def two_in_the_engine(manager: PoCManager, engine: FakeEngine) -> Iterator[None]:
-    """One batch is computed for as long as the block takes, another one waits behind it.
-
-    With the block ends the thread that steps: the first one has landed, or could not.
-    """
-    engine.gate.clear()
-    assert manager.pipeline.step()
-
-    def step() -> None:
-        with suppress(StoreUnavailable):
-            manager.pipeline.step()
-
-    stepping = threading.Thread(target=step)
-    stepping.start()
-    try:
-        wait_until(
-            lambda: len(manager.pipeline.tokens) == 2 and engine.jobs, description="two batches"
-        )
-        yield
-    finally:
-        engine.gate.set()
-        stepping.join(30)
-    assert not stepping.is_alive()
 
 
 class TestCommands:
@@ -302,7 +247,7 @@ class TestRunBatch:
         assert batch == ProofBatch.of(config, [0, 1, 2, 3], distances(0, 1, 2, 3))
         now = status(store)
         assert now.total_checked == 4
-        kept = [n for n in range(4) if fake_distance("b10c", "node", n) < 1.0]
+        kept = [n for n in range(4) if distances(n)[0] < 1.0]
         assert 0 < len(kept) < 4
         assert now.valid_nonces == kept
         assert now.profile == {"engine": "fake", "fingerprint": "fingerprint-of-fake"}

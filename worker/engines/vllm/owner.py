@@ -24,7 +24,7 @@ from itertools import count
 from typing import Any
 
 from shared.errors import EngineDied, EngineError
-from worker.children import leashed
+from worker.children import end_with_us
 from worker.engines.base import Job
 from worker.engines.vllm.options import cause_of
 
@@ -268,7 +268,7 @@ def _start_vllm(arguments: Any) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # an operator who wants to report may
     from vllm import AsyncLLMEngine
 
-    with leashed():
+    with end_with_us():
         return AsyncLLMEngine.from_engine_args(arguments)
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from math import isnan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fake_engine import FakeEngine, fake_distance
+from fake_engine import FakeEngine
+from fake_round import computed, distances, free, status, theirs, two_in_the_engine
 from shared.config import PoCConfig, PoCState
-from shared.data import ProofBatch
 from shared.errors import (
     EngineDied,
     EngineError,
@@ -23,7 +22,6 @@ from shared.errors import (
 )
 from shared.requests import ValidateRequest
 from shared.settings import load_settings
-from shared.status import RoundStatus
 from shared.store import Store
 from support import wait_until
 from worker.engines import Job, Pending
@@ -32,61 +30,6 @@ from worker.node.functional_check import FunctionalCheck
 from worker.node.pipeline import DEPTH, Pipeline
 
 Away = Callable[[], AbstractContextManager[None]]
-
-
-def distances(*nonces: int, key: str = "node") -> list[float]:
-    """What the engine gives for nonces of the tests' block."""
-    return [fake_distance("b10c", key, nonce) for nonce in nonces]
-
-
-def theirs(config: PoCConfig, *nonces: int) -> ProofBatch:
-    """What another node submits."""
-    them = config.model_copy(update={"public_key": "them"})
-    return ProofBatch.of(them, nonces, distances(*nonces, key="them"))
-
-
-def status(store: Store) -> RoundStatus:
-    """The round with every nonce."""
-    found = store.rounds.status(newest=1000)
-    assert found
-    return found
-
-
-def computed(engine: FakeEngine) -> list[tuple[int, ...]]:
-    """The nonces of each job that the engine began."""
-    return [job.nonces for job in engine.jobs]
-
-
-def free(store: Store, count: int) -> list[int]:
-    """The first nonces of the batches that another worker gets next, in order."""
-    claims = [store.rounds.claim("other", f"free-{i}") for i in range(count)]
-    return sorted(claim.nonces[0] for claim in claims if claim)
-
-
-@contextmanager
-def two_in_the_engine(manager: PoCManager, engine: FakeEngine) -> Iterator[None]:
-    """One batch is computed for as long as the block takes, another one waits behind it.
-
-    With the block ends the thread that steps: the first one has landed, or could not.
-    """
-    engine.gate.clear()
-    assert manager.pipeline.step()
-
-    def step() -> None:
-        with suppress(StoreUnavailable):
-            manager.pipeline.step()
-
-    stepping = threading.Thread(target=step)
-    stepping.start()
-    try:
-        wait_until(
-            lambda: len(manager.pipeline.tokens) == 2 and engine.jobs, description="two batches"
-        )
-        yield
-    finally:
-        engine.gate.set()
-        stepping.join(30)
-    assert not stepping.is_alive()
 
 
 class Observed(FakeEngine):
@@ -281,7 +224,7 @@ class TestStep:
     ) -> None:
         """Given none to commit to, then both batches stay, and count when it is there again."""
         manager.start_generate(config)
-        with ExitStack() as trouble, two_in_the_engine(manager, engine):
+        with ExitStack() as trouble, two_in_the_engine(manager.pipeline, engine):
             trouble.enter_context(away())
         assert len(manager.pipeline.tokens) == 2
         assert status(store).total_checked == 0
@@ -345,7 +288,7 @@ class TestDropping:
     ) -> None:
         """Given a stop, then the running batch ends in vain and the waiting one never begins."""
         manager.start_generate(config)
-        with two_in_the_engine(manager, engine):
+        with two_in_the_engine(manager.pipeline, engine):
             manager.stop_round()
             manager.pipeline.cancel_unwanted()
         while manager.pipeline.step():
@@ -363,7 +306,7 @@ class TestDropping:
     ) -> None:
         """Given stop and generate in one breath, then old claims are as worthless as after one."""
         manager.start_generate(config)
-        with two_in_the_engine(manager, engine):
+        with two_in_the_engine(manager.pipeline, engine):
             manager.stop_round()
             manager.start_generate()
             manager.pipeline.cancel_unwanted()
@@ -381,7 +324,7 @@ class TestDropping:
     ) -> None:
         """News may be of something else."""
         manager.start_generate(config)
-        with two_in_the_engine(manager, engine):
+        with two_in_the_engine(manager.pipeline, engine):
             manager.pipeline.cancel_unwanted()
         manager.pipeline.step()
         assert status(store).total_checked == 8
@@ -396,7 +339,7 @@ class TestDropping:
         """Whatever becomes of the round, they are computed."""
         manager.init_round(config)
         manager.open_validation(ValidateRequest(batch=theirs(config, *range(8))))
-        with two_in_the_engine(manager, engine):
+        with two_in_the_engine(manager.pipeline, engine):
             manager.stop_round()
             manager.pipeline.cancel_unwanted()
         while manager.pipeline.step():
@@ -414,7 +357,7 @@ class TestDropping:
     ) -> None:
         """What the device computes now is committed, the rest is free for others at once."""
         manager.start_generate(config)
-        with two_in_the_engine(manager, engine):
+        with two_in_the_engine(manager.pipeline, engine):
             manager.pipeline.cancel_waiting()
         manager.pipeline.drain()
         assert status(store).total_checked == 4
@@ -452,7 +395,7 @@ class TestDropping:
         engine = new_engine(fail=1)
         manager = PoCManager(engine, store)
         manager.start_generate(config)
-        with ExitStack() as trouble, two_in_the_engine(manager, engine):
+        with ExitStack() as trouble, two_in_the_engine(manager.pipeline, engine):
             trouble.enter_context(away())
             manager.pipeline.cancel_waiting()
         assert len(manager.pipeline.tokens) == 2
@@ -724,7 +667,7 @@ class TestAbandon:
     ) -> None:
         """Given one batch that runs and one that waits, then one attempt failed."""
         manager.start_generate(config)
-        with two_in_the_engine(manager, engine):
+        with two_in_the_engine(manager.pipeline, engine):
             manager.pipeline.abandon("it hangs")
             claims = [store.rounds.claim("other", f"t{i}") for i in range(2)]
         assert sorted((c.start, c.attempts) for c in claims if c) == [(0, 1), (4, 0)]

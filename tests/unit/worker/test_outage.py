@@ -1,0 +1,169 @@
+"""Redis goes away and comes back: the log says so once, and what waits for it has its answer."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from shared.errors import EngineError, StoreUnavailable
+from worker import outage as outage_module
+from worker.outage import Outage
+
+GONE = StoreUnavailable("Redis: connection refused")
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage_module, "RETRY_S", 0.001)
+
+
+@pytest.fixture
+def outage() -> Outage:
+    return Outage()
+
+
+@pytest.fixture
+def closing() -> threading.Event:
+    return threading.Event()
+
+
+class Turns:
+    """Does what the script says, one a turn, then sets `closing`; None is a turn that is done."""
+
+    def __init__(self, closing: threading.Event, *script: Exception | None) -> None:
+        self._closing, self._script = closing, list(script)
+        self.count = 0
+
+    def __call__(self) -> int:
+        self.count += 1
+        outcome = self._script.pop(0)
+        if not self._script:
+            self._closing.set()
+        if outcome:
+            raise outcome
+        return self.count
+
+
+def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.levelname for record in caplog.records]
+
+
+class TestOutage:
+    """One for all threads of a process."""
+
+    def test_it_says_once_that_redis_is_away_and_once_that_it_is_back(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """However many threads notice, and however often."""
+        for _ in range(3):
+            outage.seen(GONE)
+        for _ in range(3):
+            outage.over()
+        went, came = [record.getMessage() for record in caplog.records]
+        assert went == f"{GONE}: nothing is lost, trying again until it answers"
+        assert came.startswith("Redis answers again, after ")
+        assert levels(caplog) == ["WARNING", "WARNING"]
+
+    def test_the_next_outage_is_said_as_well(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(2):
+            outage.seen(GONE)
+            outage.over()
+        assert len(caplog.records) == 4
+
+    def test_a_redis_that_was_never_away_is_no_news(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        outage.over()
+        assert caplog.records == []
+
+    def test_threads_that_notice_together_say_it_once(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Given eight at the same moment."""
+        start = threading.Barrier(8)
+
+        def notice() -> None:
+            start.wait(10)
+            outage.seen(GONE)
+            start.wait(10)
+            outage.over()
+
+        noticing = [threading.Thread(target=notice) for _ in range(8)]
+        for thread in noticing:
+            thread.start()
+        for thread in noticing:
+            thread.join(10)
+        assert len(caplog.records) == 2
+
+    def test_it_is_over_when_all_who_saw_it_have_their_answer(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Given a Redis that refuses writes, then an answer to who only reads is not its end."""
+        outage.seen(GONE)
+
+        def read() -> None:
+            outage.seen(GONE)
+            outage.over()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        reader.join(10)
+        assert len(caplog.records) == 1
+        outage.over()
+        assert "Redis answers again" in caplog.records[1].getMessage()
+
+
+class TestUntilAnswered:
+    """For whoever needs an answer now."""
+
+    def test_it_gives_what_the_call_gives(
+        self, outage: Outage, closing: threading.Event, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert outage.until_answered(lambda: 5, closing) == 5
+        assert caplog.records == []
+
+    def test_it_tries_again_until_redis_answers(
+        self, outage: Outage, closing: threading.Event, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """And says it as everybody does."""
+        turns = Turns(threading.Event(), GONE, GONE, GONE, None)
+        assert outage.until_answered(turns, closing) == 4
+        assert len(caplog.records) == 2
+
+    def test_it_gives_up_when_the_worker_closes(
+        self, outage: Outage, closing: threading.Event
+    ) -> None:
+        """Given a call that closes it with its second attempt, then there is no third."""
+        turns = Turns(closing, GONE, GONE)
+        with pytest.raises(StoreUnavailable, match="connection refused"):
+            outage.until_answered(turns, closing)
+        assert turns.count == 2
+
+    def test_it_tries_once_while_the_worker_closes(
+        self, outage: Outage, closing: threading.Event
+    ) -> None:
+        """An answer that is there is still given."""
+        closing.set()
+        assert outage.until_answered(lambda: 5, closing) == 5
+
+    def test_it_gives_up_after_its_patience(self, outage: Outage, closing: threading.Event) -> None:
+        """Not after the first attempt."""
+        attempts = []
+
+        def call() -> None:
+            attempts.append(1)
+            raise GONE
+
+        with pytest.raises(StoreUnavailable):
+            outage.until_answered(call, closing, for_s=0.05)
+        assert len(attempts) > 1
+
+    def test_any_other_error_is_an_answer(self, outage: Outage, closing: threading.Event) -> None:
+        """It passes at once, and Redis has answered."""
+        turns = Turns(threading.Event(), EngineError("no"), None)
+        with pytest.raises(EngineError):
+            outage.until_answered(turns, closing)
+        assert turns.count == 1
