@@ -1,0 +1,59 @@
+"""What an answer of a receiver means."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from worker.callbacks.attempt import MAX_RETRY_AFTER_S, Answer, judge, seconds_asked_for
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_any_2xx_is_a_delivery(status: int) -> None:
+    assert judge(status) == Answer()
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
+def test_trouble_that_may_pass_is_tried_again(status: int) -> None:
+    answer = judge(status, "7")
+    assert answer.retry
+    assert answer.error.startswith(f"it answered {status}")
+    assert answer.retry_after_s == 7
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 404, 409, 410, 422])
+def test_redirects_and_other_4xx_are_final(status: int) -> None:
+    answer = judge(status, "7")
+    assert not answer.retry
+    assert answer.error.startswith(f"it answered {status}")
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        None,
+        "",
+        "soon",
+        "-3",
+        "1.5",
+        "٣",
+        "Mon, 01 Jan 9999 00:00:00 -9959",
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+    ],
+)
+def test_a_retry_after_that_is_none_is_passed_over(nonsense: str | None) -> None:
+    assert seconds_asked_for(nonsense) == 0
+
+
+def test_a_retry_after_is_seconds_or_a_date() -> None:
+    assert seconds_asked_for("120") == 120
+    soon = datetime.now(UTC) + timedelta(seconds=100)
+    assert 0 < seconds_asked_for(format_datetime(soon, usegmt=True)) <= 100
+    assert seconds_asked_for("Mon, 01 Jan 2001 00:00:00 -0000") == 0
+
+
+def test_a_receiver_may_not_ask_for_ever() -> None:
+    assert seconds_asked_for("9" * 400) == MAX_RETRY_AFTER_S
+    assert seconds_asked_for("Fri, 01 Jan 2999 00:00:00 GMT") == MAX_RETRY_AFTER_S
