@@ -24,7 +24,8 @@ from shared.settings import load_settings
 from support import assert_gone
 from worker.engines import Job
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm.engine import VllmEngine, reserve_bytes
+from worker.engines.vllm.engine import VllmEngine
+from worker.engines.vllm.options import reserve_bytes
 
 pytestmark = [
     pytest.mark.gpu,
