@@ -139,11 +139,14 @@ class Ticket(Generic[Answer]):
         self._resend_s = RESEND_S[0]
         self._send_at = 0.0
         self._accepted = False
+        #: What a worker said when it took the command on, such as the `round_id`.
+        self.said: dict[str, Any] = {}
         self._began = time.monotonic()
 
     def wait_accepted(self, timeout: float | None = None) -> None:
         """Wait until a worker has taken the command on. Raises as `wait` does."""
-        self._follow(timeout, lambda state: state != "PENDING", None)
+        said = self._follow(timeout, lambda state: state != "PENDING", None)
+        self.said = said if isinstance(said, dict) else {}
 
     def wait(self, timeout: float | None = None, on_progress: Progress | None = None) -> Answer:
         """Wait for the end, for at most `timeout` seconds; `on_progress` gets each news of it.

@@ -38,6 +38,11 @@ def r_target_for(share: float, vocab_size: int) -> float:
     return sqrt(2 - 2 * NormalDist().inv_cdf(1 - share) / sqrt(vocab_size))
 
 
+def share_below(r_target: float, vocab_size: int) -> float:
+    """About which share of the nonces, 0 to 1, lies below `r_target`: as `r_target_for` turned."""
+    return NormalDist().cdf((r_target**2 / 2 - 1) * sqrt(vocab_size))
+
+
 class PoCState(StrEnum):
     """The states of a round."""
 

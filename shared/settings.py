@@ -21,6 +21,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     Json,
     SecretStr,
@@ -105,6 +106,10 @@ def _tokens(text: SecretStr) -> SecretStr:
 def _secret(text: SecretStr) -> SecretStr:
     read_secret(text.get_secret_value())
     return text
+
+
+def _upper(text: object) -> object:
+    return text.upper() if isinstance(text, str) else text
 
 
 def _receivers(text: str) -> str:
@@ -261,9 +266,9 @@ class Settings(BaseSettings):
     api_rate: int = Field(
         100, ge=1, le=1_000_000, description="requests a second that one address may send the API"
     )
-    log_level: str = Field(
+    log_level: Annotated[str, BeforeValidator(_upper)] = Field(
         "INFO",
-        description="DEBUG, INFO, WARNING, ERROR or CRITICAL",
+        description="debug, info, warning, error or critical",
         pattern=r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$",
     )
 

@@ -68,6 +68,7 @@ class RoundStatus(BaseModel):
     callbacks_pending: int = 0
     callbacks_delivered: int = 0
     callbacks_refused: int = 0
+    #: Why the last one failed; `tried again` in front if it still may be delivered.
     callback_error: str = ""
     error: str = ""
     #: What computed the newest distances: model fingerprint, engine, dtype, tile, ...
@@ -75,6 +76,14 @@ class RoundStatus(BaseModel):
     #: The newest valid nonces, oldest first, and their distances.
     valid_nonces: list[int] = Field(default_factory=list)
     valid_distances: list[float] = Field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """The round in a few words, for logs."""
+        if not self.round_id:
+            return f"no round, {self.state}"
+        block = f"block {self.block_hash} at {self.block_height}"
+        return f"round {self.round_id} of {block} is {self.state}"
 
     @classmethod
     def of(
@@ -138,6 +147,8 @@ class WorkerStatus(BaseModel):
     heartbeat_at: float = 0
     pid: int = 0
     host: str = ""
+    #: Length of its model's logits, by which the share of valid nonces can be guessed.
+    vocab_size: int = 0
 
 
 class Commit(BaseModel):

@@ -118,6 +118,10 @@ class Outbox:
             error=error,
         )
 
+    def defer(self, entry: Entry, error: str) -> None:
+        """Show in the status why an entry waits for another attempt; its delivery ends that."""
+        self._scripts.call("defer", round=entry.round, error=error)
+
     def waiting(self) -> int:
         """How many callbacks are not settled."""
         with redis_errors():

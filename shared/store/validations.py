@@ -292,7 +292,7 @@ def _refusal(batch: ProofBatch, config: PoCConfig | None, *, named: bool) -> PoC
         of = "the config beside it" if named else "the current round"
         return RoundMismatch(
             f"the batch is of block {block}, {of} is of block {ours}; "
-            "send the config that it was made with"
+            "send the config that it was made with (poc validate --batch FILE --config FILE)"
         )
     # With a single node every nonce is its own.
     if config.node_count == 1:

@@ -54,7 +54,7 @@ def test_a_worker_that_is_told_to_end_while_it_loads(number: int, start_worker: 
     wait_until(lambda: "loading fake" in worker.log, 30, "the load")
     worker.process.send_signal(number)
     assert worker.process.wait(10) == 0, worker.log
-    assert "told to end while the model is loaded" in worker.log
+    assert "ends before the model was loaded, as a signal asked" in worker.log
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root would be warned")

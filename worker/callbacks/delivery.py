@@ -281,7 +281,10 @@ class Delivery:
                 del self._held[entry.id]
             else:
                 held.failures += 1
-                held.last_error = answer.error
+                if answer.error != held.last_error:
+                    held.last_error = answer.error
+                    error = f"{receiver.name}: {answer.error}"
+                    await self._until_answered(lambda: self._store.outbox.defer(entry, error))
                 receiver.park(held, time.monotonic() + pause(held.failures))
         except Exception:
             log.exception("callback %s failed: a defect; it is tried again", entry.id)

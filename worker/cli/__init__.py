@@ -21,14 +21,16 @@ from shared.errors import (
 )
 from shared.requests import explain
 from worker.cli import processes, rounds
+from worker.cli.sections import Command, Group
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -72,7 +74,7 @@ for _panel, _commands in {
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
 }.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
+        app.command(cls=Command, rich_help_panel=_panel)(_command)
 
 
 #: What to do about an error, in words of this command line.

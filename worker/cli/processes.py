@@ -74,7 +74,7 @@ def api(settings: Settings) -> None:
 
 @takes_settings("redis_url", "namespace", "callback_timeout_s", "log_level")
 def callbacks(settings: Settings) -> None:
-    """Only deliver callbacks: for nodes whose workers run with --no-run-callbacks.
+    """Only deliver callbacks, for nodes whose workers do not (POC_RUN_CALLBACKS=false).
 
     poc callbacks
     """
@@ -196,9 +196,9 @@ def _redis(settings: Settings, embedded: bool) -> Iterator[Settings]:
             f"--embedded starts a Redis, but POC_REDIS_URL={settings.safe_redis_url} names one; "
             "unset it, or leave --embedded out"
         )
-    from worker.tools.embedded import EmbeddedRedis
+    from worker.tools.embedded import USUAL_PORT, EmbeddedRedis
 
-    with EmbeddedRedis() as server:
+    with EmbeddedRedis(usual_port=USUAL_PORT) as server:
         show.news.print("Redis runs. In another terminal:", soft_wrap=True)
         show.news.print(f"  export POC_REDIS_URL={server.url}", soft_wrap=True)
         yield settings.model_copy(update={"redis_url": server.url})

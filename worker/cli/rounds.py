@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.live import Live
 
 from shared.data import MAX_PROOF_NONCES, ProofBatch
-from shared.errors import InvalidRequest, RoundMismatch, RoundNotInitialized, StoreUnavailable
+from shared.errors import (
+    InvalidRequest,
+    PoCError,
+    RoundMismatch,
+    RoundNotInitialized,
+    StoreUnavailable,
+)
 from shared.settings import Settings
 from shared.status import Incident, RoundStatus, WorkerStatus
 from worker.cli.options import (
@@ -82,13 +88,15 @@ def generate(
     from shared.client import PoCClient
 
     ticket = PoCClient(settings, timeout).generate(config, round_id, replace)
+    generating = ticket.said.get("round_id", "")
     if not wait:
         if as_json:
-            typer.echo(json.dumps({"task_id": ticket.id}))
+            typer.echo(json.dumps({"task_id": ticket.id, "round_id": generating}))
         else:
-            show.out.print(f"generating, task {ticket.id}. Watch: poc status --watch")
+            said = show.generating(generating, *_expected(settings, generating))
+            show.out.print(said, soft_wrap=True)
         return
-    show.news.print(f"generating, task {ticket.id}; waiting for the end of the round")
+    show.news.print(f"generating in round {generating}; waiting for its end")
     with _goes_on("the round", "`poc stop` ends it"), show.following_round() as progress:
         status = ticket.wait(on_progress=progress.update)
     _print_status(status, as_json)
@@ -206,6 +214,15 @@ def proofs(
         node_id=found.node_id,
     )
     typer.echo(batch.model_dump_json())
+
+
+def _expected(settings: Settings, round_id: str) -> tuple[RoundStatus, list[WorkerStatus]]:
+    """The round and its workers, to guess by; empty where this user may not look."""
+    from shared.store import Store
+
+    with closing(Store(settings)) as store, suppress(PoCError):
+        return store.rounds.status(round_id) or RoundStatus(), store.workers.listing()
+    return RoundStatus(), []
 
 
 #: A round, the workers that live, and those that had to end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -12,6 +13,11 @@ from shared.errors import ModelMismatch
 from shared.settings import Settings
 from shared.store import Reference
 from worker.node.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two lines about what this worker does, while it does something.
+REPORT_EVERY_S = 30.0
 
 
 class Heartbeat:
@@ -24,13 +30,15 @@ class Heartbeat:
     def __init__(self, pipeline: Pipeline, settings: Settings, closing: threading.Event) -> None:
         self._pipeline, self._settings, self._closing = pipeline, settings, closing
         self._started_at = time.time()
+        self._report_at = time.monotonic() + REPORT_EVERY_S
         # Rates look back over two beats, or two batches where those take longer: a batch counts
         # when it ends, so between two ends they would be nothing, and too much after them.
         self._samples = [self._sample()] * 2
 
     def turn(self) -> None:
-        """Beat, then wait for the next beat."""
+        """Beat, say now and then how it goes, then wait for the next beat."""
         self.beat()
+        self._report_progress()
         self._closing.wait(self._settings.heartbeat_s)
 
     def beat(self) -> Reference | None:
@@ -51,6 +59,7 @@ class Heartbeat:
             "started_at": f"{self._started_at:.3f}",
             "pid": str(os.getpid()),
             "host": socket.gethostname(),
+            "vocab_size": str(info.vocab_size),
         }
         model = {
             "fingerprint": info.fingerprint,
@@ -72,6 +81,21 @@ class Heartbeat:
                 f"and {info.model} has {info.fingerprint}: load the same model, or choose another "
                 "POC_NAMESPACE or POC_MODEL_FINGERPRINT"
             ) from None
+
+    def _report_progress(self) -> None:
+        now, working_on = time.monotonic(), self._pipeline.working_on
+        if not working_on:
+            self._report_at = now + REPORT_EVERY_S
+        elif now >= self._report_at:
+            self._report_at = now + REPORT_EVERY_S
+            rate, busy = self._rates()
+            log.info(
+                "%s: %.1f nonces/s here, device busy %.0f%%, %d computed since the start",
+                working_on,
+                rate,
+                100 * busy,
+                self._pipeline.computed,
+            )
 
     def _rates(self) -> tuple[float, float]:
         """Nonces per second, and the share of the time that the device computed."""

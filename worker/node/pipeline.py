@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
-from shared.config import PoCState
+from shared.config import PoCConfig, PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
 from shared.status import Commit
 from shared.store import Chunk, Claim, Store, fresh_id
@@ -71,6 +71,8 @@ class Pipeline:
         self._chunk_token, self._batch_token = fresh_id(), fresh_id()
         # Validations go first, but get at most every second batch.
         self._validated = False
+        # The round that the log has named.
+        self._round_id = ""
 
     def step(self) -> bool:
         """Claim and submit the next batch, collect and commit the one before; False if idle.
@@ -165,6 +167,17 @@ class Pipeline:
         return PoCState.VALIDATING if validates else PoCState.GENERATING
 
     @property
+    def working_on(self) -> str:
+        """The round or the validation that the device works on; empty if it is idle."""
+        in_flight = self._in_flight
+        if not in_flight:
+            return ""
+        work = in_flight[0].work
+        if isinstance(work, Claim):
+            return f"round {work.round_id}"
+        return f"validation {work.validation}"
+
+    @property
     def tokens(self) -> list[str]:
         """The claims that this worker holds, in the order that they are computed in."""
         return [work.token for work in (*(each.work for each in self._in_flight), *self._reserved)]
@@ -191,6 +204,9 @@ class Pipeline:
         claim = self.store.rounds.claim(self.worker, self._batch_token, fingerprint)
         if claim:
             self._batch_token = fresh_id()
+            if claim.round_id != self._round_id:
+                self._round_id = claim.round_id
+                log.info("takes part in round %s: %s", claim.round_id, _describe(claim.config))
         return claim
 
     # Submit.
@@ -319,6 +335,13 @@ class _NotTaken:
 
     def cancel(self) -> bool:
         return False
+
+
+def _describe(config: PoCConfig) -> str:
+    return (
+        f"block {config.block_hash} at {config.block_height}, r_target {config.r_target:g}, "
+        f"batches of {config.batch_size} x {config.seq_len}"
+    )
 
 
 def _range_of(work: Work) -> Commit:

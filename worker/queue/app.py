@@ -11,6 +11,7 @@ import warnings
 from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
+from celery.app import trace
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.worker import state
 
@@ -26,6 +27,9 @@ from worker.queue.control import GuardedControl, take_no_more
 from worker.queue.tickets import CeleryTickets
 
 log = logging.getLogger(__name__)
+
+#: What Celery says of a task that went well: our own lines say what it did.
+_CELERYS_LINES = frozenset({trace.LOG_SUCCESS, trace.LOG_IGNORED})
 
 #: Exit status of a worker that could not start, of one that failed while it ran, and of one
 #: whose device gives wrong numbers, whenever that was seen.
@@ -100,7 +104,7 @@ def create_app(settings: Settings) -> Celery:
         app.signalled.set()
         app.node.closing.set()
         if app.node.loading.is_set():
-            log.warning("told to end while the model is loaded")
+            log.warning("ends before the model was loaded, as a signal asked")
             _end_at_once(0)
 
     return app
@@ -110,6 +114,7 @@ def run_worker(settings: Settings) -> int:
     """Run a worker in this process until it is told to end; its exit status."""
     app = create_app(settings)
     take_no_more()
+    logging.getLogger(trace.__name__).addFilter(lambda line: line.msg not in _CELERYS_LINES)
     worker = app.Worker(
         hostname=worker_name(settings),
         loglevel=settings.log_level,

@@ -76,6 +76,7 @@ def register(app: Celery) -> None:
         """Generate: `config` opens a round first. Ends when the round does, with its status."""
         asked = _read(requests.GenerateRequest, args, kwargs)
         status = until_answered(lambda: app.manager.start_generate(asked, self.request.id))
+        log.info("%s, r_target %g, task %s", status.title, status.r_target, self.request.id)
         ticket(self.request.id, {"round_id": status.round_id}, status.round_id)
 
     @task("poc.validate")
@@ -84,6 +85,7 @@ def register(app: Celery) -> None:
         asked = _read(requests.ValidateRequest, args, kwargs)
         if asked.batch is not None:  # an empty one is false, and has a verdict as well
             until_answered(lambda: app.manager.open_validation(asked, self.request.id))
+            log.info("validation %s: %d nonces to recompute", self.request.id, len(asked.batch))
             ticket(self.request.id, {"done": 0, "total": len(asked.batch)}, "")
         return _reply(until_answered(lambda: app.manager.start_validate(asked, self.request.id)))
 
@@ -102,4 +104,5 @@ def _read(model: type[Request], args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _reply(status: RoundStatus) -> dict[str, Any]:
+    log.info("%s: %d checked, %d valid", status.title, status.total_checked, status.total_valid)
     return status.model_dump(mode="json")

@@ -43,8 +43,18 @@ SEQ_LEN, BATCH_SIZE = 64, 32
 VALID_SHARE = 0.1
 #: Nonces in each of the two batches that are validated.
 SAMPLE = 64
+#: Seconds between two signs of life where nothing can move, as in a log.
+SIGN_OF_LIFE_S = 5.0
 #: Seconds that a process may take until it is ready; importing torch on a busy machine counts.
 READY_S = 120.0
+
+
+#: What to try after it, each on a terminal of its own.
+NEXT = """\
+  poc make-model ./model                      a small model to keep
+  poc worker --embedded --model ./model       a worker with a Redis of its own
+  poc generate --help                         a round, from another terminal
+  poc status --watch                          what becomes of it"""
 
 
 def run(seconds: float = 20.0) -> int:
@@ -135,6 +145,8 @@ def _summary(
         table.add_row(Text("ok", "green") if holds else Text("FAIL", "bold red"), Text(text))
     _say("summary")
     out.print(table)
+    _say("what next")
+    out.print(Text(NEXT))
     return 0 if all(checks.values()) else 1
 
 
@@ -150,13 +162,17 @@ def _validate(
 
 def _watch(api: _Api, seconds: float) -> None:
     """Show the round as its pollers see it."""
-    until = time.monotonic() + seconds
+    began = time.monotonic()
+    until, next_sign = began + seconds, began + SIGN_OF_LIFE_S
     status = api.status()
     with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while (left := until - time.monotonic()) > 0:
             status = api.status()
             if live:
                 live.update(node_view(status, status.workers), refresh=True)
+            elif time.monotonic() >= next_sign:
+                next_sign += SIGN_OF_LIFE_S
+                _say_so_far(began, f"{status.total_checked:,} nonces, {status.total_valid:,} valid")
             time.sleep(min(left, 0.5))
     if not live:  # a log has no use for a view that moves
         out.print(node_view(status, status.workers))
@@ -265,9 +281,13 @@ def _receiver() -> Iterator[_Receiver]:
 
 def _wait_for(done: Callable[[], bool], what: str) -> None:
     """Wait until `done`; what is not up yet counts as not done."""
-    until = time.monotonic() + READY_S
+    began = time.monotonic()
+    next_sign = began + SIGN_OF_LIFE_S
     with out.status(f"waiting for {what}"):
-        while time.monotonic() < until:
+        while (now := time.monotonic()) < began + READY_S:
+            if not out.is_terminal and now >= next_sign:
+                next_sign += SIGN_OF_LIFE_S
+                _say_so_far(began, f"still waiting for {what}")
             try:
                 if done():
                     return
@@ -297,6 +317,10 @@ def _heard() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_DFL)
+
+
+def _say_so_far(began: float, text: str) -> None:
+    out.print(Text(f"  {time.monotonic() - began:3.0f} s: {text}", style="dim"))
 
 
 def _say(text: str) -> None:

@@ -20,6 +20,8 @@ from shared.errors import ConfigError, StoreUnavailable
 from worker.children import end, spawn, vanishing_directory
 
 HOST = "127.0.0.1"
+#: The port that a person's server has, if it is free: what another shell exported stays right.
+USUAL_PORT = 6399
 #: Seconds that a server may take until it answers; loading a large append-only file counts.
 START_TIMEOUT_S = 30.0
 #: A port that was free a moment ago may be taken when the server binds it: try others.
@@ -29,21 +31,23 @@ BIND_ATTEMPTS = 5
 class EmbeddedRedis:
     """A server on the loopback interface that ends with the process that started it.
 
-    `with EmbeddedRedis() as server: connect(server.url)`. Data lies in `data_dir`, or in a
-    temporary directory that `stop` removes. `aof=True` logs every write, so that data survives
-    `kill` and `start`. Start it from a thread that outlives it (see `worker.children`).
+    `with EmbeddedRedis() as server: connect(server.url)`. Its port is `port`, or `usual_port` if
+    nobody has it, or any. Data lies in `data_dir`, or in a temporary directory that `stop` removes.
+    `aof=True` logs every write, so that data survives `kill` and `start`. Start it from a thread
+    that outlives it (see `worker.children`).
     """
 
     def __init__(
         self,
         *,
         port: int | None = None,
+        usual_port: int | None = None,
         data_dir: str | Path | None = None,
         aof: bool = False,
     ) -> None:
         self._binary = _server_binary()
         self._aof = aof
-        self._port = port
+        self._port, self._usual_port = port, usual_port
         self._process: subprocess.Popen[bytes] | None = None
         self._temporary = contextlib.ExitStack()
         if data_dir is None:
@@ -87,13 +91,15 @@ class EmbeddedRedis:
             return self
         self.data_dir.mkdir(parents=True, exist_ok=True)
         given = self._port
-        for _ in range(BIND_ATTEMPTS if given is None else 1):
-            port = given if given is not None else _free_port()
+        if given is not None:
+            if self._serve(given):
+                return self
+            raise ConfigError(f"port {given} of {HOST} is taken: end what listens there")
+        for attempt in range(BIND_ATTEMPTS):
+            port = self._usual_port if attempt == 0 and self._usual_port else _free_port()
             if self._serve(port):
                 self._port = port
                 return self
-        if given is not None:
-            raise ConfigError(f"port {given} of {HOST} is taken: end what listens there")
         raise StoreUnavailable(f"found no free port in {BIND_ATTEMPTS} attempts")
 
     def stop(self, timeout: float = 10.0) -> None:

@@ -64,9 +64,15 @@ def make_model(
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(_DTYPES)}")
 
     # Imported here, so that the command line that offers this starts without torch.
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    try:
+        import torch
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError as error:
+        raise ConfigError(
+            f"making a model needs torch and transformers ({error}): pip install '.[cpu]' where "
+            "poc-worker's source is"
+        ) from None
 
     config = Qwen3Config(
         hidden_size=hidden_size,

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from shared.config import r_target_for, share_below
 from shared.data import ValidatedBatch
 from shared.status import Incident, RoundStatus, WorkerStatus
 
@@ -35,8 +36,25 @@ INCIDENTS = 3
 _STATE_STYLES = {"GENERATING": "bold green", "VALIDATING": "bold cyan", "STOPPED": "yellow"}
 
 
-def round_table(status: RoundStatus) -> RenderableType:
-    """One round."""
+def expectation(valid_below: float, workers: Sequence[WorkerStatus]) -> str:
+    """What share of the nonces to expect below a distance, and what to do if that is none or all.
+
+    Empty without a worker whose model has a known vocabulary.
+    """
+    vocab_size = max((each.vocab_size for each in workers), default=0)
+    if not vocab_size:
+        return ""
+    share = share_below(valid_below, vocab_size)
+    better = f"; an r_target of {r_target_for(0.001, vocab_size):.4f} takes about one in a thousand"
+    if share < 1e-6:
+        return f"expect none below {valid_below:g}{better}"
+    if share > 0.999:
+        return f"expect all below {valid_below:g}{better}"
+    return f"expect about {share:.2g} of all" if share < 0.001 else f"expect about {share:.1%}"
+
+
+def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> RenderableType:
+    """One round; with `workers`, what share of valid nonces to expect of their model."""
     if not status.round_id:
         return Text("IDLE: there was no round yet. Start one: poc generate --help", style="dim")
     table = Table.grid(padding=(0, 2))
@@ -50,6 +68,7 @@ def round_table(status: RoundStatus) -> RenderableType:
         "node": f"{status.node_id} of {status.node_count}",
         "checked": f"{status.total_checked:,}",
         "valid": f"{status.total_valid:,}  (distance below {status.r_target:g})",
+        "": expectation(status.r_target - status.submit_margin, workers),
         "failed": f"{status.total_failed:,}" if status.total_failed else "",
         "rate": f"{status.rate_per_second:,.1f}/s, recently {status.recent_rate_per_second:,.1f}/s",
         "elapsed": f"{status.elapsed_seconds:,.1f} s ({status.generating_seconds:,.1f} generating)",
@@ -66,6 +85,19 @@ def round_table(status: RoundStatus) -> RenderableType:
         if value:
             table.add_row(name, value if isinstance(value, Text) else Text(value))
     return table
+
+
+def generating(
+    round_id: str, status: RoundStatus, workers: Sequence[WorkerStatus]
+) -> RenderableType:
+    """That a round generates, what to expect of it, and what to do next."""
+    expected = expectation(status.r_target - status.submit_margin, workers)
+    of_all = f": {expected}" if expected else ""
+    return Text(
+        f"generating in round {round_id}{of_all}\n"
+        "  poc status --watch   follows it\n"
+        "  poc stop             ends it"
+    )
 
 
 def _callbacks(status: RoundStatus) -> str:
@@ -126,7 +158,7 @@ def node_view(
     trouble: str = "",
 ) -> RenderableType:
     """A namespace: its round, its workers, and what keeps us from seeing newer ones."""
-    parts = [round_table(status), Text(), workers_table(workers)]
+    parts = [round_table(status, workers), Text(), workers_table(workers)]
     if incidents:
         parts += [Text(), incidents_table(incidents)]
     if trouble:

@@ -81,9 +81,9 @@ local function ending(fields)
   publish('endings')
 end
 
--- Callbacks are counted by the round they belong to, or, without one, by the namespace.
+-- Where callbacks are counted: by the round they belong to, or, without one, by the namespace.
 -- K.counted is the round's hash; one that has expired must not come back.
-local function count_callback(of, field, by, error)
+local function callback_counters(of)
   local targets = {}
   if of == '' then
     targets[1] = K.callbacks
@@ -91,11 +91,18 @@ local function count_callback(of, field, by, error)
     targets[1] = K.counted
     if redis.call('HGET', K.status, 'round_id') == of then targets[2] = K.status end
   end
-  for _, key in ipairs(targets) do
+  return targets
+end
+
+local function count_callback(of, field, by, error)
+  for _, key in ipairs(callback_counters(of)) do
     redis.call('HINCRBY', key, 'callbacks_' .. field, by)
     if error then redis.call('HSET', key, 'callback_error', error) end
   end
 end
+
+-- What the error of a callback that is tried again begins with: it passes with the next delivery.
+local TRIED_AGAIN = 'tried again: '
 
 -- Queue one frozen callback message.
 local function post(message)

@@ -101,6 +101,30 @@ def test_settling_counts_once(store: Store, post: Callable[..., None]) -> None:
         assert (counters(found), found.callback_error) == ((0, 1, 1), "410 Gone")
 
 
+def test_what_is_tried_again_says_why_until_it_is_delivered(
+    store: Store, post: Callable[..., None]
+) -> None:
+    """A receiver that is down is more than a count."""
+    post("a")
+    (entry,) = store.outbox.take("s", 1)
+    store.outbox.defer(entry, "http://c: it answered 503")
+    for found in (status(store), status(store, "r1")):
+        assert found.callback_error == "tried again: http://c: it answered 503"
+        assert counters(found) == (1, 0, 0)
+    store.outbox.settle(entry)
+    assert status(store).callback_error == status(store, "r1").callback_error == ""
+
+
+def test_a_delivery_hides_no_refusal(store: Store, post: Callable[..., None]) -> None:
+    """What was refused stays so."""
+    post("a")
+    post("b")
+    refused, delivered = store.outbox.take("s", 2)
+    store.outbox.settle(refused, error="410 Gone")
+    store.outbox.settle(delivered)
+    assert status(store).callback_error == "410 Gone"
+
+
 def test_the_outbox_drains_after_a_stop(store: Store, post: Callable[..., None]) -> None:
     """A stopped round's delivery counters are all that changes."""
     post("a")

@@ -157,6 +157,9 @@ def history(store: Store, client: redis.Redis) -> None:
     claim = rounds.claim("w", "c3", "f")
     assert claim
     assert str(rounds.commit(claim, 2, [(8, 0.1), (9, 0.1)])).startswith("the round holds 1 valid")
+    for entry in store.outbox.take("s", 1):
+        store.outbox.defer(entry, "it answered 503")
+        store.outbox.settle(entry)
     # Callbacks of rounds and of none, validations with and without an end.
     for entry in store.outbox.take("s", 3):
         store.outbox.settle(entry)
@@ -182,6 +185,7 @@ def history(store: Store, client: redis.Redis) -> None:
         )
         validations.finish(of, error=CouldNotCompute("why"), message=told)
     for entry in store.outbox.take("s", 100):
+        store.outbox.defer(entry, "it answered 503")
         store.outbox.settle(entry, "refused")
     store.results.put("task", '{"status": "SUCCESS"}', unless=["SUCCESS"])
     workers.leave("w")

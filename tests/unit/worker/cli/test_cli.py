@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from shared.status import Commit, Incident, RoundStatus
 from shared.store import Store
 from worker.cli import app, main
 from worker.cli.options import CONFIG_HELP
-from worker.tools import show
+from worker.tools import demo, show
 
 CONFIG = ["--block-hash=b", "--block-height=1", "--public-key=k", "--r-target=1.5"]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -72,6 +73,46 @@ def test_every_command_teaches_by_an_example(poc: Poc, name: str) -> None:
     assert ran.status == 0
     examples = [line for line in ran.out.splitlines() if line.strip().startswith(f"poc {name}")]
     assert examples
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_fits_a_narrow_terminal(
+    poc: Poc, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each option has its whole name on one line, and a flag shows no value."""
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = poc(name, "-h")
+    assert ran.status == 0
+    assert all(len(line) <= 80 for line in ran.out.splitlines())
+    names = re.findall(r"^  (--[a-z-]+)", ran.out, re.MULTILINE)
+    options = get_command(app).commands[name].params  # type: ignore[attr-defined]
+    wanted = {each.opts[0] for each in options if each.param_type_name == "option"}
+    assert set(names) == wanted
+    assert "<bool>" not in ran.out
+
+
+def test_completion_is_offered(poc: Poc) -> None:
+    """As other commands have it."""
+    ran = poc("--help")
+    assert "--install-completion" in ran.out
+    assert "--show-completion" in ran.out
+
+
+@pytest.mark.parametrize("command", [["make-model", "m"], ["demo"], ["bench"]])
+def test_a_controllers_environment_is_told_what_it_lacks(
+    poc: Poc, command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Given no torch, one line that says what to install."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(demo, "_end_like_ctrl_c", lambda: None)
+    monkeypatch.setattr(demo, "_heard", lambda: None)
+    ran = poc(*command)
+    assert ran.status == 2
+    last = ran.err.splitlines()[-1]
+    assert last.startswith("error: making a model needs torch and transformers")
+    assert "pip install '.[cpu]'" in last
+    assert "Traceback" not in ran.err
 
 
 def test_the_help_needs_nothing_heavy() -> None:
@@ -305,8 +346,40 @@ def test_generating_gives_the_task_or_waits_for_the_end(
     """The task's id is what Flower shows."""
     final = RoundStatus(round_id="r", total_checked=64).model_dump(mode="json")
     worker = answers("SUCCESS", final)
-    assert json.loads(poc("generate", "--json").out)["task_id"] == worker.got[0][1]
+    said = json.loads(poc("generate", "--json").out)
+    assert said == {"task_id": worker.got[0][1], "round_id": "r"}
     assert json.loads(poc("generate", "--wait", "--json").out)["total_checked"] == 64
+
+
+@functional
+@setex
+@pytest.mark.parametrize(
+    ("r_target", "says"),
+    [
+        (1.4, "expect about 26.1%"),
+        (0.5, "expect none below 0.5; an r_target of 1.3442 takes about one in a thousand"),
+        (1.9, "expect all below 1.9; an r_target of 1.3442 takes about one in a thousand"),
+    ],
+)
+def test_generating_says_what_to_expect_and_what_next(
+    poc: Poc,
+    settings: Settings,
+    answers: Callable[[str, Any], AnsweringWorker],
+    r_target: float,
+    says: str,
+) -> None:
+    """By the vocabulary of the workers' model; the status says it, too."""
+    with closing(Store(settings)) as store:
+        config = PoCConfig(block_hash="b", block_height=1, public_key="k", r_target=r_target)
+        store.rounds.init("c", InitRequest(config=config, round_id="r1"))
+        fields = {"state": "idle", "vocab_size": "1024"}
+        store.workers.heartbeat("w", {"fingerprint": "f"}, fields, [])
+    answers("PROGRESS", {"round_id": "r1"})
+    ran = poc("generate")
+    assert ran.out.startswith(f"generating in round r1: {says}\n")
+    assert "poc status --watch" in ran.out
+    assert "poc stop" in ran.out
+    assert says in " ".join(poc("status").out.split())
 
 
 @functional

@@ -512,6 +512,7 @@ class TestLoadEngine:
         ("engine", "message"),
         [
             ("vllm", "vLLM is not installed, and 0.26 up to, not including, 0.34 is supported; "),
+            ("magic", "there is no such engine; choose auto, vllm, transformers, or module:fac"),
             ("no_such_module:make", "can't import 'no_such_module'"),
             ("math:make", "'math' has no callable 'make'"),
         ],

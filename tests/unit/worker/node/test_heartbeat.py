@@ -342,3 +342,38 @@ class TestLeases:
             advance(20)
             heart.beat()
         assert pipeline.run_reserved() is not None
+
+
+class TestProgress:
+    """A worker's log shows now and then how it goes."""
+
+    def test_a_line_now_and_then_while_it_computes(
+        self,
+        pipeline: Pipeline,
+        engine: FakeEngine,
+        store: Store,
+        config: PoCConfig,
+        clock: Clock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Not more often, and with the round."""
+        caplog.set_level("INFO")
+        heart = beating(pipeline, heartbeat_s=0.1)
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
+        pipeline.step()
+        said = []
+        for _ in range(4):
+            clock.now += heartbeat.REPORT_EVERY_S / 2
+            heart._report_progress()
+            said.append(caplog.text.count("round r1: "))
+        assert said == [1, 2, 2, 3]
+        assert "0.0 nonces/s here" in caplog.text
+
+    def test_an_idle_worker_is_silent(
+        self, pipeline: Pipeline, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        heart = beating(pipeline)
+        clock.now += 10 * heartbeat.REPORT_EVERY_S
+        heart._report_progress()
+        assert caplog.text == ""

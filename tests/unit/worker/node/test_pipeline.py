@@ -20,7 +20,7 @@ from shared.errors import (
     Quarantined,
     StoreUnavailable,
 )
-from shared.requests import ValidateRequest
+from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.store import Store
 from support import wait_until
@@ -263,6 +263,17 @@ class TestStep:
         assert not manager.pipeline.step()
         assert "4 nonces were computed in vain: the round is STOPPED" in caplog.text
         assert (manager.pipeline.computed, status(store).total_checked) == (4, 0)
+
+    def test_the_round_that_it_takes_part_in_is_said_once(
+        self, manager: PoCManager, config: PoCConfig, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """With what it is about."""
+        caplog.set_level("INFO")
+        manager.start_generate(GenerateRequest(config=config, round_id="r1"))
+        for _ in range(4):
+            manager.pipeline.step()
+        said = "takes part in round r1: block b10c at 7, r_target 1.4, batches of 4 x 256"
+        assert caplog.text.count("takes part in round") == caplog.text.count(said) == 1
 
     def test_it_counts_what_it_computed(self, manager: PoCManager, config: PoCConfig) -> None:
         """Since the start, in any round and none."""
