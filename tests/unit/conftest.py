@@ -1,11 +1,10 @@
-"""A store on fakeredis and on a real server, and a clock to move."""
+"""A store on an empty Redis, and a clock to move."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import fakeredis
 import pytest
 
 from shared.config import PoCConfig
@@ -17,14 +16,10 @@ from shared.store.keys import Keys
 NAMESPACE = "test"
 
 
-@pytest.fixture(params=["fakeredis", pytest.param("real", marks=pytest.mark.functional)])
-def redis(request: pytest.FixtureRequest) -> Iterator[Client]:
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Client]:
     """A client of an empty Redis, for a look behind the curtain."""
-    if request.param == "real":
-        url = request.getfixturevalue("redis_url")
-        client = connect(load_settings({}, redis_url=url))
-    else:
-        client = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
+    client = connect(load_settings({}, redis_url=redis_url))
     yield client
     client.close()
 

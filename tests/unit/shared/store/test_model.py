@@ -555,13 +555,8 @@ class NodeMachine(RuleBasedStateMachine):
         assert self.key_problems() == []
 
 
-#: The share of a profile's examples that each takes: fakeredis runs Lua far slower.
-SHARE = {"fakeredis": 0.05, "real": 1.0}
-
-
 @pytest.mark.timeout(3600)  # to find a failure's shortest history takes minutes
 def test_any_history_obeys_the_rules(
-    request: pytest.FixtureRequest,
     redis: Client,
     keys: Keys,
     new_store: Callable[..., Store],
@@ -569,11 +564,9 @@ def test_any_history_obeys_the_rules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Given the same history, the store and the model show the same after every step."""
-    share = SHARE[request.node.callspec.params["redis"]]
     run_state_machine_as_test(
         lambda: NodeMachine(redis, keys, new_store, key_problems, monkeypatch),
         settings=settings(
-            max_examples=max(1, round(settings().max_examples * share)),
             stateful_step_count=60,
             deadline=None,
             suppress_health_check=list(HealthCheck),

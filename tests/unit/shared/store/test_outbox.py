@@ -20,11 +20,6 @@ from support import wait_until
 #: The shortest lease there is. Senders' leases are kept by Redis itself: no test moves its clock.
 SOON = 0.5
 
-#: fakeredis has another error than Redis for a stream that is not there.
-only_real = pytest.mark.parametrize(
-    "redis", [pytest.param("real", marks=pytest.mark.functional)], indirect=True
-)
-
 
 @pytest.fixture
 def post(store: Store, config: PoCConfig) -> Callable[..., None]:
@@ -60,7 +55,6 @@ def counters(found: RoundStatus) -> tuple[int, int, int]:
     return (found.callbacks_pending, found.callbacks_delivered, found.callbacks_refused)
 
 
-@only_real
 def test_an_empty_outbox_gives_nothing(store: Store) -> None:
     """Also before anything was ever posted."""
     assert store.outbox.take_over("s", 10) == []
@@ -191,7 +185,6 @@ def test_renewing_what_was_settled_does_nothing(store: Store, post: Callable[...
     assert store.outbox.waiting() == 0
 
 
-@only_real
 def test_it_goes_on_after_redis_lost_everything(
     store: Store, redis: Client, config: PoCConfig, post: Callable[..., None]
 ) -> None:
@@ -217,7 +210,6 @@ STRAY: dict[str, dict[str, str]] = {
 }
 
 
-@only_real
 @pytest.mark.parametrize("name", STRAY)
 def test_what_is_no_callback_is_set_aside(
     name: str, store: Store, post: Callable[..., None], redis: Client, keys: Keys
