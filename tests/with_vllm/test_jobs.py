@@ -15,7 +15,8 @@ from small import settings_of
 
 from shared.errors import EngineDied, EngineError
 from worker.engines import JobCancelled
-from worker.engines.vllm.engine import VllmEngine, reserve_bytes
+from worker.engines.vllm.engine import VllmEngine
+from worker.engines.vllm.options import reserve_bytes
 
 pytestmark = [
     pytest.mark.vllm,

@@ -128,7 +128,7 @@ def test_a_gpu_with_a_build_for_a_cpu(model_dir: Path) -> None:
     assert "POC_GPU=0: the installed vLLM computes on the CPU" in refusal(model_dir, gpu="0")
 
 
-@pytest.mark.parametrize("device", ["cuda", "mps", "cuda:1"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_device_that_this_vllm_has_not(device: str, model_dir: Path) -> None:
     """The build for a CPU computes on a CPU."""
     assert f"POC_DEVICE={device}: " in refusal(model_dir, device=device)
