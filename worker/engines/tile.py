@@ -58,6 +58,7 @@ class Tiles:
             return self.size
         return min(self.size, self._max_tokens // job.seq_len)
 
+    @torch.inference_mode()
     def distances(
         self, job: Job, nonces: Sequence[int], forward: Forward, size: int
     ) -> Tensor | None:

@@ -1,8 +1,10 @@
-"""The transformers engine: a model's stock forward, on any device that torch knows.
+"""The transformers engine: a model's stock forward, on CUDA or the CPU.
 
 Jobs run one after another in the engine's own thread. The model computes exactly what
 `transformers` computes for it: nothing is fused, compiled or pruned but the logits of all positions
 save the last.
+
+Importing this module is cheap: torch and transformers come with the engine.
 """
 
 from __future__ import annotations
@@ -11,17 +13,17 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from shared.errors import EngineError
 from shared.settings import Settings
 from worker.engines import checkpoint
 from worker.engines.base import DEFAULT_TILE, EngineInfo, FuturePending, Job
 from worker.engines.checkpoint import first_line
-from worker.engines.tile import Tiles, cut, join, to_floats
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,14 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def load(settings: Settings) -> TransformersEngine:
     """The engine of `settings`. Raises `EngineError`."""
+    checkpoint.find(settings.model)  # before torch is imported, which takes seconds
+    try:
+        from worker.engines import tile, weights  # noqa: F401 - all that the engine needs
+    except ImportError as error:
+        raise EngineError(
+            f"the transformers engine can't be imported ({error}); pip install '.[cpu]' where "
+            "poc-worker's source is"
+        ) from error
     return TransformersEngine(
         settings.model,
         dtype=settings.dtype,
@@ -63,10 +73,11 @@ class TransformersEngine:
         if dtype not in _DTYPES:
             raise EngineError(f"POC_DTYPE={dtype}: must be one of {', '.join(_DTYPES)}")
         directory = checkpoint.find(model)
+        from worker.engines import weights
+        from worker.engines.tile import Tiles
+
         target = _choose_device(device, gpu)
         config = checkpoint.read_config(directory, ARCHITECTURES, quantized=False)
-        from worker.engines import weights  # which needs transformers, and a doctor does not
-
         self._model = weights.load(directory, config, dtype, target)
         self._device = target
         self._tiles = Tiles(
@@ -126,6 +137,8 @@ class TransformersEngine:
 
     def _run(self, job: Job) -> list[float]:
         """Compute `job` in the engine's thread; whatever goes wrong becomes an `EngineError`."""
+        import torch
+
         started = time.perf_counter()
         try:
             return self._compute(job)
@@ -143,9 +156,10 @@ class TransformersEngine:
             torch.cuda.empty_cache()
         raise problem
 
-    @torch.inference_mode()
     def _compute(self, job: Job) -> list[float]:
         """One distance per nonce; all tiles are launched before the first result is awaited."""
+        from worker.engines.tile import cut, join, to_floats
+
         size = self._tiles.size_of(job)
         parts = []
         for nonces in cut(job.nonces, size):
@@ -165,6 +179,8 @@ def _choose_device(device: str, gpu: str | None) -> torch.device:
 
     A process that is pinned to a `gpu` takes that or none: it is the only one it sees.
     """
+    import torch
+
     if gpu is not None and (device == "cpu" or not torch.cuda.is_available()):
         why = "contradicts POC_DEVICE=cpu" if device == "cpu" else "torch sees no such GPU"
         raise EngineError(
@@ -190,6 +206,8 @@ def _choose_device(device: str, gpu: str | None) -> torch.device:
 
 
 def _describe(device: torch.device) -> str:
+    import torch
+
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)

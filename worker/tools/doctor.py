@@ -67,7 +67,6 @@ def examine(
         *_check_redis(settings),
         *_check_gpu(settings),
         *_check_engine(settings),
-        *_check_model(settings),
     ]
 
 
@@ -237,16 +236,21 @@ def _needs_gpu(settings: Settings) -> bool:
 
 
 def _check_engine(settings: Settings) -> Iterator[Finding]:
-    """What the engine says of itself, if it has something to say."""
+    """What the engine says of itself, if it has something to say, and whether it has a model."""
     try:
         name = engine_of(settings)
-        if name not in BUILT_IN or importlib.util.find_spec("torch") is None:
-            return  # an engine of one's own needs what it needs; torch was missed before
-        if examine := getattr(module_of(name), "examine", None):
+    except EngineError as error:
+        yield _refused("engine", str(error))
+        return
+    if name not in BUILT_IN:
+        return  # an engine of one's own needs what it needs
+    engine = module_of(name)
+    try:
+        if examine := getattr(engine, "examine", None):
             yield Finding(name, OK, examine(settings))
     except EngineError as error:
-        why = re.sub(r"^POC_ENGINE=\w+: (?!there)", "", str(error))
-        yield _refused(settings.engine, why)
+        yield _refused(name, str(error).removeprefix(f"POC_ENGINE={name}: "))
+    yield _check_model(settings, name, engine.ARCHITECTURES)
 
 
 def _refused(name: str, why: str) -> Finding:
@@ -255,24 +259,19 @@ def _refused(name: str, why: str) -> Finding:
     return Finding(name, FAIL, text, remedy)
 
 
-def _check_model(settings: Settings) -> Iterator[Finding]:
-    if ":" in settings.engine:
-        return  # an engine of one's own needs what it needs
+def _check_model(settings: Settings, engine: str, architectures: frozenset[str]) -> Finding:
     if not settings.model:
-        yield Finding("model", WARN, "POC_MODEL is not set, so no worker can start", REMEDY)
-        return
+        return Finding("model", WARN, "POC_MODEL is not set, so no worker can start", REMEDY)
     directory = Path(settings.model).expanduser()
-    if not directory.is_dir():
-        if names_a_path(settings.model):
-            yield Finding("model", FAIL, f"{settings.model}: there is no such directory", REMEDY)
-        else:
-            text = f"{settings.model} is no directory here: the worker will ask the hub for it"
-            yield Finding("model", WARN, text, "download it, to start without a network")
-        return
-    yield _check_checkpoint(settings, directory)
+    if directory.is_dir():
+        return _check_checkpoint(directory, engine, architectures)
+    if names_a_path(settings.model):
+        return Finding("model", FAIL, f"{settings.model}: there is no such directory", REMEDY)
+    text = f"{settings.model} is no directory here: the worker will ask the hub for it"
+    return Finding("model", WARN, text, "download it, to start without a network")
 
 
-def _check_checkpoint(settings: Settings, directory: Path) -> Finding:
+def _check_checkpoint(directory: Path, engine: str, architectures: frozenset[str]) -> Finding:
     try:
         kind = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -289,11 +288,6 @@ def _check_checkpoint(settings: Settings, directory: Path) -> Finding:
             f"{directory} ({kind}); no engine is installed",
             "pip install '.[cpu]' or '.[vllm]' where poc-worker's source is",
         )
-    try:
-        engine = engine_of(settings)
-        architectures = module_of(engine).ARCHITECTURES
-    except EngineError as error:
-        return _refused("model", str(error))
     if kind not in architectures:
         allowed = ", ".join(sorted(architectures))
         text = f"{directory}: the architecture {kind!r} is not supported by {engine}"

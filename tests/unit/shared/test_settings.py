@@ -94,7 +94,7 @@ def test_an_unknown_override_is_refused_too() -> None:
         ("POC_API_PORT", "70000", "less than or equal to 65535; the default is 8080"),
         ("POC_LEASE_S", "nan", "finite number"),
         ("POC_LEASE_S", "inf", "finite number"),
-        ("POC_DEVICE", "gpu", "auto, cpu or cuda"),
+        ("POC_DEVICE", "mps", "auto, cpu or cuda"),
         ("POC_NAMESPACE", "a b", "letters, digits"),
         ("POC_NAMESPACE", "a\n", "letters, digits"),
         ("POC_ENGINE", "two words", "auto, transformers, vllm"),

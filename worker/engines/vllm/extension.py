@@ -116,7 +116,6 @@ class _Device:
                 scratch[name] = shared[looks]
         return scratch
 
-    @torch.inference_mode()
     def launch(self, ticket: int, job: Job) -> bool:
         launched = _Launched(self._device)
         # The ranks of a group must do the same: one that halves alone waits for ever.

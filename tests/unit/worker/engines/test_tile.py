@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from math import inf, isnan, nan
+import gc
+import weakref
+from dataclasses import replace
+from math import inf, isfinite, isnan, nan
 
 import pytest
 import torch
@@ -50,11 +53,11 @@ def alone(nonce: int, *, strong_rng: bool = False) -> float:
 def test_a_nonce_has_its_own_distance_in_any_tile(
     wanted: list[int], size: int, strong_rng: bool
 ) -> None:
-    """However many others there are, and whatever a tile is filled up with."""
+    """To the last bit, however many others there are, and whatever a tile is filled up with."""
     one = job(*wanted, strong_rng=strong_rng)
     parts = [tiles().distances(one, each, forward, size) for each in cut(one.nonces, size)]
     expected = [alone(nonce, strong_rng=strong_rng) for nonce in wanted]
-    assert to_floats(join(parts)) == pytest.approx(expected, abs=1e-6)
+    assert to_floats(join(parts)) == expected
 
 
 @given(nonces, st.integers(1, 10))
@@ -70,6 +73,67 @@ def test_every_forward_has_the_same_shape(wanted: list[int], size: int) -> None:
         tiles().distances(job(), each, watched, size)
     assert set(seen) == {torch.Size([size, SEQ_LEN, HIDDEN])}
     assert len(seen) == -(-len(wanted) // size)
+
+
+def test_a_tile_is_filled_up_with_its_last_nonce() -> None:
+    """Inputs that a model can take, whatever it makes of nothing."""
+    seen: list[Tensor] = []
+
+    def watched(inputs: Tensor) -> Tensor:
+        seen.append(inputs.clone())
+        return forward(inputs)
+
+    tiles().distances(job(), [5, 6], watched, 4)
+    first, *others = seen[0]
+    assert not torch.equal(first, others[0])
+    assert all(torch.equal(each, others[0]) for each in others)
+
+
+@pytest.mark.parametrize("change", [{"block_hash": "other"}, {"public_key": "other"}])
+def test_block_and_key_move_every_distance(change: dict[str, str]) -> None:
+    """Nobody can use what was computed for another."""
+    ours, theirs = (
+        to_floats(tiles().distances(each, [1, 2, 3], forward, 4))
+        for each in (job(), replace(job(), **change))
+    )
+    assert not set(ours) & set(theirs)
+
+
+def test_what_a_forward_raises_is_not_hidden() -> None:
+    """The engine knows what it means."""
+
+    def fail(_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError, match="9 GiB"):
+        tiles().distances(job(), [1], fail, 4)
+
+
+def test_nothing_keeps_a_forward_that_is_done() -> None:
+    """It holds the weights, which must go without waiting for a collection of cycles."""
+
+    class Weights:
+        def __call__(self, inputs: Tensor) -> Tensor:
+            return forward(inputs)
+
+    gc.disable()
+    try:
+        mine, model = tiles(), Weights()
+        mine.distances(job(), [1], model, 4)
+        gone = [weakref.ref(mine), weakref.ref(model)]
+        del mine, model
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+@given(st.lists(st.floats(width=32)))
+def test_numbers_leave_the_device_as_they_are(values: list[float]) -> None:
+    """All that is not finite as NaN, which the manager counts as failed."""
+    found = to_floats(torch.tensor(values, dtype=torch.float32))
+    assert [value if isfinite(value) else None for value in values] == [
+        None if isnan(value) else value for value in found
+    ]
 
 
 @given(nonces, st.integers(1, 10))

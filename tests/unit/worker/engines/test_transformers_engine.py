@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shared.errors import EngineError
-from shared.settings import load_settings
 from worker import gpu_random
-from worker.engines import Job, JobCancelled, load_engine
+from worker.engines import Job, JobCancelled
 from worker.engines.checkpoint import INDEX, fingerprint
 from worker.engines.transformers_engine import ARCHITECTURES, TransformersEngine
 from worker.tools.make_model import make_model
@@ -492,46 +491,3 @@ class TestJobs:
         assert len(running.result()) == 1
         with pytest.raises(JobCancelled):
             queued.result()
-
-
-class TestLoadEngine:
-    """The settings pick the engine."""
-
-    def test_auto_is_transformers(self, checkpoint: Callable[[str], Path]) -> None:
-        settings = load_settings({}, model=str(checkpoint("qwen3")), device="cpu", tile=2)
-        engine = load_engine(settings)
-        assert engine.info.profile["tile"] == "2"
-        engine.close()
-
-    def test_what_only_vllm_knows_is_not_ignored(self, checkpoint: Callable[[str], Path]) -> None:
-        settings = load_settings({}, model=str(checkpoint("qwen3")), device="cpu", serve_port="0")
-        with pytest.raises(EngineError, match="POC_SERVE_PORT: only for vllm; unset"):
-            load_engine(settings)
-
-    @pytest.mark.parametrize(
-        ("engine", "message"),
-        [
-            ("vllm", "vLLM is not installed, and 0.26 up to, not including, 0.34 is supported; "),
-            ("magic", "there is no such engine; choose auto, vllm, transformers, or module:fac"),
-            ("no_such_module:make", "can't import 'no_such_module'"),
-            ("math:make", "'math' has no callable 'make'"),
-        ],
-    )
-    def test_an_engine_that_is_not_there(self, engine: str, message: str) -> None:
-        with pytest.raises(EngineError, match=message):
-            load_engine(load_settings({}, engine=engine))
-
-    def test_a_factory_of_ones_own_gets_the_settings(self) -> None:
-        settings = load_settings({}, engine="fake_engine:load", model="fake?weights=mine")
-        assert load_engine(settings).info.fingerprint == "fingerprint-of-mine"
-
-    @pytest.mark.parametrize(
-        ("engine", "message"),
-        [
-            ("builtins:id", "it gave a int, not an engine, which has info, busy_seconds, submit, "),
-            ("os:getcwd", "it can't be called with the settings"),
-        ],
-    )
-    def test_a_factory_that_is_none(self, engine: str, message: str) -> None:
-        with pytest.raises(EngineError, match=message):
-            load_engine(load_settings({}, engine=engine))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,33 @@ def test_weights_that_are_not_one_models(tmp_path: Path) -> None:
     assert finding.level == FAIL
     assert "holds other.safetensors beside its weights" in finding.text
     assert finding.remedy == "move away what is not the model's"
+
+
+def test_an_engine_that_nobody_knows_is_told_with_those_there_are() -> None:
+    """Once: what depends on the engine can't be looked at then; the rest still is."""
+    found = findings(NOWHERE | {"POC_ENGINE": "magic", "POC_MODEL": "/no/such/place"})
+    assert (found["engine"].level, "model" in found) == (FAIL, False)
+    assert found["engine"].text == "POC_ENGINE=magic: there is no such engine"
+    assert "transformers" in found["engine"].remedy
+    assert {"redis", "gpu"} <= found.keys()
+
+
+def test_vllm_that_auto_takes_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a GPU, and a vLLM that is too old."""
+    monkeypatch.setattr("worker.engines.vllm.engine.fits", lambda _: True)
+    monkeypatch.setattr("worker.engines.vllm.options.installed", lambda: ("vllm", "0.11.0"))
+    finding = findings(NOWHERE)["vllm"]
+    assert finding.level == FAIL
+    assert finding.text.startswith("vLLM 0.11.0 is not supported")
+
+
+def test_without_torch_the_engine_is_still_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment of a controller, where vLLM was asked for."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("worker.engines.vllm.options.installed", lambda: None)
+    found = findings(NOWHERE | {"POC_ENGINE": "vllm"})
+    assert "torch is not installed" in found["gpu"].text
+    assert "vLLM is not installed" in found["vllm"].text
 
 
 def test_vllm_does_not_matter_to_another_engine() -> None:
