@@ -26,6 +26,7 @@ from worker.engines.vllm.options import (
 )
 from worker.engines.vllm.owner import Owner
 
+#: With a mixture of experts, whose distances do not depend on the other nonces of a tile here.
 ARCHITECTURES = checkpoint.DENSE | {"qwen3_moe"}
 
 
