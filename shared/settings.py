@@ -404,3 +404,17 @@ def _sentence(error: ErrorDetails) -> str:
         wrong += "" if field.default is None else f"; the default is {field.default}"
     shown = "" if name in HIDDEN else f"={error['input']!r}"
     return f"{_variable(name)}{shown}: {wrong}"
+
+
+def table() -> str:
+    """All settings as a Markdown table, as docs/settings.md has it."""
+    rows = ["| variable | default | what it is |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        shown = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        default = "" if field.default is None else f"`{shown}`"
+        rows.append(f"| `{_variable(name)}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())  # noqa: T201
