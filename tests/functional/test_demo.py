@@ -69,6 +69,9 @@ def test_the_demo_shows_a_round_and_leaves_nothing_running(tmp_path: Path) -> No
     assert len(children) >= 4, "a server, two workers and an API"
     assert not [child for child in children if child.is_running()]
     assert not list(tmp_path.glob("poc-*"))
+    ending, after = said.split("ending what was started")[0], said.split("what next")[1]
+    assert "what next" not in ending, "the prompt comes with it"
+    assert "poc generate --block-hash" in after
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

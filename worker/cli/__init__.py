@@ -93,6 +93,8 @@ def main() -> None:
         except ValidationError as error:  # of a config that a command made of its options
             raise InvalidRequest(explain(error)) from None
     except PoCError as error:
-        line = f"[bold red]error:[/] {escape(str(error))}{_HINTS.get(type(error), '')}"
+        hint = _HINTS.get(type(error), "")
+        text = str(error).rstrip(".") if hint else str(error)
+        line = f"[bold red]error:[/] {escape(text)}{hint}"
         Console(stderr=True).print(line, soft_wrap=True, highlight=False)
         sys.exit(2 if isinstance(error, ConfigError | InvalidRequest) else 1)

@@ -39,9 +39,9 @@ CONFIG_HELP = {
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Timeout = Annotated[
-    float, typer.Option(min=0.1, help="Seconds that a worker has to answer.", show_default=True)
+    float,
+    typer.Option(min=0.1, metavar="<seconds>", help="How long a worker has to answer."),
 ]
-RoundId = Annotated[str | None, typer.Option(help="Refused unless this is the current round.")]
 NewRoundId = Annotated[
     str | None, typer.Option(help="Id of the new round; or of the current one, without a config.")
 ]

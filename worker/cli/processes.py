@@ -100,7 +100,9 @@ def callbacks(settings: Settings) -> None:
 
 
 def demo(
-    seconds: Annotated[float, typer.Option(min=1, help="How long to generate.")] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, metavar="<seconds>", help="How long to generate.")
+    ] = 20.0,
 ) -> None:
     """Run a whole round on this machine: server, model, worker, API and callbacks.
 
@@ -149,19 +151,20 @@ def make_model(
     """
     from worker.tools.make_model import make_model as make
 
-    made = make(
-        path,
-        hidden_size=hidden_size,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate_size=intermediate_size,
-        vocab_size=vocab_size,
-        max_seq_len=max_seq_len,
-        seed=seed,
-        dtype=dtype,
-    )
+    with show.news.status("loading torch, making the model"):
+        made = make(
+            path,
+            hidden_size=hidden_size,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate_size=intermediate_size,
+            vocab_size=vocab_size,
+            max_seq_len=max_seq_len,
+            seed=seed,
+            dtype=dtype,
+        )
     show.out.print(f"made {made}. Use it: poc worker --model {made}", soft_wrap=True)
 
 
@@ -169,9 +172,15 @@ def bench(
     model: Annotated[
         str | None, typer.Option(help="Directory or hub id; a small random model unless given.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Nonces in one batch.")] = 32,
-    seq_len: Annotated[int, typer.Option(min=1, help="Positions of one forward.")] = 256,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 10.0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="<int>", help="Nonces in one batch.")
+    ] = 32,
+    seq_len: Annotated[
+        int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")
+    ] = 256,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="<seconds>", help="How long to measure.")
+    ] = 10.0,
     as_json: Json = False,
 ) -> None:
     """Measure how many nonces a second this machine computes.

