@@ -1,4 +1,4 @@
-"""What the README tells its readers to type works as it stands."""
+"""What README and protocol.md tell their readers to type works as it stands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from support import clean_environment, wait_until
 pytestmark = pytest.mark.functional
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, PROTOCOL = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/protocol.md")
+)
 
 #: For machines without redis-cli, and outside the environment: the same words, sent by redis-py.
 #: One reply a line: text as it is, as the shell needs it, and all else as JSON.
@@ -34,9 +36,9 @@ poc() { "$PYTHON" -m worker.cli "$@"; }
 """
 
 
-def block(language: str, word: str) -> str:
-    """The README's only code block of that language with that word in it, for our namespace."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def block(page: str, language: str, word: str) -> str:
+    """The page's only code block of that language with that word in it, for our namespace."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
     (found,) = (each for each in blocks if word in each)
     return re.sub(r"\bpoc([.:])default\b", r"poc\1test", found)
 
@@ -58,7 +60,7 @@ def run(command: list[str], settings: Settings) -> str:
 def test_the_message_pushed_by_hand(settings: Settings, store: Store, start_worker: Any) -> None:
     """Pushed as it is shown, it is carried out, and its key says so."""
     start_worker("w0", seconds=0.02)
-    script = block("sh", "LPUSH") + "\necho id=$id"
+    script = block(PROTOCOL, "sh", "LPUSH") + "\necho id=$id"
     printed, _, task = run(["bash", "-euc", REDIS_CLI + script], settings).rpartition("id=")
     assert '"PROGRESS"' in printed
     assert store.status().total_checked > 0
@@ -68,18 +70,26 @@ def test_the_message_pushed_by_hand(settings: Settings, store: Store, start_work
     )
 
 
+def test_the_short_message_of_the_readme(settings: Settings, start_worker: Any) -> None:
+    """A stop, and its answer a second later."""
+    start_worker("w0", seconds=0.02)
+    printed = run(["bash", "-euc", REDIS_CLI + block(README, "sh", "LPUSH")], settings)
+    assert '"SUCCESS"' in printed
+    assert '"STOPPED"' in printed
+
+
 def test_the_commands_that_read(
     settings: Settings, store: Store, client: Any, start_worker: Any
 ) -> None:
     """Given a round that holds the nonce they ask for, then each of them gives what it says."""
-    # The first nonce of this node is the one in the README, and every nonce is valid.
+    # The first nonce of this node is the one on the page, and every nonce is valid.
     config = ALL_VALID.model_copy(update={"node_id": 4711, "node_count": 4712})
     start_worker("w0", seconds=0.02)
     client.generate(config)
     wait_until(lambda: store.status().total_valid, description="a valid nonce")
     stopped = client.stop()
 
-    printed = run(["bash", "-euc", REDIS_CLI + block("sh", "HSCAN")], settings)
+    printed = run(["bash", "-euc", REDIS_CLI + block(PROTOCOL, "sh", "HSCAN")], settings)
     status, total_valid, distance, scanned = printed.splitlines()
     fields = json.loads(status)
     assert (fields["state"], fields["round_id"]) == ("STOPPED", stopped.round_id)
@@ -95,7 +105,7 @@ def test_the_commands_that_read(
 def test_the_example_in_python(settings: Settings, store: Store, start_worker: Any) -> None:
     """It runs to its end and judges its own nonces honest."""
     start_worker("w0", seconds=0.02)
-    example = block("python", "PoCClient").replace("time.sleep(3)", "time.sleep(0.5)")
+    example = block(README, "python", "PoCClient").replace("time.sleep(3)", "time.sleep(0.5)")
     counts, verdict = run([sys.executable, "-c", example], settings).splitlines()
     assert int(counts.split()[0]) > 0
     assert verdict.split() == ["0", "1.0", "False"]

@@ -1,52 +1,99 @@
-"""What the README says is true today."""
+"""What the pages say is true today, and said in a way that can be read."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
 from shared.api import create_app
-from shared.settings import PREFIX, Settings, load_settings
+from shared.settings import load_settings, table
 from worker.cli import app
 from worker.node import node
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 #: Tests that a page names at least: else they are named in a way that nobody looks for.
 NAMED = {"security.md": 40, "reliability.md": 30, "numerics.md": 5}
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+#: The longest README, the widest line and the longest sentence of prose.
+LINES, COLUMNS, WORDS = 130, 100, 28
+
+CODE = re.compile(r"```\w*\n.*?```", re.DOTALL)
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", "\n".join(TEXTS.values()), re.DOTALL))
 POC_LINES = sorted(
-    set(re.findall(r"(?:^|[ =])poc ([a-z].*)$", SHELL, re.MULTILINE))
-    | set(re.findall(r"`poc ([a-z-][^`]*)`", README))
+    set(re.findall(r"(?:^|[ =/])poc ([a-z].*)$", SHELL, re.MULTILINE))
+    | {line for text in TEXTS.values() for line in re.findall(r"`poc ([a-z-][^`]*)`", text)}
 )
 
-
-def settings_table() -> str:
-    """The README's table of settings."""
-    rows = ["| variable | default | what it is |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        shown = str(default).lower() if isinstance(default, bool) else str(default)
-        default = "" if field.default is None else f"`{shown}`"
-        rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
-    return "\n".join(rows)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def test_the_readme_has_every_setting() -> None:
-    """After a change: put this table between the markers."""
-    shown = README.partition("<!-- settings -->\n")[2].partition("\n<!-- end of settings")[0]
-    assert shown == settings_table()
+def prose(text: str) -> Iterator[str]:
+    """The lines that are neither code, nor of a table, nor a heading."""
+    for line in CODE.sub("", text).splitlines():
+        if line.strip() and not line.lstrip().startswith(("|", "#", "<!--", "```")):
+            yield line
+
+
+def between(text: str, marker: str) -> str:
+    """What stands between two markers."""
+    return text.partition(f"{marker} -->\n")[2].partition("\n<!-- end")[0]
+
+
+def test_the_readme_is_short() -> None:
+    """The rest has pages of its own, and the table leads to each of them."""
+    assert len(TEXTS["README.md"].splitlines()) <= LINES
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in TEXTS["README.md"]
+
+
+@pages
+def test_lines_are_as_wide_as_a_terminal(page: Path) -> None:
+    """Tables and code are as wide as they must be."""
+    assert [line for line in prose(TEXTS[page.name]) if len(line) > COLUMNS] == []
+
+
+@pages
+def test_sentences_are_short(page: Path) -> None:
+    """One thought each."""
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(_blocks(TEXTS[page.name])))
+    long = [
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.!?:;])\s+", " ".join(paragraph.split()))
+        if len(sentence.split()) > WORDS
+    ]
+    assert long == []
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """The page without code and tables; blank lines stay, which end a paragraph."""
+    for line in CODE.sub("\n", text).splitlines():
+        skip = line.lstrip().startswith(("|", "#", "<!--"))
+        yield "" if skip else line
+
+
+@pages
+def test_tests_are_named_in_tables_only(page: Path) -> None:
+    """A promise stands beside its proof; prose is for reading."""
+    named = re.compile(r"`(tests/\S+\.py)?::\w+")
+    assert [line for line in prose(TEXTS[page.name]) if named.search(line)] == []
+
+
+def test_the_page_of_settings_has_every_setting() -> None:
+    """After a change: put what `python -m shared.settings` prints between the markers."""
+    assert between(TEXTS["settings.md"], "<!-- settings: python -m shared.settings") == table()
 
 
 @pytest.mark.parametrize("line", POC_LINES)
-def test_every_command_in_the_readme_parses(line: str) -> None:
+def test_every_command_in_the_docs_parses(line: str) -> None:
     """A renamed command or option is noticed here."""
-    name, *args = shlex.split(line.partition(" > ")[0], comments=True)
+    name, *args = shlex.split(re.split(r" > | && | \|", line)[0], comments=True)
     group = get_command(app)
     commands = group.commands  # type: ignore[attr-defined]
     if not name.startswith("-"):
@@ -54,25 +101,37 @@ def test_every_command_in_the_readme_parses(line: str) -> None:
         commands[name].make_context(name, args, resilient_parsing=not args)
 
 
-def test_the_readme_has_every_route() -> None:
+def test_the_protocol_has_every_route() -> None:
     """The status API's routes, and no other."""
     served = set(create_app(load_settings({})).openapi()["paths"])
-    assert set(re.findall(r"\| `GET (\S+)` \|", README)) == served
+    assert set(re.findall(r"\| `GET (\S+)` \|", TEXTS["protocol.md"])) == served
 
 
-def test_the_readme_shows_the_diagram_of_the_code() -> None:
-    """One picture, in the README and in the file that is the architecture."""
-    shown = re.search(r"```text\n(.*?)```", README, re.DOTALL)
+def test_the_diagram_is_that_of_the_code() -> None:
+    """One picture, in the page and in the file that is the architecture."""
+    shown = re.search(r"```text\n(controller .*?)```", TEXTS["develop.md"], re.DOTALL)
     drawn = [line[4:] for line in (node.__doc__ or "").splitlines() if line.startswith("    ")]
     assert shown is not None
     assert shown[1].splitlines() == drawn
 
 
-@pytest.mark.parametrize("page", PAGES)
+def test_where_a_generate_goes_is_where_the_code_is() -> None:
+    """Each file and each name that the life of a generate passes is there."""
+    life = TEXTS["develop.md"].partition("## The life of one generate")[2].partition("## ")[0]
+    files = re.findall(r"`((?:shared|worker)/\S+?\.py|lua/\w+\.lua)`", life)
+    assert len(files) >= 12
+    code = ""
+    for file in files:
+        path = ROOT / ("shared/store/" if file.startswith("lua/") else "") / file
+        code += path.read_text(encoding="utf-8")
+    for name in re.findall(r"`([A-Za-z_]+(?:\.[a-z_]+)?)`", life):
+        assert re.search(rf"(def|class|function) {name.rpartition('.')[2]}\b", code), name
+
+
+@pages
 def test_links_lead_somewhere(page: Path) -> None:
     """The files that a page links to are there, and so are the headings in them."""
-    text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", text)
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", TEXTS[page.name])
     lost = []
     for path, heading in links:
         target = page.parent / path if path else page
@@ -87,11 +146,10 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in titles}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pages
 def test_each_test_that_proves_a_promise_is_there(page: Path) -> None:
     """`file` or `file::test`; `::test` is of the file that was named last."""
-    text = page.read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/\S+?\.py)?((?:::\w+)*)`", text)
+    named = re.findall(r"`(tests/\S+?\.py)?((?:::\w+)*)`", TEXTS[page.name])
     named = [each for each in named if any(each)]
     assert len(named) >= NAMED.get(page.name, 0)
     file = ""
