@@ -11,8 +11,8 @@ import logging
 from math import isfinite
 from typing import Any, Protocol
 
-# A verdict would load it, for a second, while somebody waits.
-import scipy.stats  # noqa: F401
+# A verdict would load it while somebody waits.
+import scipy.special  # noqa: F401
 
 from shared.data import ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, StoreUnavailable

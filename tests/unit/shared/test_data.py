@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from scipy.stats import binomtest
 
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import MAX_PROOF_NONCES, PROBABILITY_MISMATCH, ProofBatch, ValidatedBatch
@@ -125,6 +126,16 @@ class TestVerdict:
         verdict = judge([0.5] * n, dist, p_mismatch=p)
         assert verdict.n_invalid == n_invalid
         assert verdict.probability_honest == pytest.approx(probability, rel=1e-12)
+
+    @pytest.mark.parametrize("p", [1e-9, PROBABILITY_MISMATCH, 0.05, 0.5, 0.99])
+    @pytest.mark.parametrize(
+        ("n", "n_invalid"), [(1, 1), (100, 0), (100, 3), (1000, 7), (1000, 999)]
+    )
+    def test_it_is_the_published_test_bit_for_bit(self, n: int, n_invalid: int, p: float) -> None:
+        """Which scipy has, in a module that is slow to load."""
+        dist = [1.5] * n_invalid + [0.5] * (n - n_invalid)
+        published = binomtest(n_invalid, n, p, alternative="greater").pvalue
+        assert judge([0.5] * n, dist, p_mismatch=p).probability_honest == published
 
     def test_fraud_is_strictly_below_the_threshold(self) -> None:
         """Given a probability of exactly 0.5."""
