@@ -38,6 +38,8 @@ class Terminal:
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
         self.pid, self._master = pty.fork()
         if self.pid == 0:
+            # Whoever runs the tests under nohup hands down that SIGHUP is ignored.
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             os.chdir(ROOT)
             os.execve(command[0], command, env)
         self.process = psutil.Process(self.pid)
@@ -71,8 +73,7 @@ def test_a_worker_ends_in_order_with_its_terminal(terminal: Terminal, store: Sto
     """It leaves, takes its own Redis along, and does not start itself anew in the background."""
     children = terminal.process.children(recursive=True)
     terminal.close()
-    _, status = os.waitpid(terminal.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert terminal.process.wait(timeout=30) == 0
     assert store.workers.listing() == []  # of a Redis of its own there is nothing left to ask
     assert_gone(children)
 
