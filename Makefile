@@ -20,7 +20,7 @@ SEED    ?= 1
 SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm test-gpu faults check lint audit format lock clean
+.PHONY: help install demo test test-fast test-vllm test-gpu faults check lint audit format lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -45,8 +45,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run a whole round here: server, worker, API, callbacks
 	@exec $(BIN)/poc demo
 
-test: $(STAMP) ## Run the tests
-	@exec $(BIN)/pytest
+# Each process of the tests has a Redis of its own; the tests of a file stay together, with the
+# worker that they share.
+test: $(STAMP) ## Run the tests, in two processes
+	@exec $(BIN)/pytest -n 2 --dist loadfile
+
+test-fast: $(STAMP) ## Run the unit tests that start no process but a Redis: for the inner loop
+	@exec $(BIN)/pytest -n 2 --dist loadfile -m "not functional and not slow" tests/unit
 
 test-vllm: $(VLLM_STAMP) ## Run the tests of the vLLM engine, with a vLLM for the CPU
 	@exec $(VLLM_VENV)/bin/pytest -m vllm tests/with_vllm

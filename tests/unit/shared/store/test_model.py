@@ -555,6 +555,7 @@ class NodeMachine(RuleBasedStateMachine):
         assert self.key_problems() == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)  # to find a failure's shortest history takes minutes
 def test_any_history_obeys_the_rules(
     redis: Client,
