@@ -35,7 +35,8 @@ def r_target_for(share: float, vocab_size: int) -> float:
     each other, is close to normal with a variance of 1 / vocab_size. Trained models spread more
     from block to block, so for them it is a first guess.
     """
-    return sqrt(2 - 2 * NormalDist().inv_cdf(1 - share) / sqrt(vocab_size))
+    # Of a handful of tokens even the least distance may be more common than that.
+    return sqrt(max(0.0, 2 - 2 * NormalDist().inv_cdf(1 - share) / sqrt(vocab_size)))
 
 
 def share_below(r_target: float, vocab_size: int) -> float:

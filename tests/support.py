@@ -20,14 +20,17 @@ T = TypeVar("T")
 
 
 def wait_until(
-    predicate: Callable[[], T], timeout: float = 10.0, description: str = "the condition"
+    predicate: Callable[[], T],
+    timeout: float = 10.0,
+    description: str = "the condition",
+    every: float = 0.01,
 ) -> T:
     """Poll `predicate` until it is true and return what it gave; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := predicate()):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout:g} s in vain for {description}")
-        time.sleep(0.01)
+        time.sleep(every)
     return value
 
 

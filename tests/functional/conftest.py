@@ -107,7 +107,8 @@ def shared_worker(
 ) -> Iterator[WorkerProcess]:
     """A worker that all tests of a module share: in it, let `settings` be `shared_settings`."""
     with _starting(shared_settings, tmp_path_factory.mktemp("shared")) as start:
-        yield start("shared", seconds=0.02)
+        # Celery says at DEBUG only when it is through with a task.
+        yield start("shared", seconds=0.02, POC_LOG_LEVEL="DEBUG")
 
 
 @contextlib.contextmanager

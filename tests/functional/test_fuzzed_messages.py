@@ -23,8 +23,8 @@ from raw import meta, push, raw_message
 from shared import errors
 from shared.config import MAX_NONCE
 from shared.settings import Settings
+from shared.store.dead_letters import KEEP_ITEMS
 from support import wait_until
-from worker.queue.transport import KEEP_ITEMS
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(3600)]
 

@@ -11,9 +11,6 @@ import logging
 from math import isfinite
 from typing import Any, Protocol
 
-# A verdict would load it while somebody waits.
-import scipy.special  # noqa: F401
-
 from shared.data import ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, StoreUnavailable
 from shared.store import ComputedValidation, Ending, Store, Subscription

@@ -28,7 +28,7 @@ from worker.queue.tickets import CeleryTickets
 
 log = logging.getLogger(__name__)
 
-#: What Celery says of a task that went well: our own lines say what it did.
+#: What Celery says of a task that went well, results and all: our own lines say what it did.
 _CELERYS_LINES = frozenset({trace.LOG_SUCCESS, trace.LOG_IGNORED})
 
 #: Exit status of a worker that could not start, of one that failed while it ran, and of one
@@ -114,7 +114,8 @@ def run_worker(settings: Settings) -> int:
     """Run a worker in this process until it is told to end; its exit status."""
     app = create_app(settings)
     take_no_more()
-    logging.getLogger(trace.__name__).addFilter(lambda line: line.msg not in _CELERYS_LINES)
+    if settings.log_level != "DEBUG":
+        logging.getLogger(trace.__name__).addFilter(lambda line: line.msg not in _CELERYS_LINES)
     worker = app.Worker(
         hostname=worker_name(settings),
         loglevel=settings.log_level,

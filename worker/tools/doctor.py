@@ -187,6 +187,8 @@ def _check_workers(settings: Settings, store: Store) -> Finding:
 
 
 def _check_gpu(settings: Settings) -> Iterator[Finding]:
+    if ":" in settings.engine and settings.gpu is None:
+        return  # an engine of one's own needs what it needs
     try:
         import torch
     except ImportError:

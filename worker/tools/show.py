@@ -45,11 +45,13 @@ def expectation(valid_below: float, workers: Sequence[WorkerStatus]) -> str:
     if not vocab_size:
         return ""
     share = share_below(valid_below, vocab_size)
-    better = f"; an r_target of {r_target_for(0.001, vocab_size):.4f} takes about one in a thousand"
-    if share < 1e-6:
-        return f"expect none below {valid_below:g}{better}"
-    if share > 0.999:
-        return f"expect all below {valid_below:g}{better}"
+    if share < 1e-6 or share > 0.999:
+        which = "none" if share < 0.5 else "all"
+        better = r_target_for(0.001, vocab_size)
+        return (
+            f"expect {which} below {valid_below:g}; an r_target of {better:.4f} takes about one in "
+            "a thousand"
+        )
     return f"expect about {share:.2g} of all" if share < 0.001 else f"expect about {share:.1%}"
 
 
