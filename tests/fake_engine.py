@@ -35,6 +35,7 @@ FAULTS = (
     "slightly wrong",  # in the last bit
     "nan",  # no distances
     "one short",  # a distance too few, by a defect
+    "one over",  # a distance too many
     "fail",  # no job can be computed
     "die",  # the engine is gone for good
 )
@@ -159,6 +160,8 @@ class FakeEngine:
                 return [math.nan for _ in dist]
             case "one short":
                 return dist[1:]
+            case "one over":
+                return [*dist, 0.0]
             case "fail":
                 raise EngineError("the fake device is broken")
         return dist

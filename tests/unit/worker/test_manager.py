@@ -22,6 +22,7 @@ from shared.errors import (
     RoundNotInitialized,
     StoreUnavailable,
 )
+from shared.receivers import Receivers
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.status import NodeStatus
 from shared.store import Store
@@ -87,6 +88,19 @@ class TestCommands:
         with pytest.raises(RoundInProgress, match=r"^Round already in progress$"):
             manager.init_round(config)
         assert manager.init_round(InitRequest(config=config, replace=True)).round_id != "r1"
+
+    @pytest.mark.parametrize("verb", ["init_round", "start_generate", "start_validate"])
+    def test_a_receiver_that_is_not_allowed_is_refused(
+        self, engine: FakeEngine, store: Store, config: PoCConfig, verb: str
+    ) -> None:
+        """Before anything is opened."""
+        manager = PoCManager(engine, store, receivers=Receivers.of("chain.example"))
+        theirs = config.model_copy(update={"callback_url": "http://elsewhere.example"})
+        with pytest.raises(
+            InvalidRequest, match=r"^callback_url: elsewhere\.example is not in POC_"
+        ):
+            getattr(manager, verb)(theirs)
+        assert store.status().round_id == ""
 
     @pytest.mark.parametrize("verb", ["start_generate", "start_validate"])
     def test_a_command_for_another_round_is_refused(

@@ -81,7 +81,9 @@ def test_an_entry_is_what_was_posted(store: Store, post: Callable[..., None]) ->
     assert 0 < entry.gives_up_at - time.monotonic() <= 61
 
 
-def test_settling_counts_once(store: Store, post: Callable[..., None]) -> None:
+def test_settling_counts_once(
+    store: Store, post: Callable[..., None], redis: Client, keys: Keys
+) -> None:
     """Given two senders that settle the same entry, the second changes nothing."""
     post("a")
     post("b")
@@ -90,6 +92,7 @@ def test_settling_counts_once(store: Store, post: Callable[..., None]) -> None:
     store.outbox.settle(delivered, error="late")
     store.outbox.settle(refused, error="410 Gone")
     assert store.outbox.waiting() == 0
+    assert redis.xpending(keys("outbox"), GROUP)["pending"] == 0
     assert store.outbox.body(delivered.id) is None
     for found in (status(store), status(store, "r1")):
         assert (counters(found), found.callback_error) == ((0, 1, 1), "410 Gone")

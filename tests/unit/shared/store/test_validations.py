@@ -107,7 +107,7 @@ def test_a_job_that_another_clerk_ends_meanwhile_is_whole_or_gone(
     assert seen is None or seen.dist == [0.1, 0.2]
 
 
-def test_a_chunk_counts_once(store: Store, config: PoCConfig) -> None:
+def test_a_chunk_counts_once(store: Store, config: PoCConfig, redis: Client, keys: Keys) -> None:
     store.validations.open(
         "j", ValidateRequest(batch=batch_of(config, 1, 2), config=in_chunks(config, 1))
     )
@@ -115,6 +115,20 @@ def test_a_chunk_counts_once(store: Store, config: PoCConfig) -> None:
     store.validations.commit(chunk, [0.1])
     assert store.validations.commit(chunk, [0.1]) == "its chunk was taken over"
     assert store.validations.progress() == {"j": {"done": 1, "total": 2}}
+    assert not redis.exists(keys("chunk_claims"), keys("chunk_leases"))
+
+
+def test_asking_again_renews_the_lease(
+    store: Store, config: PoCConfig, advance: Callable[[float], None]
+) -> None:
+    """Whoever asks, lives."""
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 1), config=in_chunks(config, 1))
+    )
+    for _ in range(3):
+        assert store.validations.claim("w", "t")
+        advance(20)
+    assert store.validations.claim("other", "u") is None
 
 
 def test_asking_again_with_a_token_gives_the_same_chunk(store: Store, config: PoCConfig) -> None:

@@ -82,6 +82,7 @@ def test_the_last_worker_to_leave_frees_the_model(store: Store, redis: Client, k
     store.workers.leave("a")
     with pytest.raises(ModelMismatch):
         beat(store, "c", "two")
+    assert not redis.exists(keys("worker", "a"))
     store.workers.leave("b")
     assert names(store) == []
     beat(store, "c", "two")

@@ -193,18 +193,19 @@ class TestStep:
         assert free(store, 2) == [0, 4]
 
     @pytest.mark.parametrize("job", ["batch", "chunk"])
-    def test_an_engine_that_gives_too_few_distances(
-        self, job: str, store: Store, config: PoCConfig, fault: Path
+    @pytest.mark.parametrize(("how", "gave"), [("one short", 3), ("one over", 5)])
+    def test_an_engine_that_gives_too_few_or_too_many_distances(
+        self, how: str, gave: int, job: str, store: Store, config: PoCConfig, fault: Path
     ) -> None:
         """It is a defect: nothing of the batch counts, and the batch is free for others."""
         manager = PoCManager(FakeEngine(fault=fault), store)
-        fault.write_text("one short")
+        fault.write_text(how)
         if job == "batch":
             manager.start_generate(config)
         else:
             manager.open_validation(ValidateRequest(batch=theirs(config, *range(4)), config=config))
         manager.pipeline.step()
-        with pytest.raises(ValueError, match="the engine gave 3 distances for 4 nonces"):
+        with pytest.raises(ValueError, match=f"the engine gave {gave} distances for 4 nonces"):
             manager.pipeline.step()
         manager.pipeline.drain()
         assert (manager.pipeline.tokens, manager.pipeline.computed) == ([], 0)
@@ -274,6 +275,17 @@ class TestStep:
             manager.pipeline.step()
         said = "takes part in round r1: block b10c at 7, r_target 1.4, batches of 4 x 256"
         assert caplog.text.count("takes part in round") == caplog.text.count(said) == 1
+
+    def test_a_distance_that_is_the_limit_is_not_valid(
+        self, manager: PoCManager, store: Store, config: PoCConfig
+    ) -> None:
+        """Strictly below."""
+        limit = distances(1)[0]
+        manager.start_generate(config.model_copy(update={"r_target": limit}))
+        while status(store).total_checked == 0:
+            manager.pipeline.step()
+        below = [n for n in range(4) if distances(n)[0] < limit]
+        assert status(store).valid_nonces == below
 
     def test_it_counts_what_it_computed(self, manager: PoCManager, config: PoCConfig) -> None:
         """Since the start, in any round and none."""
