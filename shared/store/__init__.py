@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
 
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
@@ -82,12 +81,10 @@ class Store:
             validation_callbacks=self.outbox.uncounted(),
         )
 
-    def broker_options(self) -> Mapping[str, Any]:
+    def broker_options(self) -> Mapping[str, str]:
         """What Celery's transport must be told: where it keeps what."""
-        noted = ("unacked", "unacked_index", "unacked_mutex")
-        return {f"{name}_key": self._keys(name) for name in noted} | {
-            "dead_letters": self.dead_letters.keep
-        }
+        names = ("unacked", "unacked_index", "unacked_mutex", "dead_letters")
+        return {f"{name}_key": self._keys(name) for name in names}
 
     def check_access(self, queue: str = "") -> None:
         """Have Redis say whether this user may do what a sender must, or a worker of `queue`.

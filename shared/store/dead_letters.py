@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from redis.client import NEVER_DECODE
 
-from shared.store.connection import redis_errors
+from shared.store.connection import Client, redis_errors
 from shared.store.context import Context
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,29 @@ KEEP_ITEMS, KEEP_BYTES = 100, 1 << 20
 KEEP_S = 7 * 86_400
 #: The bytes of an item that are logged.
 SHOW_BYTES = 200
+
+
+@contextmanager
+def keeping(redis: Client, key: str, item: bytes, place: str, why: object) -> Iterator[Any]:
+    """A transaction that keeps `item` in the list `key`; the caller adds what removes it elsewhere.
+
+    Raises `StoreUnavailable`.
+    """
+    log.error(
+        "kept %d bytes of %s that can't be read: %s; they begin with %r. Look at them with "
+        "LRANGE %s 0 -1 and mend what sends them",
+        len(item),
+        place,
+        why,
+        item[:SHOW_BYTES],
+        key,
+    )
+    with redis_errors(), redis.pipeline() as pipe:
+        yield pipe
+        pipe.lpush(key, item[:KEEP_BYTES])
+        pipe.ltrim(key, 0, KEEP_ITEMS - 1)
+        pipe.expire(key, KEEP_S)
+        pipe.execute()
 
 
 class DeadLetters:
@@ -37,31 +60,11 @@ class DeadLetters:
             )
         return item
 
-    def keep(self, item: bytes, place: str, why: object) -> None:
-        """Keep an `item` that has left its `place` already. Raises `StoreUnavailable`."""
-        with self.keeping(item, place, why):
-            pass
-
     def keep_from(self, queue: str, item: bytes, why: object) -> None:
         """Move `item` here out of the list `queue`."""
         with self.keeping(item, queue, why) as pipe:
             pipe.lrem(self._keys(queue), 1, item)
 
-    @contextmanager
-    def keeping(self, item: bytes, place: str, why: object) -> Iterator[Any]:
+    def keeping(self, item: bytes, place: str, why: object) -> AbstractContextManager[Any]:
         """A transaction that keeps `item`; the caller adds what takes it out of its `place`."""
-        log.error(
-            "kept %d bytes of %s that can't be read: %s; they begin with %r. Look at them with "
-            "LRANGE %s 0 -1 and mend what sends them",
-            len(item),
-            place,
-            why,
-            item[:SHOW_BYTES],
-            self._list,
-        )
-        with redis_errors(), self._redis.pipeline() as pipe:
-            yield pipe
-            pipe.lpush(self._list, item[:KEEP_BYTES])
-            pipe.ltrim(self._list, 0, KEEP_ITEMS - 1)
-            pipe.expire(self._list, KEEP_S)
-            pipe.execute()
+        return keeping(self._redis, self._list, item, place, why)

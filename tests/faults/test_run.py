@@ -34,7 +34,7 @@ def run(*options: str) -> tuple[int, dict[str, Any], str]:
 
 def test_a_minute_of_faults_loses_nothing() -> None:
     """Given every persistence, kills and other faults, then all invariants hold."""
-    status, report, said = run("--seconds", "60", "--seed", "1")
+    status, report, said = run("--seconds", "40", "--seed", "1")
     assert status == 0, said
     assert report["faults"]["worker killed"] > 0
     assert report["checks"]["a round is exact"] >= 4

@@ -23,7 +23,7 @@ DEMO = [sys.executable, "-m", "worker.cli", "demo"]
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[psutil.Process]:
-    """A demo that would go on for long, all of whose processes are up."""
+    """A demo that would go on for long, all of whose processes have begun."""
     with (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen(
             [*DEMO, "--seconds", "100"],
@@ -35,9 +35,10 @@ def demo(tmp_path: Path) -> Iterator[psutil.Process]:
         )
     try:
         wait_until(
-            lambda: process.poll() is not None or b"generating" in (tmp_path / "out").read_bytes(),
+            lambda: process.poll() is not None or len(_descendants(process.pid)) >= 4,
             timeout=120,
-            description="the demo to generate",
+            description="a server, two workers and an API",
+            every=0.2,
         )
         assert process.poll() is None, (tmp_path / "out").read_text()
         yield psutil.Process(process.pid)
@@ -104,7 +105,19 @@ def test_the_benchmark_of_a_model_that_is_not_there() -> None:
 
 def test_the_benchmark_prints_its_figures() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "bench", "--seconds", "1", "--seq-len", "8", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "worker.cli",
+            "bench",
+            "--seconds",
+            "0.2",
+            "--batch-size",
+            "4",
+            "--seq-len",
+            "8",
+            "--json",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -19,8 +19,6 @@ import kombu
 import pytest
 import redis
 
-from shared.settings import load_settings
-from shared.store import Store
 from support import wait_until
 from worker.children import end, spawn
 
@@ -30,19 +28,17 @@ ROOT = Path(__file__).parents[2]
 QUEUE = "poc.test"
 DEAD = "poc:test:dead_letters"
 TRANSPORT = "worker.queue.transport:Transport"
+OPTIONS = {"dead_letters_key": DEAD}
 
 APP = f"""
 import os
 from celery import Celery
-from shared.settings import load_settings
-from shared.store import Store
 
 url = os.environ["TEST_REDIS_URL"]
-store = Store(load_settings({{}}, redis_url=url, namespace="test"))
 app = Celery("t", broker=url, backend=url)
 app.conf.update(
     broker_transport={TRANSPORT!r},
-    broker_transport_options={{"dead_letters": store.dead_letters.keep}},
+    broker_transport_options={OPTIONS!r},
     task_default_queue={QUEUE!r},
     broker_connection_retry_on_startup=True,
     worker_disable_prefetch=True,
@@ -55,16 +51,9 @@ def add(a, b):
 """
 
 
-def options(url: str) -> dict[str, Any]:
-    """What the transport must be told."""
-    return {
-        "dead_letters": Store(load_settings({}, redis_url=url, namespace="test")).dead_letters.keep
-    }
-
-
 def connection(url: str) -> kombu.Connection:
     """By our transport."""
-    return kombu.Connection(url, transport=TRANSPORT, transport_options=options(url))
+    return kombu.Connection(url, transport=TRANSPORT, transport_options=OPTIONS)
 
 
 def envelope(**changes: Any) -> dict[str, Any]:
@@ -375,7 +364,7 @@ def test_control_commands_still_get_their_answers(
 ) -> None:
     """Answers are no tasks, and pass through lists as well: Flower and `inspect` need them."""
     app = celery.Celery("caller", broker=redis_server.url)
-    app.conf.update(broker_transport=TRANSPORT, broker_transport_options=options(redis_server.url))
+    app.conf.update(broker_transport=TRANSPORT, broker_transport_options=OPTIONS)
     with contextlib.closing(app):
         (answer,) = app.control.ping(timeout=5, limit=1)
     assert list(answer.values()) == [{"ok": "pong"}]

@@ -23,6 +23,7 @@ from kombu.transport import virtual
 from kombu.utils.json import loads
 
 from shared.errors import StoreUnavailable
+from shared.store.dead_letters import keeping
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +164,8 @@ class _QoS(stock.QoS):  # type: ignore[misc]
 class _KeepsBadItems:
     """The mixin for kombu's Redis channels; it holds the item that was popped last."""
 
-    #: What keeps a bad item: given it, where it was, and what is wrong with it. Set by the
-    #: transport option of the same name.
-    dead_letters: Callable[[bytes, str, str], None]
+    #: The list that bad items are kept in; set by the transport option of the same name.
+    dead_letters_key = "poc:dead_letters"
 
     Message = _Message
     QoS = _QoS
@@ -235,7 +235,11 @@ class _KeepsBadItems:
 
     def _set_aside(self, item: bytes, error: Exception) -> None:
         try:
-            self.dead_letters(item, "the queue", _sentence(error))
+            with (
+                self.conn_or_acquire() as client,  # type: ignore[attr-defined]
+                keeping(client, self.dead_letters_key, item, "the queue", _sentence(error)),
+            ):
+                pass
         except StoreUnavailable as trouble:
             # The log is the only place left. Celery itself finds out whether Redis is gone.
             log.error("could not keep it (%s); it was: %r", trouble, item[:LOG_BYTES])
@@ -258,7 +262,7 @@ class _KeepsBadItems:
 class Channel(_KeepsBadItems, stock.Channel):  # type: ignore[misc]
     """A channel to one Redis."""
 
-    from_transport_options = (*stock.Channel.from_transport_options, "dead_letters")
+    from_transport_options = (*stock.Channel.from_transport_options, "dead_letters_key")
 
 
 class Transport(stock.Transport):  # type: ignore[misc]
