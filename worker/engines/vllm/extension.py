@@ -46,16 +46,16 @@ class PoCWorkerExtension:
         self.poc_device = _Device(self, tile)
         return self.poc_device.facts
 
-    def poc_launch(self, ticket: int, job: dict[str, Any]) -> bool:
-        """Queue `job` (the fields of `Job`) under `ticket`; whether the device still computes.
+    def poc_launch(self, handle: int, job: dict[str, Any]) -> bool:
+        """Queue `job` (the fields of `Job`) under `handle`; whether the device still computes.
 
         Raises if the job could not be queued as a whole; then nothing is left of it.
         """
-        return self.poc_device.launch(ticket, Job(**job))
+        return self.poc_device.launch(handle, Job(**job))
 
-    def poc_collect(self, ticket: int) -> tuple[list[float], float]:
+    def poc_collect(self, handle: int) -> tuple[list[float], float]:
         """Wait for a job: its distances (empty on a rank without logits), its device seconds."""
-        return self.poc_device.collect(ticket)
+        return self.poc_device.collect(handle)
 
 
 class _Device:
@@ -116,7 +116,7 @@ class _Device:
                 scratch[name] = shared[looks]
         return scratch
 
-    def launch(self, ticket: int, job: Job) -> bool:
+    def launch(self, handle: int, job: Job) -> bool:
         launched = _Launched(self._device)
         # The ranks of a group must do the same: one that halves alone waits for ever.
         may_halve = self._alone and not job.whole_tiles
@@ -127,12 +127,12 @@ class _Device:
         except Exception as error:
             self._end_if_lost(error)
             raise
-        self._launched[ticket] = launched
+        self._launched[handle] = launched
         return launched.running
 
-    def collect(self, ticket: int) -> tuple[list[float], float]:
+    def collect(self, handle: int) -> tuple[list[float], float]:
         try:
-            return self._launched.pop(ticket).result()
+            return self._launched.pop(handle).result()
         except Exception as error:
             self._end_if_lost(error)
             raise

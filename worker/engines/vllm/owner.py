@@ -47,7 +47,7 @@ FIRST_JOB_S = 0.1
 class _Launched:
     """A job that the device has."""
 
-    ticket: int
+    handle: int
     future: Future[list[float]]
     #: Whether the device still computes: a CPU has already done it when the launch returns.
     running: bool
@@ -63,7 +63,7 @@ class Owner:
         self._listener, self._served_name = listener, served_name
         self.busy_seconds = 0.0
         self._job_seconds = FIRST_JOB_S
-        self._tickets = count()
+        self._handles = count()
         self._llm: Any = None
         self._queue: asyncio.Queue[tuple[Job, Future[list[float]]]] = asyncio.Queue()
         self._outstanding: set[Future[list[float]]] = set()
@@ -195,12 +195,12 @@ class Owner:
             return None
 
     async def _launch(self, job: Job, future: Future[list[float]]) -> _Launched | None:
-        ticket = next(self._tickets)
-        running = await self._attempt(future, "poc_launch", ticket, asdict(job))
-        return None if running is None else _Launched(ticket, future, running[0])
+        handle = next(self._handles)
+        running = await self._attempt(future, "poc_launch", handle, asdict(job))
+        return None if running is None else _Launched(handle, future, running[0])
 
     async def _collect(self, launched: _Launched) -> None:
-        answer = await self._attempt(launched.future, "poc_collect", launched.ticket)
+        answer = await self._attempt(launched.future, "poc_collect", launched.handle)
         if answer is not None:
             distances, self._job_seconds = answer[0]  # rank 0 has logits in any case
             self.busy_seconds += self._job_seconds
@@ -280,10 +280,10 @@ async def _server(llm: Any, name: str) -> Any:
 
     # What vLLM imports for it (model_hosting_container_standards) lets the whole process log errors
     # alone.
-    logs: list[logging.Logger | logging.Handler] = [logging.root, *logging.root.handlers]
-    levels = [each.level for each in logs]
+    loggers: list[logging.Logger | logging.Handler] = [logging.root, *logging.root.handlers]
+    levels = [each.level for each in loggers]
     app = await openai_app(llm, llm.model_config.model, name)
-    for each, level in zip(logs, levels, strict=True):
+    for each, level in zip(loggers, levels, strict=True):
         each.setLevel(level)
     return uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S)
