@@ -144,6 +144,11 @@ def _defect(*_: Any) -> None:
     raise TypeError("a defect")
 
 
+def two_batches(running: Running) -> bool:
+    """One batch computes and one waits. Before the device has begun it, a stop would cancel it."""
+    return len(running.node.pipeline.tokens) == 2 and bool(running.engine.jobs)
+
+
 class TestStart:
     """Everything is there when it returns, or nothing is."""
 
@@ -302,7 +307,7 @@ class TestStop:
         running.engine.gate.clear()
         running.start()
         store.rounds.generate("g", GenerateRequest(config=config))
-        wait_until(lambda: len(running.node.pipeline.tokens) == 2, description="two batches")
+        wait_until(lambda: two_batches(running), description="two batches")
         stopping = threading.Thread(target=running.node.stop)
         stopping.start()
         assert running.node.closing.wait(10)
@@ -330,7 +335,7 @@ class TestStop:
         running.engine.gate.clear()
         running.start()
         store.rounds.generate("g", GenerateRequest(config=config))
-        wait_until(lambda: len(running.node.pipeline.tokens) == 2, description="two batches")
+        wait_until(lambda: two_batches(running), description="two batches")
         stopping = threading.Thread(target=running.node.stop)
         stopping.start()
         time.sleep(4)
@@ -368,7 +373,7 @@ class TestStop:
         # On a busy machine the deadline may pass before this thread sees the batches: then they are
         # given back, and will not be seen any more.
         wait_until(
-            lambda: len(running.node.pipeline.tokens) == 2 or running.failures,
+            lambda: two_batches(running) or running.failures,
             description="two batches, or the end of their deadline",
         )
         running.node.stop()
@@ -387,7 +392,7 @@ class TestStop:
             running.start()
             running.engine.gate.clear()
             running.node.store.rounds.generate("g", GenerateRequest(config=config))
-            wait_until(lambda: len(running.node.pipeline.tokens) == 2, description="two batches")
+            wait_until(lambda: two_batches(running), description="two batches")
             server.kill()
             running.engine.gate.set()
             running.node.stop()
