@@ -50,7 +50,7 @@ class PoCCallbackSender:
 
     def _send(self, message: Message | None) -> str | None:
         async def once(message: Message) -> Answer:
-            async with client_for(self._settings) as client:
+            async with client_for(self._settings, MAX_REQUESTS) as client:
                 return await post(client, self._settings, message.url, message.key, message.body)
 
         if message is None:
@@ -78,7 +78,7 @@ class PoCCallbackSender:
                 loop.close()
 
     async def _serve(self, stop: threading.Event) -> None:
-        async with client_for(self._settings) as client:
+        async with client_for(self._settings, MAX_REQUESTS) as client:
             await Delivery(
                 self._store, self._name, self._settings, self._outage, client, stop
             ).serve()

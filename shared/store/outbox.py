@@ -120,7 +120,7 @@ class Outbox:
 
     def defer(self, entry: Entry, error: str) -> None:
         """Show in the status why an entry waits for another attempt; its delivery ends that."""
-        self._scripts.call("defer", round=entry.round, error=error)
+        self._scripts.call("defer", round=entry.round, entry=entry.id, error=error)
 
     def waiting(self) -> int:
         """How many callbacks are not settled."""

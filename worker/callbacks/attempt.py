@@ -21,8 +21,6 @@ from shared.settings import Settings
 from shared.signature import sign
 from worker.callbacks.guard import NotAllowed, guarded_transport
 
-#: Connections to receivers that are kept for the next message.
-KEPT_CONNECTIONS = 32
 #: The most seconds that a receiver may ask to be left alone.
 MAX_RETRY_AFTER_S = 300.0
 #: Bytes of the longest answer that is read at all; nobody looks at it.
@@ -69,11 +67,14 @@ def seconds_asked_for(retry_after: str | None) -> float:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
-def client_for(settings: Settings) -> httpx.AsyncClient:
-    """A client that goes only where `settings` allow, and nowhere but where it is told to."""
+def client_for(settings: Settings, keep_alive: int) -> httpx.AsyncClient:
+    """A client that goes only where `settings` allow, and nowhere but where it is told to.
+
+    It keeps up to `keep_alive` connections for the next message.
+    """
     return httpx.AsyncClient(
         timeout=None,  # noqa: S113 - `post` has a limit for the whole request
-        transport=guarded_transport(Receivers.of(settings.callback_allow), KEPT_CONNECTIONS),
+        transport=guarded_transport(Receivers.of(settings.callback_allow), keep_alive),
         follow_redirects=False,
         trust_env=False,  # no proxy, no .netrc: the config alone says where a callback goes
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),

@@ -34,6 +34,8 @@ class Heartbeat:
         # Rates look back over two beats, or two batches where those take longer: a batch counts
         # when it ends, so between two ends they would be nothing, and too much after them.
         self._samples = [self._sample()] * 2
+        # As of the last beat: asking for rates takes a sample.
+        self._rate, self._busy = 0.0, 0.0
 
     def turn(self) -> None:
         """Beat, say now and then how it goes, then wait for the next beat."""
@@ -46,15 +48,15 @@ class Heartbeat:
 
         Raises `ModelMismatch` that says what to do.
         """
-        rate, busy = self._rates()
+        self._rate, self._busy = self._rates()
         info = self._pipeline.engine.info
         fields = {
             "state": self._pipeline.state.lower(),
             "device": info.device,
             "model": info.model,
             "fingerprint": info.fingerprint,
-            "rate_per_second": f"{rate:.3f}",
-            "busy": f"{busy:.3f}",
+            "rate_per_second": f"{self._rate:.3f}",
+            "busy": f"{self._busy:.3f}",
             "computed": str(self._pipeline.computed),
             "started_at": f"{self._started_at:.3f}",
             "pid": str(os.getpid()),
@@ -88,12 +90,11 @@ class Heartbeat:
             self._report_at = now + REPORT_EVERY_S
         elif now >= self._report_at:
             self._report_at = now + REPORT_EVERY_S
-            rate, busy = self._rates()
             log.info(
                 "%s: %.1f nonces/s here, device busy %.0f%%, %d computed since the start",
                 working_on,
-                rate,
-                100 * busy,
+                self._rate,
+                100 * self._busy,
                 self._pipeline.computed,
             )
 

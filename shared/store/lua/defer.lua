@@ -1,7 +1,9 @@
--- Show why a callback waits for another attempt.
+-- Show why a callback waits for another attempt, unless another sender has settled it meanwhile.
+-- K reads: outbox
 -- K writes: status, callbacks, counted=round(round)
--- A: round, error
+-- A: round, entry, error
 
+if #redis.call('XRANGE', K.outbox, A.entry, A.entry) == 0 then return 0 end
 for _, key in ipairs(callback_counters(A.round)) do
   redis.call('HSET', key, 'callback_error', TRIED_AGAIN .. A.error)
 end

@@ -6,9 +6,10 @@ redis.call('XACK', K.outbox, A.group, A.entry)
 if redis.call('XDEL', K.outbox, A.entry) == 0 then return 0 end
 count_callback(A.round, 'pending', -1)
 count_callback(A.round, A.outcome, 1, A.error)
+if A.outcome ~= 'delivered' then return 1 end
 for _, key in ipairs(callback_counters(A.round)) do
   local error = redis.call('HGET', key, 'callback_error') or ''
-  if A.outcome == 'delivered' and string.sub(error, 1, #TRIED_AGAIN) == TRIED_AGAIN then
+  if string.sub(error, 1, #TRIED_AGAIN) == TRIED_AGAIN then
     redis.call('HSET', key, 'callback_error', '')
   end
 end

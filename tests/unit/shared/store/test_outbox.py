@@ -110,6 +110,8 @@ def test_what_is_tried_again_says_why_until_it_is_delivered(
         assert counters(found) == (1, 0, 0)
     store.outbox.settle(entry)
     assert status(store).callback_error == status(store, "r1").callback_error == ""
+    store.outbox.defer(entry, "late: another sender has delivered it")
+    assert status(store).callback_error == ""
 
 
 def test_a_delivery_hides_no_refusal(store: Store, post: Callable[..., None]) -> None:

@@ -83,7 +83,7 @@ def test_each_script_writes_what_its_head_says(redis_url: str) -> None:
 
 READING = {
     "ECHO", "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HMGET", "PUBLISH", "SISMEMBER",
-    "SMEMBERS", "TIME", "TYPE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE",
+    "SMEMBERS", "TIME", "TYPE", "XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE",
 }  # fmt: skip
 
 
