@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from shared.store import Store
 from shared.store.connection import Client
 from worker.manager import PoCManager
 from worker.node.pipeline import Pipeline
+from worker.outage import Outage
 
 
 @pytest.fixture
@@ -65,3 +67,15 @@ def away(redis: Client) -> Callable[[], AbstractContextManager[None]]:
             redis.connection_pool = there
 
     return away
+
+
+@pytest.fixture
+def outage() -> Outage:
+    """Of one process."""
+    return Outage()
+
+
+@pytest.fixture
+def closing() -> threading.Event:
+    """Set when the process is to end."""
+    return threading.Event()

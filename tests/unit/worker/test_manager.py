@@ -192,11 +192,7 @@ class TestShowing:
         assert manager.pipeline.state is PoCState.VALIDATING
 
     def test_the_claims_that_it_holds(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """Those that wait for `run_batch` count as well: the heartbeat keeps them all."""
         assert manager.pipeline.tokens == []
@@ -373,11 +369,7 @@ class TestRunBatch:
         assert status(store).total_checked == 8
 
     def test_a_failed_batch_is_given_back_when_redis_is_there_again(
-        self,
-        new_engine: Callable[..., FakeEngine],
-        store: Store,
-        config: PoCConfig,
-        away: Away,
+        self, new_engine: Callable[..., FakeEngine], store: Store, config: PoCConfig, away: Away
     ) -> None:
         """It is not lost between two troubles."""
         manager = PoCManager(new_engine(fail=1), store)

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from shared.errors import EngineError, StoreUnavailable
+from turns import Turns, levels
 from worker import outage as outage_module
 from worker.outage import Outage
 
@@ -16,37 +17,6 @@ GONE = StoreUnavailable("Redis: connection refused")
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outage_module, "RETRY_S", 0.001)
-
-
-@pytest.fixture
-def outage() -> Outage:
-    return Outage()
-
-
-@pytest.fixture
-def closing() -> threading.Event:
-    return threading.Event()
-
-
-class Turns:
-    """Does what the script says, one a turn, then sets `closing`; None is a turn that is done."""
-
-    def __init__(self, closing: threading.Event, *script: Exception | None) -> None:
-        self._closing, self._script = closing, list(script)
-        self.count = 0
-
-    def __call__(self) -> int:
-        self.count += 1
-        outcome = self._script.pop(0)
-        if not self._script:
-            self._closing.set()
-        if outcome:
-            raise outcome
-        return self.count
-
-
-def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.levelname for record in caplog.records]
 
 
 class TestOutage:

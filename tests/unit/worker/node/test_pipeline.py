@@ -14,12 +14,7 @@ import pytest
 from fake_engine import FakeEngine
 from fake_round import computed, distances, free, status, theirs, two_in_the_engine
 from shared.config import PoCConfig, PoCState
-from shared.errors import (
-    EngineDied,
-    EngineError,
-    Quarantined,
-    StoreUnavailable,
-)
+from shared.errors import EngineDied, EngineError, Quarantined, StoreUnavailable
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.store import Store
@@ -175,11 +170,7 @@ class TestStep:
         assert status(store).total_checked == 8
 
     def test_a_job_that_the_engine_does_not_take_fails_like_any_other(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """Given a closed engine, then what was claimed for it is given back."""
         manager.start_generate(config)
@@ -216,12 +207,7 @@ class TestStep:
             assert store.validations.claim("other", "t")
 
     def test_a_redis_that_goes_away_costs_no_batch(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
-        away: Away,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig, away: Away
     ) -> None:
         """Given none to commit to, then both batches stay, and count when it is there again."""
         manager.start_generate(config)
@@ -235,11 +221,7 @@ class TestStep:
         assert computed(engine) == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
     def test_without_redis_nothing_is_claimed(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        config: PoCConfig,
-        away: Away,
+        self, manager: PoCManager, engine: FakeEngine, config: PoCConfig, away: Away
     ) -> None:
         manager.start_generate(config)
         with away(), pytest.raises(StoreUnavailable):
@@ -250,11 +232,7 @@ class TestStep:
         assert computed(engine) == [(0, 1, 2, 3)]
 
     def test_what_is_refused_is_said(
-        self,
-        manager: PoCManager,
-        store: Store,
-        config: PoCConfig,
-        caplog: pytest.LogCaptureFixture,
+        self, manager: PoCManager, store: Store, config: PoCConfig, caplog: pytest.LogCaptureFixture
     ) -> None:
         """It was computed all the same, and the device was busy with it."""
         caplog.set_level("INFO")
@@ -303,11 +281,7 @@ class TestDropping:
     """A device is freed of what nobody wants, and emptied before the end."""
 
     def test_what_a_change_made_worthless_is_not_begun(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """Given a stop, then the running batch ends in vain and the waiting one never begins."""
         manager.start_generate(config)
@@ -321,11 +295,7 @@ class TestDropping:
         assert status(store).total_checked == 0
 
     def test_a_round_that_goes_on_at_once_begins_anew(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """Given stop and generate in one breath, then old claims are as worthless as after one."""
         manager.start_generate(config)
@@ -339,11 +309,7 @@ class TestDropping:
         assert sorted(computed(engine)[:3]) == [(0, 1, 2, 3), (0, 1, 2, 3), (4, 5, 6, 7)]
 
     def test_what_is_wanted_stays(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """News may be of something else."""
         manager.start_generate(config)
@@ -353,11 +319,7 @@ class TestDropping:
         assert status(store).total_checked == 8
 
     def test_validations_are_no_rounds_business(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """Whatever becomes of the round, they are computed."""
         manager.init_round(config)
@@ -372,11 +334,7 @@ class TestDropping:
         assert job.dist == distances(*range(8), key="them")
 
     def test_what_waits_is_dropped_before_the_end(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """What the device computes now is committed, the rest is free for others at once."""
         manager.start_generate(config)
@@ -389,11 +347,7 @@ class TestDropping:
         assert free(store, 2) == [4, 8]
 
     def test_draining_leaves_nothing_in_flight(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """Also of a validation."""
         manager.open_validation(ValidateRequest(batch=theirs(config, *range(8)), config=config))
@@ -429,12 +383,7 @@ class TestDropping:
         assert computed(engine) == [(0, 1, 2, 3)]
 
     def test_draining_goes_on_when_redis_is_there_again(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
-        away: Away,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig, away: Away
     ) -> None:
         """Given none, then it raises and holds on to all of it."""
         manager.start_generate(config)
@@ -620,12 +569,7 @@ class TestFunctionalCheck:
         assert status(store).total_failed == 0
 
     def test_a_worker_that_ends_checks_its_last_batch_as_well(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
-        fault: Path,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig, fault: Path
     ) -> None:
         engine.gate.clear()
         manager.start_generate(config)
@@ -639,11 +583,7 @@ class TestFunctionalCheck:
         assert status(store).total_failed == 0
 
     def test_nonces_without_a_distance_of_a_device_that_is_well(
-        self,
-        engine: FakeEngine,
-        manager: PoCManager,
-        store: Store,
-        config: PoCConfig,
+        self, engine: FakeEngine, manager: PoCManager, store: Store, config: PoCConfig
     ) -> None:
         """It was checked for each such batch, and they are failed."""
         engine.nan = 2
@@ -682,11 +622,7 @@ class TestAbandon:
     """For a worker that must go without its device."""
 
     def test_what_is_computed_is_to_blame(
-        self,
-        manager: PoCManager,
-        engine: FakeEngine,
-        store: Store,
-        config: PoCConfig,
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
     ) -> None:
         """Given one batch that runs and one that waits, then one attempt failed."""
         manager.start_generate(config)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shared.errors import EngineError, StoreUnavailable
+from turns import Turns, levels
 from worker.node import threads
 from worker.node.threads import Repeating
 from worker.outage import Outage
@@ -21,37 +22,6 @@ GONE = StoreUnavailable("Redis: connection refused")
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "RETRY_S", 0.001)
     monkeypatch.setattr(threads, "REST_S", 0.001)
-
-
-@pytest.fixture
-def outage() -> Outage:
-    return Outage()
-
-
-@pytest.fixture
-def closing() -> threading.Event:
-    return threading.Event()
-
-
-class Turns:
-    """Does what the script says, one a turn, then sets `closing`; None is a turn that is done."""
-
-    def __init__(self, closing: threading.Event, *script: Exception | None) -> None:
-        self._closing, self._script = closing, list(script)
-        self.count = 0
-
-    def __call__(self) -> int:
-        self.count += 1
-        outcome = self._script.pop(0)
-        if not self._script:
-            self._closing.set()
-        if outcome:
-            raise outcome
-        return self.count
-
-
-def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.levelname for record in caplog.records]
 
 
 class TestRepeating:
