@@ -21,7 +21,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     Json,
     SecretStr,
@@ -30,11 +32,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
 
 from shared.errors import ConfigError
 from shared.receivers import Receivers
@@ -121,18 +118,18 @@ def _receivers(text: str) -> str:
 _COMPOSE = re.compile(r"POC_(REDIS_[A-Z]+_PASSWORD|REDIS_PORT|MODELS_DIR|(FLOWER|DOCKER)_[A-Z]+)")
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What an operator can set. Field descriptions are what `poc doctor` and the docs show.
 
     Built by `load_settings`; the class alone takes only what it is given.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
+    model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
         hide_input_in_errors=True,
+        validate_default=True,
     )
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
@@ -152,7 +149,9 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(None, description="a model directory or hub id; no default")
     dtype: str = Field(
-        "auto", description="auto, float32, bfloat16 or float16", pattern=r"^(auto|b?float(16|32))$"
+        "auto",
+        description="auto, float32, bfloat16 or float16",
+        pattern=r"^(auto|float32|b?float16)$",
     )
     device: str = Field(
         "auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
@@ -271,18 +270,6 @@ class Settings(BaseSettings):
         description="debug, info, warning, error or critical",
         pattern=r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$",
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments are the only source, so that nothing depends on where a test runs."""
-        return (init_settings,)
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:

@@ -78,6 +78,11 @@ class RoundStatus(BaseModel):
     valid_distances: list[float] = Field(default_factory=list)
 
     @property
+    def valid_below(self) -> float:
+        """The distance that a nonce must stay below to be valid."""
+        return self.r_target - self.submit_margin
+
+    @property
     def title(self) -> str:
         """The round in a few words, for logs."""
         if not self.round_id:

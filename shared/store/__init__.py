@@ -100,7 +100,7 @@ class Store:
             # A script may do anything with the keys that are declared.
             self._redis.eval("return 0", len(keys), *keys)
             if queue:  # how Celery takes commands, from a list that is never there
-                self._redis.brpop([self._keys("unacked")], timeout=0.01)
+                self._redis.brpop([f"{self._keys.prefix}never"], timeout=0.01)
             pubsub.subscribe(*channels)
             for _ in channels:
                 pubsub.get_message(timeout=5)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shared.config import PoCConfig
+from shared.errors import RoundFailed
 from shared.store.connection import redis_errors
 from shared.store.context import Context
 
@@ -40,12 +41,22 @@ class CurrentRound:
                 return answer
 
     def read(self) -> tuple[str, PoCConfig | None]:
-        """Id and config of the current round; ("", None) before the first."""
+        """Id and config of the current round; ("", None) before the first.
+
+        Raises `RoundFailed` if Redis has lost the config of the current round.
+        """
+        looked_for = None
         with redis_errors():
             while round_id := self._redis.hget(self._keys("status"), "round_id"):
-                config = self._redis.hget(self._keys("run", round_id), "config")
-                # It is missing when the round was replaced and expired in between.
-                if config:
+                key = self._keys("run", round_id)
+                if config := self._redis.hget(key, "config"):
                     self._seen = round_id
                     return round_id, PoCConfig.model_validate_json(config)
+                # It may have been replaced, and have expired, in between.
+                if round_id == looked_for:
+                    raise RoundFailed(
+                        f"Redis has lost {key}, which holds the config of round {round_id}: open a "
+                        "new round, and see that maxmemory-policy is noeviction"
+                    )
+                looked_for = round_id
         return "", None

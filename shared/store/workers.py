@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+
+from pydantic import ValidationError
 
 from shared.status import Incident, WorkerStatus
 from shared.store.connection import redis_errors
@@ -90,10 +93,14 @@ class Workers:
             pipe.execute()
 
     def incidents(self, newest: int = SHOWN) -> list[Incident]:
-        """The `newest` workers that had to end, newest first."""
+        """The `newest` workers that had to end, newest first, but those that nobody can read."""
         with redis_errors():
             kept = self._redis.lrange(self._keys("incidents"), 0, newest - 1)
-        return [Incident.model_validate_json(each) for each in kept]
+        found = []
+        for each in kept:
+            with suppress(ValidationError):  # of another version, or a stray hand
+                found.append(Incident.model_validate_json(each))
+        return found
 
     def clock_skew(self) -> float:
         """Seconds that Redis' clock is ahead of this machine's."""

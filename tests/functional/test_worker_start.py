@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from shared.client import PoCClient
 from shared.settings import Settings
@@ -133,7 +134,7 @@ def test_a_wrong_setting(name: str, value: str, message: str, start_worker: Any)
 
 
 def test_celerys_own_command_line(settings: Settings, client: PoCClient, tmp_path: Path) -> None:
-    """`celery -A worker.queue.entry worker` is a whole worker, with settings from variables."""
+    """`celery -A worker.queue.entry worker` is a whole worker, no less guarded than ours."""
     log = tmp_path / "log"
     options = ["-P", "threads", "-n", "w0@test", "--without-gossip", "--without-mingle"]
     process = spawn(
@@ -162,6 +163,12 @@ def test_celerys_own_command_line(settings: Settings, client: PoCClient, tmp_pat
         wait_until(lambda: "w0@test ready." in log.read_text(), 30, "the worker to be ready")
         config = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.5}
         assert client.init(config).block_hash == "b"
+        url = settings.redis_url
+        with Celery("theirs", broker=url, backend=url, set_as_current=False) as theirs:
+            asked = theirs.control.add_consumer("poc.other", reply=True, timeout=2)
+            (queues,) = theirs.control.inspect(timeout=2).active_queues().values()
+        assert asked == []
+        assert [queue["name"] for queue in queues] == ["poc.test"]
     finally:
         assert end(process) == 0
     assert "Traceback" not in log.read_text()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from shared.config import PoCConfig
+from shared.errors import EngineError
 
 #: Sequences in one forward, by the kind of device, unless the settings say otherwise.
 DEFAULT_TILE = {"cpu": 8, "cuda": 32}
@@ -53,6 +54,17 @@ class EngineInfo:
     profile: dict[str, str] = field(default_factory=dict)
     #: Whether a nonce has the same bits each time that this engine computes it, in any batch.
     exact: bool = False
+
+    def check_length(self, seq_len: int, or_else: str = "") -> None:
+        """Raise `EngineError` for a `seq_len` that the model has no positions for.
+
+        Unchecked it would give numbers, but no meaningful ones.
+        """
+        if not 1 <= seq_len <= self.max_seq_len:
+            raise EngineError(
+                f"seq_len={seq_len}: {self.model} computes 1 to {self.max_seq_len} positions here; "
+                "choose a seq_len in that range" + (f", or {or_else}" if or_else else "")
+            )
 
 
 class JobCancelled(Exception):

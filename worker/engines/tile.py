@@ -23,6 +23,9 @@ from worker.engines.base import Job
 #: [tile, at least vocab_size]; None on a device that has no logits.
 Forward = Callable[[Tensor], Tensor | None]
 
+#: A job, some of its nonces and the size of their tile, to what `Tiles.distances` gives.
+Compute = Callable[[Job, Sequence[int], int], Tensor | None]
+
 #: Targets kept: a round's own, and those of the blocks that validators ask about.
 _TARGETS_KEPT = 8
 
@@ -57,6 +60,11 @@ class Tiles:
         if self._max_tokens is None:
             return self.size
         return min(self.size, self._max_tokens // job.seq_len)
+
+    def launch(self, job: Job, compute: Compute) -> Tensor | None:
+        """Distances of all nonces of `job`, on the device: what `compute` gives for each tile."""
+        size = self.size_of(job)
+        return join([compute(job, nonces, size) for nonces in cut(job.nonces, size)])
 
     @torch.inference_mode()
     def distances(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 #: A mixture of experts is none of them: how many rows an expert gets depends on the other nonces of
 #: a tile, which moves the last bits of a distance.
 ARCHITECTURES = checkpoint.DENSE
-
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load(settings: Settings) -> TransformersEngine:
@@ -70,8 +69,6 @@ class TransformersEngine:
         `dtype` auto is the checkpoint's own; `device` auto is cuda where there is one, else
         cpu. Raises `EngineError` that says what can't be loaded, why, and what to do.
         """
-        if dtype not in _DTYPES:
-            raise EngineError(f"POC_DTYPE={dtype}: must be one of {', '.join(_DTYPES)}")
         directory = checkpoint.find(model)
         from worker.engines import weights
         from worker.engines.tile import Tiles
@@ -114,14 +111,9 @@ class TransformersEngine:
     def submit(self, job: Job) -> FuturePending:
         """Queue `job` and return at once; the next queued job starts right after the last.
 
-        Raises `EngineError` for a `seq_len` that the model has no positions for (unchecked it
-        would give numbers, but no meaningful ones), and after `close`.
+        Raises `EngineError` for a `seq_len` that the model has no positions for, and after `close`.
         """
-        if not 1 <= job.seq_len <= self._info.max_seq_len:
-            raise EngineError(
-                f"seq_len={job.seq_len}: {self._info.model} computes 1 to "
-                f"{self._info.max_seq_len} positions; choose a seq_len in that range"
-            )
+        self._info.check_length(job.seq_len)
         try:
             return FuturePending(self._thread.submit(self._run, job))
         except RuntimeError:
@@ -158,15 +150,14 @@ class TransformersEngine:
 
     def _compute(self, job: Job) -> list[float]:
         """One distance per nonce; all tiles are launched before the first result is awaited."""
-        from worker.engines.tile import cut, join, to_floats
+        from worker.engines.tile import to_floats
 
-        size = self._tiles.size_of(job)
-        parts = []
-        for nonces in cut(job.nonces, size):
-            if self._closing.is_set():
-                raise EngineError("the engine was closed while it computed this job")
-            parts.append(self._tiles.distances(job, nonces, self._forward, size))
-        return to_floats(join(parts))
+        return to_floats(self._tiles.launch(job, self._compute_tile))
+
+    def _compute_tile(self, job: Job, nonces: Sequence[int], size: int) -> Tensor | None:
+        if self._closing.is_set():
+            raise EngineError("the engine was closed while it computed this job")
+        return self._tiles.distances(job, nonces, self._forward, size)
 
     def _forward(self, inputs: Tensor) -> Tensor:
         output = self._model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)

@@ -48,8 +48,8 @@ class TicketSink(Protocol):
 class Clerk:
     """`turn` is what a thread repeats."""
 
-    def __init__(self, store: Store, sink: TicketSink, news: Subscription) -> None:
-        self._store, self._sink, self._subscription = store, sink, news
+    def __init__(self, store: Store, sink: TicketSink, subscription: Subscription) -> None:
+        self._store, self._sink, self._subscription = store, sink, subscription
         self._reported: dict[str, tuple[dict[str, Any], str]] = {}
 
     def turn(self) -> None:

@@ -24,11 +24,11 @@ class GpuLoop:
     def __init__(
         self,
         pipeline: Pipeline,
-        news: Subscription,
+        subscription: Subscription,
         closing: threading.Event,
         watchdog: Watchdog,
     ) -> None:
-        self._pipeline, self._subscription, self._closing = pipeline, news, closing
+        self._pipeline, self._subscription, self._closing = pipeline, subscription, closing
         self._watchdog = watchdog
         self._news = threading.Event()
         self._rest_s = REST_S

@@ -9,8 +9,8 @@
                   PoCCallbackSender: outbox ────────────────────┘ ─▶ receivers
                   Watchdog: the loop moves, or the process ends
 
-The engine is loaded before the first task is taken. Every arrow into the store is one atomic
-script, so any of the threads, or the whole process, may be killed at any moment.
+The engine is loaded before the first task is taken. Every change of a round or a validation is one
+atomic script, so any of the threads, or the whole process, may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Node:
         heartbeat = Heartbeat(pipeline, self.settings, self._drained)
         beat = self.outage.until_answered(lambda: admitted(heartbeat.beat), self.closing)
         check.agree_with(beat)
-        news = self.store.subscribe("work")
-        self._loop = loop = GpuLoop(pipeline, news, self.closing, self._watchdog)
+        subscription = self.store.subscribe("work")
+        self._loop = loop = GpuLoop(pipeline, subscription, self.closing, self._watchdog)
         clerk = Clerk(self.store, sink, self.store.subscribe("verdicts", "endings"))
         self._worker = Repeating("loop", loop.turn, self.closing, self.outage, self._failed)
         self._heartbeat = Repeating(

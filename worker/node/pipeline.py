@@ -142,18 +142,16 @@ class Pipeline:
         Gives it with its distances; None outside GENERATING or if the commit was refused. Raises
         `EngineError` after it was given back.
         """
-        claim = self._reserved[0] if self._reserved else self.reserve()
-        if claim is None:
-            return None
-        try:
-            dist = self._collect(InFlight(claim, self._submit(claim)))
-        except EngineError as error:
-            self._give_back(claim, str(error))
+        if not self._in_flight:
+            claim = self._reserved[0] if self._reserved else self.reserve()
+            if claim is None:
+                return None
+            # In this order: a heartbeat finds it in one of the two.
+            self._in_flight = (InFlight(claim, self._submit(claim)),)
             self._reserved = self._reserved[1:]
-            raise
-        refused = self._commit_batch(claim, dist)
-        self._reserved = self._reserved[1:]
-        return None if refused else (claim, dist)
+        work = self._in_flight[0].work
+        dist = self._complete(self._in_flight[0])
+        return (work, dist) if isinstance(work, Claim) and dist is not None else None
 
     # What others see.
 
@@ -180,7 +178,8 @@ class Pipeline:
     @property
     def tokens(self) -> list[str]:
         """The claims that this worker holds, in the order that they are computed in."""
-        return [work.token for work in (*(each.work for each in self._in_flight), *self._reserved)]
+        reserved = self._reserved  # seen first, since from there a claim goes into flight
+        return [work.token for work in (*(each.work for each in self._in_flight), *reserved)]
 
     # Claim.
 
@@ -221,16 +220,20 @@ class Pipeline:
 
     # Collect, and commit or give back.
 
-    def _complete(self, one: InFlight) -> None:
-        """Collect and commit, or give back; without Redis it stays in flight."""
+    def _complete(self, one: InFlight) -> list[float] | None:
+        """Collect and commit, or give back; without Redis it stays in flight.
+
+        Gives the distances, or None if they did not count.
+        """
         try:
             dist = self._collect(one)
             if not all(map(isfinite, dist)):
                 self._examine()  # before any of it counts
-            self._commit(one.work, dist)
+            counted = self._commit(one.work, dist)
         except JobCancelled:
             self._give_back(one.work)
             self._forget(one)
+            return None
         except Quarantined:
             raise
         except EngineError as error:
@@ -245,8 +248,8 @@ class Pipeline:
             self._give_back(one.work, repr(error))
             self._forget(one)
             raise
-        else:
-            self._forget(one)
+        self._forget(one)
+        return dist if counted else None
 
     def _collect(self, one: InFlight) -> list[float]:
         """Wait for the distances. Raises what the engine does.
@@ -260,7 +263,8 @@ class Pipeline:
             raise ValueError(f"the engine gave {len(dist)} distances for {expected} nonces")
         return dist
 
-    def _commit(self, work: Work, dist: list[float]) -> None:
+    def _commit(self, work: Work, dist: list[float]) -> bool:
+        """Whether they counted."""
         if isinstance(work, Claim):
             refused = self._commit_batch(work, dist)
         else:
@@ -271,6 +275,7 @@ class Pipeline:
             log.info("%d nonces were computed in vain: %s", len(dist), refused)
         elif dist and self.check:
             self.check.committed(_range_of(work))
+        return not refused
 
     def _commit_batch(self, claim: Claim, dist: list[float]) -> str | None:
         """Count a batch; None, or why it did not count."""

@@ -90,6 +90,7 @@ def create_app(settings: Settings) -> Celery:
         **app.node.store.broker_options(),
     }
     app.control_cls = GuardedControl
+    take_no_more()
     app.signalled = threading.Event()
     # By nohup, say. Before Celery installs a handler of its own.
     app.outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -113,7 +114,6 @@ def create_app(settings: Settings) -> Celery:
 def run_worker(settings: Settings) -> int:
     """Run a worker in this process until it is told to end; its exit status."""
     app = create_app(settings)
-    take_no_more()
     if settings.log_level != "DEBUG":
         logging.getLogger(trace.__name__).addFilter(lambda line: line.msg not in _CELERYS_LINES)
     worker = app.Worker(

@@ -69,8 +69,8 @@ def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> Re
         "public key": status.public_key,
         "node": f"{status.node_id} of {status.node_count}",
         "checked": f"{status.total_checked:,}",
-        "valid": f"{status.total_valid:,}  (distance below {status.r_target:g})",
-        "": expectation(status.r_target - status.submit_margin, workers),
+        "valid": f"{status.total_valid:,}  (distance below {status.valid_below:g})",
+        "": expectation(status.valid_below, workers),
         "failed": f"{status.total_failed:,}" if status.total_failed else "",
         "rate": f"{status.rate_per_second:,.1f}/s, recently {status.recent_rate_per_second:,.1f}/s",
         "elapsed": f"{status.elapsed_seconds:,.1f} s ({status.generating_seconds:,.1f} generating)",
@@ -93,7 +93,7 @@ def generating(
     round_id: str, status: RoundStatus, workers: Sequence[WorkerStatus]
 ) -> RenderableType:
     """That a round generates, what to expect of it, and what to do next."""
-    expected = expectation(status.r_target - status.submit_margin, workers)
+    expected = expectation(status.valid_below, workers)
     of_all = f": {expected}" if expected else ""
     return Text(
         f"generating in round {round_id}{of_all}\n"

@@ -356,6 +356,18 @@ class TestRunBatch:
         assert manager.pipeline.tokens == []
         assert min(free(store, 2)) == 0
 
+    def test_a_defect_in_one_batch_holds_up_no_other(
+        self, new_engine: Callable[..., FakeEngine], store: Store, config: PoCConfig
+    ) -> None:
+        """It is given back and raised, as by the loop."""
+        manager = PoCManager(new_engine(memory=1), store)
+        manager.start_generate(config)
+        with pytest.raises(MemoryError):
+            manager.run_batch()
+        assert manager.pipeline.tokens == []
+        assert manager.run_batch().nonces == [0, 1, 2, 3]
+        assert manager.stats.total_checked == 4
+
     def test_a_redis_that_goes_away_costs_no_batch(
         self, manager: PoCManager, store: Store, config: PoCConfig, away: Away
     ) -> None:

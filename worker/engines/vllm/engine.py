@@ -126,12 +126,10 @@ class VllmEngine:
         Raises `EngineError` for a `seq_len` that the model has no positions for, and after
         `close`, and `EngineDied` once vLLM has ended.
         """
-        if not 1 <= job.seq_len <= self._info.max_seq_len:
-            raise EngineError(
-                f"seq_len={job.seq_len}: {self._info.model} computes 1 to "
-                f"{self._info.max_seq_len} positions here; choose a seq_len in that range, or "
-                "raise POC_MAX_MODEL_LEN, or max_num_batched_tokens in POC_VLLM_OPTIONS"
-            )
+        self._info.check_length(
+            job.seq_len,
+            or_else="raise POC_MAX_MODEL_LEN, or max_num_batched_tokens in POC_VLLM_OPTIONS",
+        )
         return FuturePending(self._owner.submit(job))
 
     def ensure_alive(self) -> None:

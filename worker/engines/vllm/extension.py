@@ -120,10 +120,9 @@ class _Device:
         launched = _Launched(self._device)
         # The ranks of a group must do the same: one that halves alone waits for ever.
         may_halve = self._alone and not job.whole_tiles
-        size = self._tiles.size_of(job)
         compute = self._compute_or_halve if may_halve else self._compute
         try:
-            launched.close(join([compute(job, nonces, size) for nonces in cut(job.nonces, size)]))
+            launched.close(self._tiles.launch(job, compute))
         except Exception as error:
             self._end_if_lost(error)
             raise

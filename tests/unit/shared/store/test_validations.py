@@ -11,7 +11,7 @@ import pytest
 
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
-from shared.errors import CouldNotCompute, RoundMismatch, RoundNotInitialized
+from shared.errors import CouldNotCompute, RoundFailed, RoundMismatch, RoundNotInitialized
 from shared.requests import GenerateRequest, InitRequest, ValidateRequest
 from shared.store import Chunk, ComputedValidation, Message, Store
 from shared.store.connection import Client
@@ -53,6 +53,16 @@ def test_a_batch_is_cut_into_chunks(store: Store, config: PoCConfig) -> None:
     }
     assert (chunks[0].batch, chunks[0].config) == (batch, config)
     assert store.validations.claim("w", "none left") is None
+
+
+def test_a_config_that_redis_has_lost_is_named(
+    store: Store, redis: Client, keys: Keys, config: PoCConfig
+) -> None:
+    """Given a server that evicts keys, then nobody looks for it without end."""
+    round_id = store.rounds.init("c", InitRequest(config=config)).round_id
+    redis.delete(keys("run", round_id))
+    with pytest.raises(RoundFailed, match=f"lost {keys('run', round_id)}.*noeviction"):
+        store.validations.open("j", ValidateRequest(batch=batch_of(config, 1)))
 
 
 def test_chunks_of_two_models_make_no_verdict(store: Store, config: PoCConfig) -> None:

@@ -166,6 +166,14 @@ class TestIncidents:
         assert store.workers.incidents() == [self.incident(number) for number in (2, 1, 0)]
         assert store.status().incidents == store.workers.incidents()
 
+    def test_one_that_nobody_can_read_hides_no_other(
+        self, store: Store, redis: Client, keys: Keys
+    ) -> None:
+        """Another version or a stray hand may have written it."""
+        store.workers.report(self.incident())
+        redis.lpush(keys("incidents"), "{}", "no JSON")
+        assert store.status().incidents == [self.incident()]
+
     def test_the_list_does_not_grow_without_end(
         self, store: Store, redis: Client, keys: Keys
     ) -> None:

@@ -393,10 +393,6 @@ class TestRefusals:
         with pytest.raises(EngineError, match="can't be used"):
             load(model_dir)
 
-    def test_a_dtype_that_is_none(self, model_dir: Path, load: LoadEngine) -> None:
-        with pytest.raises(EngineError, match="POC_DTYPE=int8: must be one of auto, float32"):
-            load(model_dir, dtype="int8")
-
     @pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99"])
     def test_a_device_that_is_not_there(
         self, device: str, model_dir: Path, load: LoadEngine
