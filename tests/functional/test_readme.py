@@ -28,9 +28,10 @@ README, PROTOCOL = (
 #: For machines without redis-cli, and outside the environment: the same words, sent by redis-py.
 #: One reply a line: text as it is, as the shell needs it, and all else as JSON.
 REDIS_CLI = """
-redis-cli() { "$PYTHON" -c 'import json, os, sys, redis
-client = redis.Redis.from_url(os.environ["POC_REDIS_URL"], decode_responses=True)
-reply = client.execute_command(*sys.argv[1:])
+redis-cli() { "$PYTHON" -c 'import json, sys, redis
+option, url, *words = sys.argv[1:]
+assert option == "-u", option
+reply = redis.Redis.from_url(url, decode_responses=True).execute_command(*words)
 print(reply if isinstance(reply, str) else json.dumps(reply))' "$@"; }
 poc() { "$PYTHON" -m worker.cli "$@"; }
 """
@@ -64,7 +65,7 @@ def test_the_message_pushed_by_hand(settings: Settings, store: Store, start_work
     printed, _, task = run(["bash", "-euc", REDIS_CLI + script], settings).rpartition("id=")
     assert '"PROGRESS"' in printed
     assert store.status().total_checked > 0
-    get = f"{REDIS_CLI}redis-cli GET celery-task-meta-{task}"
+    get = f'{REDIS_CLI}redis-cli -u "$POC_REDIS_URL" GET celery-task-meta-{task}'
     wait_until(
         lambda: '"SUCCESS"' in run(["bash", "-euc", get], settings), description="the ticket's end"
     )

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from typer.main import get_command
 
 from shared.api import create_app
+from shared.config import PoCConfig, PoCState
+from shared.data import ValidatedBatch
 from shared.settings import load_settings, table
+from shared.status import RoundStatus
+from transitions import RULES, Command
 from worker.cli import app
 from worker.node import node
 
@@ -23,6 +28,7 @@ NAMED = {"security.md": 40, "reliability.md": 30, "numerics.md": 5}
 #: The longest README, the widest line and the longest sentence of prose.
 LINES, COLUMNS, WORDS = 130, 100, 28
 
+NAME = re.compile(r"`(\w+)`")
 CODE = re.compile(r"```\w*\n.*?```", re.DOTALL)
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", "\n".join(TEXTS.values()), re.DOTALL))
 POC_LINES = sorted(
@@ -107,6 +113,47 @@ def test_the_protocol_has_every_route() -> None:
     assert set(re.findall(r"\| `GET (\S+)` \|", TEXTS["protocol.md"])) == served
 
 
+def cells(page: str, heading: str) -> list[list[str]]:
+    """The rows of the tables below a heading, without their heads."""
+    section = TEXTS[page].partition(f"{heading}\n")[2].partition("\n#")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "]
+    return rows[2:]
+
+
+@pytest.mark.parametrize(
+    ("heading", "model", "told_in_prose"),
+    [
+        ("### The config of a round", PoCConfig, set()),
+        ("### The status", RoundStatus, {"valid_nonces", "valid_distances"}),
+        (
+            "### The verdict",
+            ValidatedBatch,
+            {"public_key", "block_hash", "block_height", "node_id"}
+            | {"nonces", "received_dist", "dist"},
+        ),
+    ],
+)
+def test_the_protocol_has_every_field(
+    heading: str, model: type[BaseModel], told_in_prose: set[str]
+) -> None:
+    named = {name for row in cells("protocol.md", heading) for name in NAME.findall(row[0])}
+    assert named - {"url"} == set(model.model_fields) - told_in_prose
+
+
+def test_the_protocol_has_every_transition() -> None:
+    """The table of states is that of the scripts, which `transitions.RULES` specifies."""
+    told = {}
+    for first, *after in cells("protocol.md", "### States"):
+        state = None if first == "no round yet" else PoCState(first)
+        for command, cell in zip(("init", "generate", "validate", "stop"), after, strict=True):
+            outcome, _, replaced = cell.partition("; ")
+            told[state, Command(command)] = outcome
+            if command == "init":
+                told[state, Command.REPLACE] = replaced.removesuffix(" with `replace`") or outcome
+    ruled = {key: str(v) if isinstance(v, PoCState) else "refused" for key, v in RULES.items()}
+    assert told == ruled
+
+
 def test_the_diagram_is_that_of_the_code() -> None:
     """One picture, in the page and in the file that is the architecture."""
     shown = re.search(r"```text\n(controller .*?)```", TEXTS["develop.md"], re.DOTALL)
@@ -115,11 +162,12 @@ def test_the_diagram_is_that_of_the_code() -> None:
     assert shown[1].splitlines() == drawn
 
 
-def test_where_a_generate_goes_is_where_the_code_is() -> None:
-    """Each file and each name that the life of a generate passes is there."""
-    life = TEXTS["develop.md"].partition("## The life of one generate")[2].partition("## ")[0]
+@pytest.mark.parametrize(("what", "least"), [("generate", 12), ("validation", 5)])
+def test_where_a_command_goes_is_where_the_code_is(what: str, least: int) -> None:
+    """Each file and each name that its life passes is there."""
+    life = TEXTS["develop.md"].partition(f"## The life of one {what}")[2].partition("## ")[0]
     files = re.findall(r"`((?:shared|worker)/\S+?\.py|lua/\w+\.lua)`", life)
-    assert len(files) >= 12
+    assert len(files) >= least
     code = ""
     for file in files:
         path = ROOT / ("shared/store/" if file.startswith("lua/") else "") / file
