@@ -165,9 +165,8 @@ def test_celerys_own_command_line(settings: Settings, client: PoCClient, tmp_pat
         assert client.init(config).block_hash == "b"
         url = settings.redis_url
         with Celery("theirs", broker=url, backend=url, set_as_current=False) as theirs:
-            asked = theirs.control.add_consumer("poc.other", reply=True, timeout=2)
+            theirs.control.add_consumer("poc.other", reply=True, timeout=2)
             (queues,) = theirs.control.inspect(timeout=2).active_queues().values()
-        assert asked == []
         assert [queue["name"] for queue in queues] == ["poc.test"]
     finally:
         assert end(process) == 0
