@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from preloaded import Fork
 from shared.client import PoCClient
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from support import clean_environment, wait_until
-from worker.children import end, spawn
+from worker.children import end
 from worker.tools.embedded import EmbeddedRedis
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +26,7 @@ class WorkerProcess:
     """One `poc worker`."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: Fork
     log_path: Path
 
     @property
@@ -129,8 +128,7 @@ def _starting(settings: Settings, directory: Path) -> Iterator[StartWorker]:
         }
         env |= {k: str(v) for k, v in options.items() if k.startswith("POC_")}
         log_path = directory / f"{name}.log"
-        command = [sys.executable, "-m", "worker.cli", "worker"]
-        process = spawn(command, env=env, cwd=ROOT, log_path=log_path)
+        process = Fork(["worker"], env=env, cwd=ROOT, log_path=log_path)
         worker = WorkerProcess(f"{name}@test", process, log_path)
         started.append(worker)
         if wait:

@@ -369,19 +369,19 @@ def test_a_worker_that_may_not_consume_ends(
     assert "can't start: Redis refuses: No permissions to access a channel" in worker.log
 
 
-@pytest.mark.parametrize("who", ["a wrong password", "no password", "no such database"])
 @pytest.mark.parametrize(
-    ("command", "status"),
+    ("who", "command", "status"),
     [
-        (["api", "--api-port", "0"], 2),
-        (["callbacks"], 2),
-        (["status"], 1),
-        (["stop", "--timeout", "60"], 1),
+        ("a wrong password", ["api", "--api-port", "0"], 2),
+        ("no such database", ["callbacks"], 2),
+        ("no password", ["status"], 1),
+        ("a wrong password", ["stop", "--timeout", "60"], 1),
+        ("no such database", ["stop", "--timeout", "60"], 1),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda value: value[0] if isinstance(value, list) else str(value),
 )
 def test_whoever_redis_refuses_says_so_in_one_line(
-    command: list[str], status: int, who: str, port: int
+    who: str, command: list[str], status: int, port: int
 ) -> None:
     """At once: what begins ends with 2, since its settings are wrong, and a command with 1."""
     done = subprocess.run(
