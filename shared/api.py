@@ -21,7 +21,7 @@ import ipaddress
 import logging
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import uvicorn
@@ -277,7 +277,8 @@ def serve(settings: Settings) -> None:
             f"POC_API_HOST={settings.api_host}: everybody who reaches it could read the rounds; "
             "set POC_API_TOKENS, or POC_API_PUBLIC=true if that is meant"
         )
-    with closing(Store(settings)) as store, suppress(StoreUnavailable):  # it may come
+    store = Store(settings)
+    with suppress(StoreUnavailable):  # it may come
         admitted(store.workers.listing)
     try:
         listener = listen(settings.api_host, settings.api_port)
@@ -287,7 +288,7 @@ def serve(settings: Settings) -> None:
             f"({error.strerror}); choose another port or POC_API_HOST"
         ) from None
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, store),
         log_level=settings.log_level.lower(),
         access_log=settings.log_level == "DEBUG",  # pollers come every second
         limit_concurrency=MAX_CONNECTIONS,

@@ -210,9 +210,9 @@ class Settings(BaseModel):
         300.0,
         gt=0,
         le=86400,
-        description="seconds without progress until a worker counts as hung: its claims are free "
-        "for others and it ends; more than two batches take, since one waits behind another, and "
-        "more than a Redis that hangs holds up a step, which is 15 s",
+        description="seconds without progress after which a worker counts as hung: it frees its "
+        "claims and ends. Set it above the time of two batches, since one waits behind another, "
+        "and above the 15 s that a silent Redis may take",
     )
     load_deadline: float = Field(
         3600.0,

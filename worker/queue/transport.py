@@ -164,8 +164,8 @@ class _QoS(stock.QoS):  # type: ignore[misc]
 class _KeepsBadItems:
     """The mixin for kombu's Redis channels; it holds the item that was popped last."""
 
-    #: The list that bad items are kept in; set by the transport option of the same name.
-    dead_letters_key = "poc:dead_letters"
+    #: The list that bad items are kept in: the transport option of the same name.
+    dead_letters_key: str
 
     Message = _Message
     QoS = _QoS

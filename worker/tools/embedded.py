@@ -31,8 +31,9 @@ BIND_ATTEMPTS = 5
 class EmbeddedRedis:
     """A server on the loopback interface that ends with the process that started it.
 
-    `with EmbeddedRedis() as server: connect(server.url)`. Its port is `port`, or `usual_port` if
-    nobody has it, or any. Data lies in `data_dir`, or in a temporary directory that `stop` removes.
+    `with EmbeddedRedis() as server: redis.Redis.from_url(server.url)`. Its port is `port`, or
+    `usual_port` if nobody has it, or any. Data lies in `data_dir`, or in a temporary directory that
+    `stop` removes.
     `aof=True` logs every write, so that data survives `kill` and `start`. Start it from a thread
     that outlives it (see `worker.children`).
     """
