@@ -95,6 +95,7 @@ def test_a_factory_that_is_none(engine: str, message: str) -> None:
         load_engine(load_settings({}, engine=engine))
 
 
+@pytest.mark.functional
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_what_an_engine_says_of_itself_costs_no_library(name: str) -> None:
     """A controller has none, and its `poc doctor` asks all the same."""

@@ -119,6 +119,7 @@ with dog.watching():
     ],
     ids=["Python stands still", "the goodbye hangs as well", "the goodbye fails"],
 )
+@pytest.mark.functional
 def test_the_process_ends_when_the_watchdog_cannot(bark: str, step: str) -> None:
     """Status 1, and all threads say on standard error where they stand."""
     script = SCRIPT.format(bark=bark, step=step)

@@ -21,8 +21,6 @@ from worker.queue import results
 from worker.queue.results import PROGRESS, Results
 from worker.tools.embedded import EmbeddedRedis
 
-pytestmark = pytest.mark.functional
-
 
 @pytest.fixture
 def node(redis_url: str) -> Iterator[Node]:

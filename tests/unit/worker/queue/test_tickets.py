@@ -23,8 +23,6 @@ from shared.store import Store
 from support import wait_until
 from worker.queue.tickets import CeleryTickets
 
-pytestmark = pytest.mark.functional
-
 END = Callable[[CeleryTickets], None]
 Heard = Callable[[], list[dict[str, Any]]]
 

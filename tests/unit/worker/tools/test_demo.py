@@ -22,6 +22,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.functional
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_each_signal_unwinds_what_was_started(number: signal.Signals) -> None:
     """As Ctrl-C does."""
