@@ -56,6 +56,13 @@ class TestProofBatch:
         with pytest.raises(ValidationError, match=why):
             batch(nonces, dist)
 
+    def test_the_least_that_there_is_is_taken(self) -> None:
+        """The first block, nonce 0, and the node that needs no number."""
+        least = ProofBatch(public_key="k", block_hash="b", block_height=0, nonces=[0], dist=[0.0])
+        assert (least.block_height, least.nonces, least.dist, least.node_id) == (0, [0], [0.0], 0)
+        with pytest.raises(ValidationError):
+            ProofBatch.model_validate(least.model_dump() | {"block_height": -1})
+
     def test_json_of_python_that_is_no_json_is_refused(self) -> None:
         """Python's own parser lets NaN through."""
         text = batch([1], [0.5]).model_dump_json().replace("0.5", "NaN")
@@ -147,9 +154,10 @@ class TestVerdict:
         assert judge([0.5] * 10, [1.5] + [0.5] * 9).fraud_detected
         assert not judge([0.5] * 100, [1.5] + [0.5] * 99).fraud_detected
 
-    def test_a_received_distance_at_the_target_is_invalid(self) -> None:
+    @pytest.mark.parametrize("received", [1.0, 1.0000001, 2.0])
+    def test_a_received_distance_from_the_target_on_is_invalid(self, received: float) -> None:
         """The submitter itself says that it is not valid, so no tolerance helps."""
-        assert judge([1.0], [0.5], dist_tolerance=0.1).n_invalid == 1
+        assert judge([received], [0.5], dist_tolerance=0.1).n_invalid == 1
 
     def test_a_recomputed_distance_at_the_target_is_not_invalid(self) -> None:
         """One above it is, as published."""
