@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support import clean_environment, running
+from support import ROOT, clean_environment, running
 
-ROOT = Path(__file__).parents[1]
 SERVE = "from shared.api import serve; from shared.settings import load_settings; "
 
 

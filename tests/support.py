@@ -18,6 +18,9 @@ from worker.children import end, spawn
 
 T = TypeVar("T")
 
+#: The source tree.
+ROOT = Path(__file__).parents[1]
+
 
 def wait_until(
     predicate: Callable[[], T],

@@ -22,12 +22,10 @@ from fake_engine import fake_distance
 from faults.invariants import NAN_EVERY, Broken
 from faults.journal import FAULT, Journal
 from shared.settings import Settings
-from support import clean_environment
+from support import ROOT, clean_environment
 from worker.children import end, spawn
 from worker.node.functional_check import BLOCK_HASH, NONCES, PUBLIC_KEY
 from worker.queue.app import FAILED, QUARANTINED
-
-ROOT = Path(__file__).parents[2]
 
 #: Seconds that a batch takes.
 BATCH_S = 0.03

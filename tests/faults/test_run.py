@@ -7,16 +7,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from faults.saboteur import PHASES
+from support import ROOT
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(400)]
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(*options: str) -> tuple[int, dict[str, Any], str]:

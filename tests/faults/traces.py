@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2].resolve()
+from support import ROOT
+
 #: Our code.
 OURS = (ROOT / "shared", ROOT / "worker")
 #: Classes of Celery's with a change: what passes through them has to reach Celery.

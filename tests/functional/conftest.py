@@ -14,11 +14,9 @@ from preloaded import Fork
 from shared.client import PoCClient
 from shared.settings import Settings, load_settings
 from shared.store import Store
-from support import clean_environment, wait_until
+from support import ROOT, clean_environment, wait_until
 from worker.children import end
 from worker.tools.embedded import EmbeddedRedis
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass

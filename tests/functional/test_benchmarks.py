@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from support import clean_environment
+from support import ROOT, clean_environment
 from worker.engines.vllm.options import installed
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = ("gpu_round.py", "numerics.py", "timeline.py")
 
 

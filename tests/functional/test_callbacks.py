@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from math import nan
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +27,7 @@ from shared.settings import Settings, load_settings
 from shared.signature import verify
 from shared.status import RoundStatus
 from shared.store import Store
-from support import free_port, wait_until
+from support import ROOT, free_port, wait_until
 from worker.callbacks import delivery
 from worker.callbacks.messages import generated_message, validated_message
 from worker.children import end, spawn
@@ -36,8 +35,6 @@ from worker.sender import PoCCallbackSender
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

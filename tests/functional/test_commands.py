@@ -14,11 +14,10 @@ import pytest
 from fake_engine import fake_distance
 from shared.settings import Settings
 from shared.store import Store
-from support import clean_environment, wait_until
+from support import ROOT, clean_environment, wait_until
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ["--block-hash=b", "--block-height=1", "--public-key=k", "--r-target=1.0"]
 
 Poc = Callable[..., subprocess.CompletedProcess[str]]

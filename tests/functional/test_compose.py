@@ -14,12 +14,11 @@ import redis
 import yaml
 
 from shared.settings import Settings, load_settings
-from support import clean_environment, free_port, running
+from support import ROOT, clean_environment, free_port, running
 from worker.tools.embedded import _server_binary
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 REDIS_USERS = ("admin", "worker", "controller", "api", "flower")
 #: What the file asks its user for.
 NEEDED = {

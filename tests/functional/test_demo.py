@@ -13,11 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import clean_environment, wait_until
+from support import ROOT, clean_environment, wait_until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "worker.cli", "demo"]
 
 

@@ -14,13 +14,11 @@ import pytest
 import redis
 
 from shared.errors import ConfigError
-from support import wait_until
+from support import ROOT, wait_until
 from worker.children import end, spawn
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
-
-ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager

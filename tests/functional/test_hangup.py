@@ -14,11 +14,10 @@ import pytest
 
 from shared.settings import Settings
 from shared.store import Store
-from support import assert_gone, clean_environment, running
+from support import ROOT, assert_gone, clean_environment, running
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 WORKER = [sys.executable, "-m", "worker.cli", "worker"]
 
 

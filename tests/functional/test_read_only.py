@@ -20,13 +20,12 @@ import pytest
 from shared.client import PoCClient
 from shared.settings import Settings
 from shared.store import Store
-from support import clean_environment, free_port, wait_until
+from support import ROOT, clean_environment, free_port, wait_until
 from worker.children import end, spawn
 from worker.tools.make_model import make_model
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.4, "seq_len": 16}
 
 #: $TMPDIR and $HOME are what docker-compose.yml mounts as tmpfs; `touch` proves the rest.

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +15,10 @@ from fake_engine import fake_distance
 from shared.config import PoCState
 from shared.settings import Settings
 from shared.store import Store
-from support import clean_environment, wait_until
+from support import ROOT, clean_environment, wait_until
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 README, PROTOCOL = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/protocol.md")
 )

@@ -22,12 +22,11 @@ from celery import Celery
 from shared.client import PoCClient
 from shared.errors import StoreRefused
 from shared.settings import Settings, load_settings
-from support import clean_environment, free_port, running, wait_until
+from support import ROOT, clean_environment, free_port, running, wait_until
 from worker.tools.embedded import _server_binary
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 USERS = ("admin", "worker", "controller", "api", "flower")
 #: Blanks and signs that a careless script would trip over.
 PASSWORD = {user: f"p w/{user}$&'|" for user in USERS}

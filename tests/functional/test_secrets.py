@@ -19,13 +19,12 @@ import redis
 from receiver import Receiver
 from shared.broker import celery_app
 from shared.settings import load_settings
-from support import clean_environment, free_port, wait_until
+from support import ROOT, clean_environment, free_port, wait_until
 from worker.children import end, spawn
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
 CALLBACK_SECRET = base64.b64encode(b"callback-secret-mockingbird-01").decode()
 FLOWER_PASSWORD = "flower-password-mockingbird"
 SECRETS = {

@@ -24,11 +24,10 @@ from shared.client import PoCClient
 from shared.errors import StoreUnavailable
 from shared.settings import Settings, load_settings
 from shared.store import Store
-from support import clean_environment, free_port, running, wait_until
+from support import ROOT, clean_environment, free_port, running, wait_until
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.9, "seq_len": 8}
 
 

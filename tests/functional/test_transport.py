@@ -19,12 +19,11 @@ import kombu
 import pytest
 import redis
 
-from support import wait_until
+from support import ROOT, wait_until
 from worker.children import end, spawn
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 QUEUE = "poc.test"
 DEAD = "poc:test:dead_letters"
 TRANSPORT = "worker.queue.transport:Transport"

@@ -25,12 +25,11 @@ from shared.settings import Settings
 from shared.status import RoundStatus
 from shared.store import Store
 from shared.store.keys import Keys
-from support import clean_environment, free_port, wait_until
+from support import ROOT, clean_environment, free_port, wait_until
 from worker.children import end, spawn
 
 pytestmark = pytest.mark.functional
 
-ROOT = Path(__file__).parents[2]
 
 StartCallbacks = Callable[[], Popen[bytes]]
 

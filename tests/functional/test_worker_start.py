@@ -15,13 +15,11 @@ from celery import Celery
 from shared.client import PoCClient
 from shared.settings import Settings
 from shared.store import Store
-from support import clean_environment, wait_until
+from support import ROOT, clean_environment, wait_until
 from worker.children import end, spawn
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
-
-ROOT = Path(__file__).parents[2]
 
 
 def says_why(worker: Any) -> str:

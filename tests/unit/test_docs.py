@@ -16,11 +16,11 @@ from shared.config import PoCConfig, PoCState
 from shared.data import ValidatedBatch
 from shared.settings import load_settings, table
 from shared.status import RoundStatus
+from support import ROOT
 from transitions import RULES, Command
 from worker.cli import app
 from worker.node import node
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 #: Tests that a page names at least: else they are named in a way that nobody looks for.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from support import ROOT
 from worker.engines.vllm.options import INSTALL
 
-ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 #: The backend packs these anyway.
 ALWAYS = {".gitignore", "LICENSE", "README.md", "pyproject.toml"}

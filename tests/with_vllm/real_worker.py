@@ -10,10 +10,8 @@ from pathlib import Path
 import psutil
 
 from shared.settings import Settings
-from support import clean_environment, wait_until
+from support import ROOT, clean_environment, wait_until
 from worker.children import spawn
-
-ROOT = Path(__file__).parents[2]
 
 
 class Worker:

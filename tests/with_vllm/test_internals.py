@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 import torch
 
+from support import ROOT
+
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parents[2]
 
 RUNNER = {"get_model", "attn_groups", "kv_cache_config"}
 CONTRACTS = [

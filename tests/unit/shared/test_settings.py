@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from shared.errors import ConfigError
 from shared.settings import Settings, load_settings
-
-ROOT = Path(__file__).parents[3]
+from support import ROOT
 
 
 def message(environ: dict[str, str]) -> str:

@@ -11,11 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import assert_gone, wait_until
+from support import ROOT, assert_gone, wait_until
 
 pytestmark = pytest.mark.functional
-
-ROOT = Path(__file__).parents[3]
 
 
 def running_script(directory: Path, script: str, stdin: int | None = None) -> subprocess.Popen[str]:

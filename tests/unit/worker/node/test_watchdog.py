@@ -7,15 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from shared.errors import Hung
-from support import wait_until
+from support import ROOT, wait_until
 from worker.node.watchdog import Watchdog
 
-ROOT = Path(__file__).parents[4]
 DEADLINE = 0.4
 
 
