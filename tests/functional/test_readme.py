@@ -57,12 +57,13 @@ def run(command: list[str], settings: Settings) -> str:
 
 
 def test_the_message_pushed_by_hand(settings: Settings, store: Store, start_worker: Any) -> None:
-    """Pushed as it is shown, it is carried out, and its key says so."""
+    """Pushed as it is shown, it is carried out, its key says so, and a stop ends it."""
     start_worker("w0", seconds=0.02)
     script = block(PROTOCOL, "sh", "LPUSH") + "\necho id=$id"
     printed, _, task = run(["bash", "-euc", REDIS_CLI + script], settings).rpartition("id=")
     assert '"PROGRESS"' in printed
     assert store.status().total_checked > 0
+    run(["bash", "-euc", REDIS_CLI + block(PROTOCOL, "sh", "poc stop")], settings)
     get = f'{REDIS_CLI}redis-cli -u "$POC_REDIS_URL" GET celery-task-meta-{task}'
     wait_until(
         lambda: '"SUCCESS"' in run(["bash", "-euc", get], settings), description="the ticket's end"
