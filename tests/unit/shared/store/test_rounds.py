@@ -489,12 +489,13 @@ class TestCommits:
         store = new_store(max_valid=3)
         store.rounds.generate("g", GenerateRequest(config=config))
         assert commit(store, take(store), [(0, 0.5), (1, 0.5)]) is None
-        refused = commit(store, take(store), [(4, 0.5), (5, 0.5)])
+        assert commit(store, take(store), [(4, 0.5)]) is None  # as many as it may hold
+        refused = commit(store, take(store), [(8, 0.5)])
         assert refused
         assert "POC_MAX_VALID is 3" in refused
         now = status(store)
         assert (now.state, now.error) == (PoCState.STOPPED, refused)
-        assert (now.total_checked, now.valid_nonces) == (4, [0, 1])
+        assert (now.total_checked, now.valid_nonces) == (8, [0, 1, 4])
         ending = store.endings.next()
         assert ending
         assert (type(ending.error).__name__, str(ending.error)) == ("RoundFailed", refused)
@@ -551,6 +552,10 @@ class TestTime:
         """Idle time counts, stopped time does not; generating time is beside it."""
         store.rounds.init("i", InitRequest(config=config))
         advance(10)
+        store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [])
+        idle = status(store)
+        assert idle.elapsed_seconds >= 10
+        assert idle.generating_seconds == idle.recent_rate_per_second == 0
         store.rounds.generate("g1")
         advance(20)
         store.rounds.stop("s1")
@@ -590,7 +595,8 @@ class TestTime:
                 store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [])
             commit(store, take(store))
         now = status(store)
-        assert now.rate_per_second == pytest.approx(4 * 24 / 100, rel=0.01)
+        assert now.rate_per_second == pytest.approx(4 * 24 / now.elapsed_seconds, abs=2e-3)
+        assert now.elapsed_seconds >= 100
         # Four nonces in 20 s, over the last two batches.
         assert now.recent_rate_per_second == pytest.approx(0.2, rel=0.05)
 
@@ -609,13 +615,16 @@ class TestTime:
     def test_a_clock_that_steps_back_stands_still(
         self, store: Store, config: PoCConfig, redis: Client, keys: Keys
     ) -> None:
-        """Given a Redis whose clock falls back an hour, then no time shrinks."""
+        """Given a Redis whose clock falls back an hour, then no time shrinks, and it goes on."""
         redis.hset(keys("clock"), "offset", 3_600_000)
         began = store.rounds.generate("g", GenerateRequest(config=config))
         redis.hset(keys("clock"), "offset", 0)
         stopped = store.rounds.stop("s")
         assert stopped.updated_at >= began.updated_at
         assert 0 <= stopped.elapsed_seconds < 1800
+        redis.hincrby(keys("clock"), "offset", 100_000)
+        later = store.rounds.generate("g2").updated_at
+        assert 100 <= later - stopped.updated_at < 1800
 
 
 class TestKeeping:
@@ -683,8 +692,8 @@ class TestLeases:
         for _ in range(8):
             advance(10)
             store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [computes.token, waits.token])
-        # The lease of the first has ended, so its positions are the next.
-        assert take(store).start == computes.start
+        # The lease of the first has ended, so its positions are the next, and no others.
+        assert starts(store, 2) == [computes.start, waits.start + waits.count]
         assert store.rounds.commit(waits, 4, []) is None
 
     def test_a_batch_past_its_deadline_is_not_kept(
