@@ -185,6 +185,35 @@ def test_what_failed_is_tried_again(store: Store, settings: Settings) -> None:
     assert (len(receiver.requests), len(keys), len(bodies)) == (4, 1, 1)
 
 
+def test_a_receiver_that_is_still_at_it_is_asked_again(store: Store, settings: Settings) -> None:
+    """Given one that is slow and tells a repeat 409 until it is through, then it is delivered."""
+    with Receiver("hang", 409, 409) as receiver, sending(store, settings):
+        open_round(store, receiver.url)
+        find(store)
+        wait_until(lambda: counts(store) == (0, 1, 0), 20, "the delivery")
+    keys = {headers["Idempotency-Key"] for _, headers, _ in receiver.requests}
+    assert (len(receiver.requests), len(keys)) == (4, 1)
+
+
+def test_a_repeat_by_another_sender_may_meet_the_first(store: Store, settings: Settings) -> None:
+    """Given a sender that was killed while its request was under way, then 409 is no refusal."""
+    with Receiver(409) as receiver:
+        open_round(store, receiver.url)
+        find(store)
+        assert store.outbox.take("killed", 1)
+        with sending(store, settings):
+            wait_until(lambda: counts(store) == (0, 1, 0), 20, "the delivery")
+    assert len(receiver.requests) == 2
+
+
+def test_a_conflict_at_the_first_attempt_is_a_refusal(store: Store, settings: Settings) -> None:
+    with Receiver(409) as receiver, sending(store, settings):
+        open_round(store, receiver.url)
+        find(store)
+        wait_until(lambda: counts(store) == (0, 0, 1), 20, "the refusal")
+    assert "409 Conflict" in status(store).callback_error
+
+
 def test_a_message_that_its_receiver_cannot_stand_blocks_no_other(
     store: Store, settings: Settings
 ) -> None:

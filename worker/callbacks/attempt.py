@@ -1,8 +1,10 @@
 """One attempt to deliver a callback, and what its outcome means.
 
-Any 2xx is a delivery. 408, 429, 5xx and trouble on the network are worth another attempt.
-Redirects and other 4xx are final. Where a message goes is decided by the address that is connected
-to (`worker.callbacks.guard`), and who sent it is shown by a signature (`shared.signature`).
+Any 2xx is a delivery. 408, 425, 429, 5xx and trouble on the network are worth another attempt.
+Redirects and other 4xx are final, but for 409 to a repeat of what the receiver may have taken: it
+is still at it, says the Idempotency-Key draft of the IETF. Where a message goes is decided by the
+address that is connected to (`worker.callbacks.guard`), and who sent it is shown by a signature
+(`shared.signature`).
 """
 
 from __future__ import annotations
@@ -37,15 +39,19 @@ class Answer:
     retry: bool = False
     #: Seconds that the receiver asked to be left alone.
     retry_after_s: float = 0.0
+    #: The receiver may have taken the message all the same, or may still be at it.
+    in_doubt: bool = False
 
 
-def judge(status: int, retry_after: str | None = None) -> Answer:
-    """What an HTTP status means for a message."""
+def judge(status: int, retry_after: str | None = None, *, in_doubt: bool = False) -> Answer:
+    """What an HTTP status means for a message; `in_doubt` if an earlier attempt left it so."""
     if 200 <= status < 300:
         return Answer()
     error = f"it answered {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
-    if status in (408, 429) or status >= 500:
-        return Answer(error, retry=True, retry_after_s=seconds_asked_for(retry_after))
+    not_looked_at = status in (425, 429)
+    unknown = status == 408 or status >= 500  # a proxy's answer, or what broke behind it
+    if not_looked_at or unknown or (status == 409 and in_doubt):
+        return Answer(error, True, seconds_asked_for(retry_after), in_doubt or unknown)
     if 300 <= status < 400:
         error += "; redirects are not followed: set callback_url to where it leads"
     return Answer(error)
@@ -82,9 +88,18 @@ def client_for(settings: Settings, keep_alive: int) -> httpx.AsyncClient:
 
 
 async def post(
-    client: httpx.AsyncClient, settings: Settings, url: str, key: str, body: str
+    client: httpx.AsyncClient,
+    settings: Settings,
+    url: str,
+    key: str,
+    body: str,
+    *,
+    in_doubt: bool = False,
 ) -> Answer:
-    """Send a message once, signed if there is a secret. Never raises for what a receiver does."""
+    """Send a message once, signed if there is a secret. Never raises for what a receiver does.
+
+    `in_doubt` says that the receiver may have it from an earlier attempt.
+    """
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
     if settings.callback_secret:
         secret = settings.callback_secret.get_secret_value()
@@ -97,17 +112,20 @@ async def post(
             asyncio.timeout(timeout_s),
             client.stream("POST", url, content=body, headers=headers) as response,
         ):
-            answer = judge(response.status_code, response.headers.get("Retry-After"))
+            retry_after = response.headers.get("Retry-After")
+            answer = judge(response.status_code, retry_after, in_doubt=in_doubt)
             if _is_short(response):
                 # To its end, so that the connection can be used again.
                 async for _ in response.aiter_raw():
                     pass
     except TimeoutError:
-        return answer or Answer(f"it gave no answer within {timeout_s:g} s", retry=True)
+        silence = f"it gave no answer within {timeout_s:g} s"
+        return answer or Answer(silence, retry=True, in_doubt=True)
     except _NEVER_SENT as error:
         return answer or Answer(f"the message can't be sent: {_sentence(error)}")
     except httpx.TransportError as error:
-        return answer or Answer(_sentence(error), retry=True)
+        reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        return answer or Answer(_sentence(error), retry=True, in_doubt=in_doubt or reached)
     return answer
 
 

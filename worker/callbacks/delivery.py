@@ -71,6 +71,8 @@ class _Held:
     """A message that this sender has; its body is still in Redis."""
 
     entry: Entry
+    #: Its receiver may have taken it from an earlier attempt, of this sender or another.
+    in_doubt: bool
     failures: int = 0
     last_error: str = "it was never tried"
 
@@ -210,7 +212,7 @@ class Delivery:
             for start in range(0, len(ids), RENEW):
                 await asyncio.to_thread(outbox.renew, self._name, ids[start : start + RENEW])
             entries = await asyncio.to_thread(outbox.take_over, self._name, TAKE)
-            self._hold(entries)
+            self._hold(entries, in_doubt=True)
             # While it is full, what is left behind by the dead has time.
             if len(entries) == TAKE and len(self._held) < MAX_HELD:
                 more = True
@@ -219,11 +221,11 @@ class Delivery:
         self._start_due()
         return more
 
-    def _hold(self, entries: Iterable[Entry]) -> None:
+    def _hold(self, entries: Iterable[Entry], *, in_doubt: bool = False) -> None:
         now = time.monotonic()
         for entry in entries:
             if entry.id not in self._held:
-                self._held[entry.id] = held = _Held(entry)
+                self._held[entry.id] = held = _Held(entry, in_doubt)
                 self._receiver(origin(entry.url)).park(held, now)
         while len(self._held) > MAX_HELD:
             # Let go of what waits for the receiver with the most, so that there is always room for
@@ -303,7 +305,10 @@ class Delivery:
         body = await self._until_answered(lambda: self._store.outbox.body(entry.id))
         if body is None:
             return None
-        answer = await post(self._client, self._settings, entry.url, entry.key, body)
+        answer = await post(
+            self._client, self._settings, entry.url, entry.key, body, in_doubt=held.in_doubt
+        )
+        held.in_doubt = held.in_doubt or answer.in_doubt
         receiver.heard(answer, time.monotonic())
         return answer
 

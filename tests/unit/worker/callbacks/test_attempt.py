@@ -15,7 +15,7 @@ def test_any_2xx_is_a_delivery(status: int) -> None:
     assert judge(status) == Answer()
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
 def test_trouble_that_may_pass_is_tried_again(status: int) -> None:
     answer = judge(status, "7")
     assert answer.retry
@@ -28,6 +28,24 @@ def test_redirects_and_other_4xx_are_final(status: int) -> None:
     answer = judge(status, "7")
     assert not answer.retry
     assert answer.error.startswith(f"it answered {status}")
+
+
+@pytest.mark.parametrize(
+    ("status", "in_doubt"),
+    [(408, True), (425, False), (429, False), (500, True), (502, True), (504, True)],
+)
+def test_some_answers_leave_open_what_became_of_the_message(status: int, in_doubt: bool) -> None:
+    """A receiver that is too busy to look at it has not taken it."""
+    assert judge(status).in_doubt is in_doubt
+    assert judge(status, in_doubt=True).in_doubt
+
+
+def test_a_conflict_with_an_earlier_attempt_is_tried_again() -> None:
+    """Its receiver is still at it; without such an attempt it is a refusal."""
+    again = judge(409, "7", in_doubt=True)
+    assert (again.retry, again.retry_after_s, again.in_doubt) == (True, 7, True)
+    assert not judge(409).retry
+    assert not judge(404, in_doubt=True).retry
 
 
 @pytest.mark.parametrize(

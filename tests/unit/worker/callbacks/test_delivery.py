@@ -30,7 +30,7 @@ def test_an_origin_shows_no_password() -> None:
 
 
 def held(id: str = "1-0", gives_up_at: float = 1000.0) -> _Held:
-    return _Held(Entry(id, "http://h/generated", "key", "r1", gives_up_at))
+    return _Held(Entry(id, "http://h/generated", "key", "r1", gives_up_at), in_doubt=False)
 
 
 def receiver(*waiting: _Held) -> _Receiver:
