@@ -6,6 +6,9 @@
     GET /livez                            the process lives
     GET /readyz                           Redis answers and a worker is ready
 
+Each answers HEAD, too, with which load balancers probe. The pages at /docs and /redoc take nothing
+from elsewhere, so that they work where there is no internet.
+
 Commands go through Celery; there is nothing here that changes a round. While Redis is away every
 route but /livez answers 503, and recovers by itself.
 
@@ -28,6 +31,7 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
@@ -209,7 +213,8 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
         yield
         reads.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        root_path=settings.api_root_path,
         title="Proof of Compute: status",
         description=f"What the node of namespace `{settings.namespace}` does. {_INTEGERS}",
         version="1",
@@ -232,7 +237,11 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
 
 
 class _Limits:
-    """Refuses bodies, which no route reads, and who asks too often, before anything is done."""
+    """Refuses bodies, which no route reads, and who asks too often, before anything is done.
+
+    What goes on is a GET, also for HEAD, whose body the server leaves out; and its path has the
+    prefix of POC_API_ROOT_PATH, as ASGI has it, whether or not the proxy took that away.
+    """
 
     def __init__(self, app: ASGIApp, rate: int) -> None:
         self._app = app
@@ -244,14 +253,20 @@ class _Limits:
         if scope["type"] == "http":
             address = (scope["client"] or ("",))[0]
             headers = dict(scope["headers"])
+            prefix: str = scope.get("root_path", "")
+            path = scope["path"]
+            if path.startswith(f"{prefix}/"):
+                path = path[len(prefix) :]
             if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
                 text, close = "no route here takes a body", {"Connection": "close"}
                 answer = JSONResponse({"detail": text}, 413, headers=close)
                 await _drain(receive)
             # A supervisor must not take a busy process for a dead one.
-            elif scope["path"] != "/livez" and not self._limiter.hit(self._rate, address):
+            elif path != "/livez" and not self._limiter.hit(self._rate, address):
                 text, later = "too many requests", {"Retry-After": str(RETRY_AFTER_S)}
                 answer = JSONResponse({"detail": text}, 429, headers=later)
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            scope = {**scope, "method": method, "path": prefix + path}
         await (answer or self._app)(scope, receive, send)
 
 

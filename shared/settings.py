@@ -253,6 +253,11 @@ class Settings(BaseModel):
     )
     api_host: str = Field("127.0.0.1", description="address that the status API listens on")
     api_port: int = Field(8080, ge=0, le=65535, description="port of the status API")
+    api_root_path: str = Field(
+        "",
+        description="path below which a proxy shows the status API, such as /poc",
+        pattern=r"^((/[\w.~-]+)+|)$",
+    )
     api_tokens: Annotated[SecretStr, AfterValidator(_tokens)] | None = Field(
         None,
         repr=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -102,6 +103,43 @@ def test_a_round_is_followed(api: Api, store: Store) -> None:
 
     store.rounds.stop("stop")
     assert api.body("/api/v1/pow/rounds/r1")["state"] == "STOPPED"
+
+
+def test_every_route_answers_head(api: Api, store: Store) -> None:
+    """As it does GET, without the body: load balancers probe with it."""
+    generate(store, "r1")
+    pages = ["/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
+    for url in (STATUS, f"{NONCES}?limit=1", "/api/v1/pow/rounds/r1", "/livez", "/readyz", *pages):
+        get, head = api.client.get(url), api.client.head(url)
+        assert (head.status_code, head.content) == (200, b""), url
+        assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    assert api.client.head("/api/v1/pow/rounds/never").status_code == 404
+    assert api.client.head(f"{NONCES}?limit=0").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("prefix", "taken_away"), [("", True), ("/below/this", True), ("/below/this", False)]
+)
+def test_the_documentation_needs_no_internet(
+    prefix: str, taken_away: bool, redis_url: str, tmp_path: Path
+) -> None:
+    """Also below a prefix, whether or not the proxy takes that away; a header of it is ignored."""
+    with serving(redis_url, tmp_path, POC_API_ROOT_PATH=prefix) as api:
+
+        def get(path: str) -> httpx.Response:
+            asked = path.removeprefix(prefix) if taken_away else path
+            return api.client.get(asked, headers={"X-Forwarded-Prefix": "/elsewhere"})
+
+        for page in ("/docs", "/redoc"):
+            shown = get(f"{prefix}{page}").text
+            assert "elsewhere" not in shown
+            needed = re.findall(r"""(?:src|href|url)['"]?\s*[=:]\s*['"]([^'"]+)['"]""", shown)
+            assert len(needed) >= 3
+            for path in needed:
+                assert path.startswith(f"{prefix}/"), path
+                assert get(path).status_code == 200, path
+        servers = get(f"{prefix}/openapi.json").json().get("servers", [])
+        assert [each["url"] for each in servers] == ([prefix] if prefix else [])
 
 
 def test_redis_goes_and_comes_back(api: Api, store: Store, redis_server: EmbeddedRedis) -> None:

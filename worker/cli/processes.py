@@ -61,7 +61,7 @@ def worker(
         raise typer.Exit(run_worker(ready))
 
 
-@takes_settings("redis_url", "namespace", "api_host", "api_port", "log_level")
+@takes_settings("redis_url", "namespace", "api_host", "api_port", "api_root_path", "log_level")
 def api(settings: Settings) -> None:
     """Serve the status API, which only reads.
 
