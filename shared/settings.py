@@ -65,7 +65,7 @@ def _redis_url(url: str) -> str:
         # Everybody would take it for a name, and show it.
         raise ValueError("before the @ must be user:password, or :password without a user")
     place = _REDIS_PLACE.fullmatch(behind)
-    if place is None or int(place["port"] or 0) > 65535:
+    if place is None or not 1 <= int(place["port"] or 6379) <= 65535:
         raise ValueError("must be redis://host:port/number-of-a-database")
     try:
         place["host"].encode("idna")  # as whoever connects to it does
@@ -394,7 +394,7 @@ def _sentence(error: ErrorDetails) -> str:
     else:
         wrong = error["msg"].replace("Input should", "should").removeprefix("Value error, ")
         wrong += "" if field.default is None else f"; the default is {field.default}"
-    shown = "" if name in HIDDEN else f"={error['input']!r}"
+    shown = "" if name in HIDDEN else f"={error['input']!r:.100}"
     return f"{_variable(name)}{shown}: {wrong}"
 
 

@@ -26,6 +26,11 @@ _FROM_CONFIG = (
 )
 
 
+def printable(text: str) -> str:
+    """`text` as a log or a terminal may show it: what a caller chose must not steer either."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def _from_json(value: Any) -> Any:
     """A hash holds it as JSON, or as nothing yet."""
     return json.loads(value or "{}") if isinstance(value, str) else value
@@ -87,7 +92,7 @@ class RoundStatus(BaseModel):
         """The round in a few words, for logs."""
         if not self.round_id:
             return f"no round, {self.state}"
-        block = f"block {self.block_hash} at {self.block_height}"
+        block = f"block {printable(self.block_hash)} at {self.block_height}"
         return f"round {self.round_id} of {block} is {self.state}"
 
     @classmethod

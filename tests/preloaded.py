@@ -23,7 +23,7 @@ _CONTEXT.set_forkserver_preload(
         "celery.worker.components",
         "fake_engine",
         "kombu.transport.redis",
-        "worker.cli",
+        "worker.cli.app",
         "worker.queue.app",
     ]
 )

@@ -33,12 +33,18 @@ class Outage:
         self._waiting: set[int] = set()
         self._lock = threading.Lock()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a thread still waits for its answer."""
+        return bool(self._waiting)
+
     def seen(self, error: StoreUnavailable) -> None:
         """Redis did not answer the calling thread."""
         with self._lock:
             if not self._waiting:
                 self._since = time.monotonic()
-                log.warning("%s: nothing is lost, trying again until it answers", error)
+                why = str(error).rstrip(".")
+                log.warning("%s; nothing is lost, trying again until it answers", why)
             self._waiting.add(threading.get_ident())
 
     def over(self) -> None:

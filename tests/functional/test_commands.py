@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from fake_engine import fake_distance
 from shared.settings import Settings
 from shared.store import Store
-from support import ROOT, clean_environment, wait_until
+from support import ROOT, clean_environment, free_port, running, wait_until
 
 pytestmark = pytest.mark.functional
 
@@ -37,10 +38,18 @@ def poc(settings: Settings) -> Poc:
         "POC_NAMESPACE": settings.namespace,
     }
 
-    def poc(*args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "worker.cli", *args]
+    def poc(
+        *args: str, stdout: int | IO[str] = subprocess.PIPE, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-m", "worker.cli", *args],
+            env=env | variables,
+            cwd=ROOT,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
     return poc
@@ -49,6 +58,12 @@ def poc(settings: Settings) -> Poc:
 def answer(done: subprocess.CompletedProcess[str]) -> Any:
     """The JSON that a command printed, and nothing else; it must have succeeded."""
     assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def answer_of(done: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON that a command printed beside its news; it must have succeeded."""
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -142,6 +157,48 @@ def test_a_refusal(status: int, args: list[str], message: str, poc: Poc) -> None
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+@pytest.mark.parametrize("args", [["status"], ["proofs"]])
+def test_output_that_nobody_can_take(args: list[str], poc: Poc) -> None:
+    """Given a full disk, one line says so."""
+    with Path("/dev/full").open("w") as full:
+        done = poc(*args, stdout=full)
+    said = "error: the output can't be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_a_locale_that_lacks_our_signs(poc: Poc) -> None:
+    """It gets others for them."""
+    done = poc("doctor", PYTHONIOENCODING="ascii", POC_ENGINE="fake_engine:lod")
+    assert "Traceback" not in done.stderr
+    assert "? " in done.stdout
+
+
+def test_more_proofs_than_were_printed(poc: Poc, store: Store) -> None:
+    """What is left out is said, and how to have it."""
+    poc("generate", *CONFIG, "--replace")
+    wait_until(lambda: store.status().total_valid > 4, description="valid nonces")
+    poc("stop")
+    total = store.status().total_valid
+    done = poc("proofs", "--count", "4")
+    assert len(answer_of(done)["nonces"]) == 4
+    assert done.stderr == f"printed 4 of {total:,} valid nonces; the next: --start 4\n"
+    rest = answer(poc("proofs", "--start", "4"))
+    assert len(rest["nonces"]) == total - 4
+
+
+def test_a_watch_of_a_redis_that_is_not_there(poc: Poc, settings: Settings, tmp_path: Path) -> None:
+    """It says so once, and waits; one that refuses is no use to wait for."""
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    command = [sys.executable, "-m", "worker.cli", "status", "--watch", "--json", "--redis-url"]
+    log = tmp_path / "log"
+    with running([*command, url], "trying again", log, env=clean_environment(), cwd=ROOT):
+        time.sleep(2)
+    assert log.read_text().count("trying again") == 1
+    done = poc("status", "--watch", "--json", POC_REDIS_URL=settings.redis_url.replace("/0", "/99"))
+    assert done.returncode == 1
+    assert "Redis refuses" in done.stderr
 
 
 def test_nobody_answers(poc: Poc) -> None:

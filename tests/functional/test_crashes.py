@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -193,12 +194,18 @@ class TestRedisRestarts:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0, 3])
 def test_a_worker_that_is_told_to_end_does_not_wait_for_a_redis_that_hangs(
-    redis_server: EmbeddedRedis, client: PoCClient, store: Store, start_worker: Any
+    after_s: float,
+    redis_server: EmbeddedRedis,
+    client: PoCClient,
+    store: Store,
+    start_worker: Any,
 ) -> None:
     """Given a Redis that accepts connections and says nothing, then SIGTERM ends it all the same.
 
-    Sooner than the 30 s after which supervisors like to kill.
+    Sooner than the 30 s after which supervisors like to kill, also once Celery's own heartbeat,
+    every two seconds, has met the silence.
     """
     worker = start_worker("w0", seconds=0.02)
     client.generate(ALL_VALID)
@@ -206,6 +213,7 @@ def test_a_worker_that_is_told_to_end_does_not_wait_for_a_redis_that_hangs(
     assert redis_server.pid
     os.kill(redis_server.pid, signal.SIGSTOP)
     try:
+        time.sleep(after_s)
         worker.process.terminate()
         assert worker.process.wait(30) == 0
     finally:

@@ -77,6 +77,19 @@ def test_a_worker_ends_in_order_with_its_terminal(terminal: Terminal, store: Sto
     assert_gone(children)
 
 
+def test_a_worker_ends_with_its_embedded_redis(settings: Settings, tmp_path: Path) -> None:
+    """Given that it is killed, which nobody else could start again, it says so and goes."""
+    log = tmp_path / "log"
+    command = [*WORKER, "--embedded"]
+    with running(command, "w0@test ready.", log, env=environment(settings), cwd=ROOT) as (it, _):
+        (server,) = (
+            child for child in psutil.Process(it.pid).children() if "valkey" in child.name()
+        )
+        server.kill()
+        assert it.wait(30) == 0
+    assert "the embedded Redis has ended" in log.read_text()
+
+
 def test_a_worker_under_nohup_stays(settings: Settings, store: Store, tmp_path: Path) -> None:
     env = environment(settings, POC_REDIS_URL=settings.redis_url)
     command = ["nohup", *WORKER]

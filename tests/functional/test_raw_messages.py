@@ -138,20 +138,27 @@ def test_a_command_that_was_mended_may_keep_its_id(direct: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("task", ["celery.starmap", "celery.map", "celery.chord_unlock"])
-def test_a_task_of_celerys_own_is_unknown(task: str, direct: redis.Redis, store: Store) -> None:
-    """It would run for whoever may enqueue."""
-    before = store.status().round_id
+def test_a_task_of_celerys_own_is_unknown(
+    task: str, direct: redis.Redis, store: Store, shared_worker: Any
+) -> None:
+    """It would run for whoever may enqueue. One line says so; the caller hears what there is."""
+    before, began = store.status().round_id, len(shared_worker.log)
     inner = {"task": "poc.init", "kwargs": {"config": CONFIG, "replace": True}, "args": []}
     failed = meta(direct, push(direct, task, {"task": inner, "it": [[]]}))
     assert (failed["status"], failed["result"]["exc_type"]) == ("FAILURE", "NotRegistered")
+    there = "there are poc.generate, poc.init, poc.stop, poc.validate"
+    assert failed["result"]["exc_message"] == [f"there is no task {task!r}; {there}"]
     assert store.status().round_id == before
+    said = shared_worker.log[began:]
+    assert f"a command is refused: there is no task '{task}'" in said
+    assert "Traceback" not in said
 
 
 def test_a_name_of_half_a_character_is_shown_in_whole_ones(direct: redis.Redis) -> None:
     """A script reads what is stored, and JSON in Redis knows no other."""
     failed = meta(direct, push(direct, "poc.\ud800", {}))
     assert failed["result"]["exc_type"] == "NotRegistered"
-    assert "poc.\\ud800" in failed["result"]["exc_message"][0]
+    assert r"'poc.\\ud800'" in failed["result"]["exc_message"][0]
 
 
 def test_no_other_list_is_consumed(direct: redis.Redis, settings: Settings) -> None:

@@ -18,7 +18,7 @@ from shared.settings import load_settings, table
 from shared.status import RoundStatus
 from support import ROOT
 from transitions import RULES, Command
-from worker.cli import app
+from worker.cli.app import app
 from worker.node import node
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

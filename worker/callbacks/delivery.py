@@ -74,7 +74,7 @@ class _Held:
     #: Its receiver may have taken it from an earlier attempt, of this sender or another.
     in_doubt: bool
     failures: int = 0
-    last_error: str = "it was never tried"
+    last_error: str = ""
 
 
 @dataclass(slots=True)
@@ -86,6 +86,7 @@ class _Receiver:
     waiting: list[tuple[float, str, _Held]] = field(default_factory=list)
     requests: int = 0
     failures: int = 0
+    last_error: str = ""
     quiet_until: float = 0.0
     #: The log has said that it is in trouble, and not yet that it is well again.
     complained: bool = False
@@ -119,6 +120,7 @@ class _Receiver:
 
     def heard(self, answer: Answer, now: float) -> None:
         """Learn from an attempt when to try the next."""
+        self.last_error = answer.error
         if not answer.retry:
             self.failures, self.quiet_until = 0, 0.0
         else:
@@ -299,7 +301,9 @@ class Delivery:
         """Send a message; None when it was settled by another sender meanwhile."""
         entry = held.entry
         if time.monotonic() >= entry.gives_up_at:
-            error = f"its deadline passed; the last attempt: {held.last_error}"
+            before = receiver.last_error or "no sender lived"
+            why = held.last_error or f"it was never tried, since {before}"
+            error = f"its deadline passed; the last attempt: {why}"
             receiver.complain("a callback was given up", error)
             return Answer(error)
         body = await self._until_answered(lambda: self._store.outbox.body(entry.id))

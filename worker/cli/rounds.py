@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -17,6 +17,7 @@ from shared.errors import (
     PoCError,
     RoundMismatch,
     RoundNotInitialized,
+    StoreRefused,
     StoreUnavailable,
 )
 from shared.settings import Settings
@@ -197,7 +198,7 @@ def status(
         if as_json:
             typer.echo(_as_json(*seen))
         else:
-            show.out.print(show.node_view(*seen))
+            show.out.print(show.node_view(seen))
 
 
 @_client
@@ -223,6 +224,12 @@ def proofs(
         if not found.round_id:
             raise RoundNotInitialized
         nonces, dist = store.rounds.found(found.round_id, start, count)
+    if (end := start + len(nonces)) < found.total_valid:
+        show.news.print(
+            f"printed {len(nonces):,} of {found.total_valid:,} valid nonces; the next: "
+            f"--start {end}",
+            soft_wrap=True,
+        )
     batch = ProofBatch(
         public_key=found.public_key,
         block_hash=found.block_hash,
@@ -243,11 +250,7 @@ def _expected(settings: Settings, round_id: str) -> tuple[RoundStatus, list[Work
     return RoundStatus(), []
 
 
-#: A round, the workers that live, and those that had to end.
-_Seen: TypeAlias = tuple[RoundStatus, list[WorkerStatus], list[Incident]]
-
-
-def _look(store: Store, round_id: str | None) -> _Seen:
+def _look(store: Store, round_id: str | None) -> show.Seen:
     found = store.rounds.status(round_id, newest=NEWEST)
     if found is None:
         raise RoundMismatch(f"no round {round_id} is kept; `poc status` shows the current one")
@@ -255,7 +258,8 @@ def _look(store: Store, round_id: str | None) -> _Seen:
 
 
 def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
-    seen: _Seen = RoundStatus(), [], []
+    seen: show.Seen | None = None
+    told = ""
     try:
         with Live(console=show.news if as_json else show.out, auto_refresh=False) as live:
             while True:
@@ -264,10 +268,15 @@ def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
                     seen = _look(store, round_id)
                     if as_json:
                         typer.echo(_as_json(*seen))
+                except StoreRefused:  # waiting mends nothing
+                    raise
                 except StoreUnavailable as error:
                     trouble = str(error)
                 if not as_json:
-                    live.update(show.node_view(*seen, trouble), refresh=True)
+                    live.update(show.node_view(seen, trouble), refresh=True)
+                elif trouble and trouble != told:
+                    show.news.print(f"{trouble}; trying again", soft_wrap=True)
+                told = trouble
                 time.sleep(WATCH_S)
     except KeyboardInterrupt:  # the way to end it
         return
@@ -280,7 +289,9 @@ def _print_status(status: RoundStatus, as_json: bool) -> None:
         show.out.print(show.round_table(status))
 
 
-def _as_json(status: RoundStatus, workers: list[WorkerStatus], incidents: list[Incident]) -> str:
+def _as_json(
+    status: RoundStatus, workers: Sequence[WorkerStatus], incidents: Sequence[Incident]
+) -> str:
     return json.dumps(
         {
             "round": status.model_dump(mode="json"),

@@ -56,8 +56,14 @@ def find(model: str | None, *, serving: bool = False) -> Path:
         return directory
     if names_a_path(model):
         raise EngineError(f"{model}: there is no such directory; {REMEDY}")
-    from huggingface_hub import snapshot_download
-
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise EngineError(
+            f"{model}: there is no such directory, and without an engine's libraries the hub can't "
+            f"be asked ({error}); pip install '.[cpu]' where poc-worker's source is, or set "
+            "POC_MODEL to a model directory"
+        ) from None
     try:
         patterns = [*_MODEL_FILES, *(_SERVING_FILES if serving else ())]
         return Path(snapshot_download(model, allow_patterns=patterns))

@@ -78,10 +78,14 @@ class Heartbeat:
                 self._pipeline.check.distances if self._pipeline.check else (),
             )
         except ModelMismatch as error:
+            wants = (
+                f"namespace {self._settings.namespace!r} runs the model with fingerprint {error}"
+            )
+            if self._settings.model_fingerprint:
+                wants = f"POC_MODEL_FINGERPRINT is {error}"
             raise ModelMismatch(
-                f"namespace {self._settings.namespace!r} runs the model with fingerprint {error}, "
-                f"and {info.model} has {info.fingerprint}: load the same model, or choose another "
-                "POC_NAMESPACE or POC_MODEL_FINGERPRINT"
+                f"{wants}, and {info.model} has {info.fingerprint}: load the same model, or choose "
+                "another POC_NAMESPACE or POC_MODEL_FINGERPRINT"
             ) from None
 
     def _report_progress(self) -> None:

@@ -18,7 +18,7 @@ from math import isfinite
 
 from shared.config import PoCConfig, PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
-from shared.status import Commit
+from shared.status import Commit, printable
 from shared.store import Chunk, Claim, Store, fresh_id
 from worker.callbacks.messages import generated_message
 from worker.engines import Engine, Job, JobCancelled, Pending
@@ -344,8 +344,8 @@ class _NotTaken:
 
 def _describe(config: PoCConfig) -> str:
     return (
-        f"block {config.block_hash} at {config.block_height}, r_target {config.r_target:g}, "
-        f"batches of {config.batch_size} x {config.seq_len}"
+        f"block {printable(config.block_hash)} at {config.block_height}, "
+        f"r_target {config.r_target:g}, batches of {config.batch_size} x {config.seq_len}"
     )
 
 

@@ -14,6 +14,8 @@ from celery import Celery, bootsteps, signals
 from celery.app import trace
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.worker import state
+from celery.worker.consumer import consumer
+from celery.worker.consumer.consumer import UNKNOWN_TASK_ERROR
 
 from shared.broker import celery_app
 from shared.errors import Hung, Quarantined, defect
@@ -24,12 +26,22 @@ from worker.manager import PoCManager
 from worker.node.node import Node
 from worker.queue import tasks
 from worker.queue.control import GuardedControl, take_no_more
+from worker.queue.events import PatientEvents
 from worker.queue.tickets import CeleryTickets
 
 log = logging.getLogger(__name__)
 
 #: What Celery says of a task that went well, results and all: our own lines say what it did.
 _CELERYS_LINES = frozenset({trace.LOG_SUCCESS, trace.LOG_IGNORED})
+
+
+def _shorten(line: logging.LogRecord) -> bool:
+    """Say in one line what Celery says of a task that there is not, in a page and a traceback."""
+    if line.msg == UNKNOWN_TASK_ERROR:
+        line.msg, line.exc_info = "a command is refused: there is no task %.100s", None
+        line.args = line.args[:1] if isinstance(line.args, tuple) else ()
+    return True
+
 
 #: Exit status of a worker that could not start, of one that failed while it ran, and of one
 #: whose device gives wrong numbers, whenever that was seen.
@@ -89,7 +101,8 @@ def create_app(settings: Settings) -> Celery:
         **app.conf.broker_transport_options,
         **app.node.store.broker_options(),
     }
-    app.control_cls = GuardedControl
+    app.control_cls, app.events_cls = GuardedControl, PatientEvents
+    logging.getLogger(consumer.__name__).addFilter(_shorten)
     take_no_more()
     app.signalled = threading.Event()
     # By nohup, say. Before Celery installs a handler of its own.

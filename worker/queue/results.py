@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.redis import RedisBackend
+from celery.exceptions import NotRegistered
 
 from shared.errors import StoreUnavailable
 
@@ -24,6 +25,13 @@ PATIENCE_S = 60.0
 
 class Results(RedisBackend):  # type: ignore[misc]
     """Where Celery itself shows the ends of tasks. Those of tickets are `CeleryTickets`'."""
+
+    def mark_as_failure(self, task_id: str, exc: Exception, *args: Any, **kwargs: Any) -> Any:
+        """How Celery refuses a task that there is not: with the names of those that there are."""
+        if isinstance(exc, NotRegistered):
+            known = ", ".join(sorted(self.app.tasks))
+            exc = NotRegistered(f"there is no task {str(exc)[:100]}; there are {known}")
+        return super().mark_as_failure(task_id, exc, *args, **kwargs)
 
     def _store_result(
         self,

@@ -181,13 +181,13 @@ def _watch(api: _Api, seconds: float) -> None:
         while (left := until - time.monotonic()) > 0:
             status = api.status()
             if live:
-                live.update(node_view(status, status.workers), refresh=True)
+                live.update(node_view((status, status.workers, ())), refresh=True)
             elif time.monotonic() >= next_sign:
                 next_sign += SIGN_OF_LIFE_S
                 _say_so_far(began, f"{status.total_checked:,} nonces, {status.total_valid:,} valid")
             time.sleep(min(left, 0.5))
     if not live:  # a log has no use for a view that moves
-        out.print(node_view(status, status.workers))
+        out.print(node_view((status, status.workers, ())))
 
 
 # The processes.

@@ -103,6 +103,11 @@ class EmbeddedRedis:
                 return self
         raise StoreUnavailable(f"found no free port in {BIND_ATTEMPTS} attempts")
 
+    def wait(self) -> None:
+        """Return when the server has ended, whoever ended it."""
+        if self._process is not None:
+            self._process.wait()
+
     def stop(self, timeout: float = 10.0) -> None:
         """End the server in an orderly way and remove a temporary data directory."""
         if self._process is not None:

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from shared.config import r_target_for, share_below
 from shared.data import ValidatedBatch
-from shared.status import Incident, RoundStatus, WorkerStatus
+from shared.status import Incident, RoundStatus, WorkerStatus, printable
 
 if TYPE_CHECKING:
     from worker.tools.doctor import Finding
@@ -65,8 +65,8 @@ def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> Re
     rows: dict[str, Any] = {
         "state": Text(status.state, style=_STATE_STYLES.get(status.state, "bold")),
         "round": status.round_id,
-        "block": f"{status.block_hash} at {status.block_height}",
-        "public key": status.public_key,
+        "block": f"{printable(status.block_hash)} at {status.block_height}",
+        "public key": printable(status.public_key),
         "node": f"{status.node_id} of {status.node_count}",
         "checked": f"{status.total_checked:,}",
         "valid": f"{status.total_valid:,}  (distance below {status.valid_below:g})",
@@ -153,13 +153,15 @@ def _commits(incident: Incident) -> str:
     )
 
 
-def node_view(
-    status: RoundStatus,
-    workers: Sequence[WorkerStatus],
-    incidents: Sequence[Incident] = (),
-    trouble: str = "",
-) -> RenderableType:
-    """A namespace: its round, its workers, and what keeps us from seeing newer ones."""
+#: A round, the workers that live, and those that had to end.
+Seen = tuple[RoundStatus, Sequence[WorkerStatus], Sequence[Incident]]
+
+
+def node_view(seen: Seen | None, trouble: str = "") -> RenderableType:
+    """A namespace as it was `seen` last, and what keeps us from seeing it now."""
+    if seen is None:
+        return Text(f"nothing seen yet: {trouble}", style="bold red")
+    status, workers, incidents = seen
     parts = [round_table(status, workers), Text(), workers_table(workers)]
     if incidents:
         parts += [Text(), incidents_table(incidents)]
@@ -181,8 +183,8 @@ def verdict_table(verdict: ValidatedBatch) -> RenderableType:
         f"fraud below {verdict.fraud_threshold:g}",
         "judged by": f"r_target {verdict.r_target:g}, tolerance {verdict.dist_tolerance:g}, "
         f"p_mismatch {verdict.p_mismatch:g}",
-        "block": f"{verdict.block_hash} at {verdict.block_height}",
-        "public key": verdict.public_key,
+        "block": f"{printable(verdict.block_hash)} at {verdict.block_height}",
+        "public key": printable(verdict.public_key),
         "computed by": ", ".join(f"{name} {value}" for name, value in verdict.profile.items()),
     }
     for name, value in rows.items():

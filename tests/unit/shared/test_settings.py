@@ -157,6 +157,7 @@ def test_passwords_are_hidden(url: str, shown: str) -> None:
         ("POC_REDIS_URL", "redis://h/9999999999", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://h:hunter2/0", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://h:99999/0", "number-of-a-database"),
+        ("POC_REDIS_URL", "redis://h:0/0", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://[hunter2", "number-of-a-database"),
         ("POC_REDIS_URL", "redis://h/0?password=hunter2", "ssl_keyfile only"),
         ("POC_REDIS_URL", "redis://h/0?username=me&password=hunter2", "ssl_keyfile only"),

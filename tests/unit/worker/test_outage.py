@@ -31,7 +31,7 @@ class TestOutage:
         for _ in range(3):
             outage.over()
         went, came = [record.getMessage() for record in caplog.records]
-        assert went == f"{GONE}: nothing is lost, trying again until it answers"
+        assert went == f"{GONE}; nothing is lost, trying again until it answers"
         assert came.startswith("Redis answers again, after ")
         assert levels(caplog) == ["WARNING", "WARNING"]
 

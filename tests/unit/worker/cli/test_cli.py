@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from rich.console import Console
 from typer.main import get_command
 
 from answering_worker import AnsweringWorker, Reply
@@ -24,7 +26,8 @@ from shared.requests import InitRequest
 from shared.settings import Settings, load_settings
 from shared.status import Commit, Incident, RoundStatus
 from shared.store import Store
-from worker.cli import app, main
+from worker.cli import main
+from worker.cli.app import app
 from worker.cli.options import CONFIG_HELP
 from worker.tools import demo, show
 
@@ -141,8 +144,8 @@ def test_the_help_needs_nothing_heavy() -> None:
     """Whoever mistypes an option doesn't wait for torch."""
     heavy = ["torch", "celery", "transformers", "fastapi", "redis", "scipy"]
     code = (
-        "import sys, worker.cli\n"
-        "try: worker.cli.app(['--help'])\n"
+        "import sys, worker.cli.app\n"
+        "try: worker.cli.app.app(['--help'])\n"
         f"finally: print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -438,3 +441,33 @@ def test_ctrl_c_ends_the_waiting_not_the_round(
     assert ran.status == 130
     assert "the round goes on" in ran.err
     assert [task for task, *_ in worker.got] == ["poc.generate"]
+
+
+def test_a_ctrl_c_while_it_is_imported_ends_it_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the status of whatever Ctrl-C ends."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "worker.cli.app", SimpleNamespace(run=interrupted))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+
+
+def test_a_node_that_was_never_seen_is_not_idle() -> None:
+    """Nobody knows what it does."""
+    console = Console(record=True, width=80)
+    console.print(show.node_view(None, "Redis is away"))
+    assert console.export_text().strip() == "nothing seen yet: Redis is away"
+
+
+def test_what_others_chose_does_not_steer_a_terminal() -> None:
+    """Signs that move a cursor, or begin a line, are shown by their names."""
+    status = RoundStatus(round_id="r1", block_hash="x\n\x1b[2Jy", public_key="\x1b]0;title\x07")
+    console = Console(record=True, width=80)
+    console.print(show.round_table(status))
+    shown = console.export_text()
+    assert r"x\n\x1b[2Jy" in shown
+    assert r"\x1b]0;title\x07" in shown
+    assert status.title == r"round r1 of block x\n\x1b[2Jy at 0 is IDLE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -279,6 +280,14 @@ class TestRefusals:
     def test_a_path_that_is_not_there(self, load: LoadEngine, tmp_path: Path) -> None:
         with pytest.raises(EngineError, match="there is no such directory; set POC_MODEL"):
             load(tmp_path / "nothing")
+
+    def test_a_hub_id_without_the_libraries_that_ask_the_hub(
+        self, load: LoadEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where no engine is installed."""
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(EngineError, match=r"someone/model: .* pip install '\.\[cpu\]'"):
+            load("someone/model")
 
     def test_a_hub_id_that_the_hub_does_not_give(
         self, load: LoadEngine, monkeypatch: pytest.MonkeyPatch
