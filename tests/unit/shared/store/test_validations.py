@@ -55,6 +55,20 @@ def test_a_batch_is_cut_into_chunks(store: Store, config: PoCConfig) -> None:
     assert store.validations.claim("w", "none left") is None
 
 
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_chunk_is_of_its_own_batch(store: Store, config: PoCConfig, order: str) -> None:
+    """Given two validations whose chunks come in turns, whatever their ids."""
+    config = in_chunks(config, 1)
+    for place, task in enumerate(order):
+        batch = batch_of(config, 10 * place, 10 * place + 1)
+        store.validations.open(task, ValidateRequest(batch=batch, config=config))
+    first = [take(store) for _ in range(2)]
+    for chunk in first:
+        store.validations.give_back(chunk)
+    found = {chunk.nonces: chunk.validation for chunk in [*first, *(take(store) for _ in range(4))]}
+    assert found == {(0,): order[0], (1,): order[0], (10,): order[1], (11,): order[1]}
+
+
 def test_a_config_that_redis_has_lost_is_named(
     store: Store, redis: Client, keys: Keys, config: PoCConfig
 ) -> None:

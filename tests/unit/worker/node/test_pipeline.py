@@ -216,6 +216,7 @@ class TestStep:
         assert len(manager.pipeline.tokens) == 2
         assert status(store).total_checked == 0
         manager.pipeline.step()
+        assert len(manager.pipeline.tokens) == 1  # of the two, and no third was claimed
         manager.pipeline.drain()
         assert status(store).total_checked == 8
         assert computed(engine) == [(0, 1, 2, 3), (4, 5, 6, 7)]
@@ -475,7 +476,8 @@ class TestFunctionalCheck:
         for _ in range(3):
             manager.pipeline.step()
         (generated,) = check.commits
-        assert (generated.round_id, generated.first_nonce, generated.count) == (round_id, 0, 8)
+        assert (generated.round_id, generated.count) == (round_id, 8)
+        assert (generated.first_nonce, generated.last_nonce) == (0, 7)
         manager.stop_round()
         manager.pipeline.drain()
         assert check.in_doubt == 8
