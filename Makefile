@@ -38,6 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: $(PYTHON) has no venv: install it (Debian, Ubuntu: apt install python3-venv)" >&2; \
 	  exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): this takes some minutes"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
@@ -47,7 +48,7 @@ demo: $(STAMP) ## Run a whole round here: server, worker, API, callbacks
 
 # Each process of the tests has a Redis of its own. The tests of a file stay together, with the
 # worker that they share; in the order of their names, so that the long ones begin first.
-test: $(STAMP) ## Run the tests, in two processes
+test: $(STAMP) ## Run the tests, in three processes
 	@exec $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## Run the unit tests that start no process but a Redis: for the inner loop

@@ -39,7 +39,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.config import PoCState, RoundId
-from shared.errors import ConfigError, StoreUnavailable
+from shared.errors import ConfigError, StoreFailed, StoreUnavailable
 from shared.listener import listen
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
@@ -115,7 +115,8 @@ Newest = Annotated[
 #: The answers that are no answer, for OpenAPI.
 _Refusals = dict[int | str, dict[str, Any]]
 _UNAVAILABLE: _Refusals = {
-    503: {"model": Problem, "description": "Redis does not answer; try again"}
+    500: {"model": Problem, "description": "Redis can't do what is needed, and why"},
+    503: {"model": Problem, "description": "Redis does not answer; try again"},
 }
 _REFUSED: _Refusals = {
     401: {"model": Problem, "description": "None of the tokens was sent"},
@@ -226,6 +227,10 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
     app.add_middleware(_Limits, rate=settings.api_rate)
     app.include_router(rounds)
     app.include_router(health)
+
+    @app.exception_handler(StoreFailed)
+    async def failed(_: Request, error: StoreFailed) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 500)
 
     @app.exception_handler(StoreUnavailable)
     async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:

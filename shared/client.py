@@ -21,16 +21,16 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from shared import requests
 from shared.broker import celery_app
 from shared.config import PoCConfig, Strict
 from shared.data import ProofBatch, ValidatedBatch
-from shared.errors import NoAnswer, PoCError, StoreUnavailable
+from shared.errors import NoAnswer, PoCError, StoreFailed, StoreRefused, StoreUnavailable
 from shared.settings import Settings
 from shared.status import RoundStatus
-from shared.store import refusal
+from shared.store import meaning
 
 __all__ = ["PoCClient", "Ticket"]
 
@@ -180,15 +180,16 @@ class Ticket(Generic[Answer]):
                     log.info("Redis is back")
                 trouble = None
             except _AWAY as error:
-                if refused := refusal(error) or refusal(error.__cause__):  # kombu wraps it
-                    raise refused from None
-                # Redis is there and has another reason; subclasses (read-only, loading) pass.
-                if type(error) is ResponseError:
-                    raise StoreUnavailable(
-                        f"Redis at {self._settings.safe_redis_url}: {error}"
-                    ) from None
+                cause = error.__cause__ or error  # kombu wraps it
+                means = meaning(cause) if isinstance(cause, RedisError) else None
+                if isinstance(means, StoreRefused | StoreFailed):
+                    raise means from None
                 if not trouble:
-                    log.warning("Redis at %s: %s; retrying", self._settings.safe_redis_url, error)
+                    log.warning(
+                        "Redis at %s: %s; retrying",
+                        self._settings.safe_redis_url,
+                        str(error).rstrip("."),
+                    )
                 trouble = error
             if isinstance(result, BaseException):
                 raise _as_expected(result)
@@ -238,8 +239,8 @@ class Ticket(Generic[Answer]):
     def _in_vain(self, timeout: float | None, state: str, trouble: Exception | None) -> PoCError:
         if trouble:
             return StoreUnavailable(
-                f"Redis at {self._settings.safe_redis_url} was away for the last of {timeout:g} s "
-                f"({trouble}); start it, or set POC_REDIS_URL to one that runs"
+                f"Redis at {self._settings.safe_redis_url} (POC_REDIS_URL) did not take it for "
+                f"{timeout:g} s: {str(trouble).rstrip('.')}"
             )
         if state == "PENDING":
             return NoAnswer(

@@ -69,12 +69,20 @@ class CouldNotCompute(PoCError):
     """A validation has nonces without a finite distance, so it has no verdict."""
 
 
-class StoreUnavailable(PoCError):
+class StoreError(PoCError):
+    """What Redis is the cause of."""
+
+
+class StoreUnavailable(StoreError):
     """Redis can't be reached, or is not the Redis that the store needs."""
 
 
 class StoreRefused(StoreUnavailable):
     """Redis answers, and refuses this user or database: waiting mends nothing."""
+
+
+class StoreFailed(StoreError):
+    """Redis answers, and can't do what the store needs: no waiting mends that."""
 
 
 class NoAnswer(PoCError):

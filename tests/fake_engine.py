@@ -71,6 +71,7 @@ class FakeEngine:
         memory: int = 0,
         max_seq_len: int = 1024,
         weights: str = "fake",
+        model: str = "fake",
         fault: Path | None = None,
     ) -> None:
         self.seconds, self.nan, self.fail = seconds, nan, fail
@@ -82,7 +83,7 @@ class FakeEngine:
         self.checks: list[Job] = []
         self.busy_seconds = 0.0
         self.info = EngineInfo(
-            model="fake",
+            model=model,
             device="none",
             fingerprint=f"fingerprint-of-{weights}",
             vocab_size=1,
@@ -190,6 +191,7 @@ def load(settings: Settings) -> FakeEngine:
         memory=int(knobs.get("memory", 0)),
         max_seq_len=int(knobs.get("max_seq_len", 1024)),
         weights=knobs.get("weights", "fake"),
+        model=knobs.get("model", "fake"),
         fault=Path(knobs["fault"]) if "fault" in knobs else None,
     )
     engine.remembers = False

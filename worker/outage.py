@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shared.errors import StoreUnavailable
+from shared.settings import Settings
 from shared.store import admitted
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ T = TypeVar("T")
 RETRY_S = 0.5
 #: Seconds that a thread rests after it failed.
 REST_S = 5.0
+#: Seconds after which a wait is told once more.
+TELL_EVERY_S = 30.0
 
 
 class Outage:
@@ -28,8 +31,9 @@ class Outage:
     answers those who only read.
     """
 
-    def __init__(self) -> None:
-        self._since = 0.0
+    def __init__(self, settings: Settings) -> None:
+        self._where = f"POC_REDIS_URL={settings.safe_redis_url}"
+        self._since = self._told = 0.0
         self._waiting: set[int] = set()
         self._lock = threading.Lock()
 
@@ -41,10 +45,20 @@ class Outage:
     def seen(self, error: StoreUnavailable) -> None:
         """Redis did not answer the calling thread."""
         with self._lock:
+            now = time.monotonic()
             if not self._waiting:
-                self._since = time.monotonic()
-                why = str(error).rstrip(".")
-                log.warning("%s; nothing is lost, trying again until it answers", why)
+                self._since = self._told = now
+                log.warning(
+                    "%s (%s); nothing is lost, trying again until it answers", error, self._where
+                )
+            elif now - self._told >= TELL_EVERY_S:
+                self._told = now
+                log.warning(
+                    "still waiting for Redis, for %.0f s now (%s): %s",
+                    now - self._since,
+                    self._where,
+                    error,
+                )
             self._waiting.add(threading.get_ident())
 
     def over(self) -> None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
+from shared.errors import defect
 from shared.settings import Settings
 from shared.store import Message, Store
 from worker.callbacks.attempt import Answer, client_for, post
@@ -35,7 +36,7 @@ class PoCCallbackSender:
     ) -> None:
         """`name` is this sender's own; an `outage` that is shared says that Redis is away once."""
         self._store, self._name, self._settings = store, name, settings
-        self._outage = outage or Outage()
+        self._outage = outage or Outage(settings)
 
     def send_generated(self, batch: ProofBatch, config: PoCConfig, key: str) -> str | None:
         """POST `batch` once and wait; None when it was delivered, else why not.
@@ -71,8 +72,8 @@ class PoCCallbackSender:
             loop.set_default_executor(ThreadPoolExecutor(2 * MAX_REQUESTS, "poc-sender"))
             try:
                 loop.run_until_complete(self._serve(stop))
-            except Exception:
-                log.exception("the sender failed: a defect; it goes on")
+            except Exception as error:
+                log.error("the sender failed and goes on: %s", error, exc_info=defect(error))
                 stop.wait(REST_S)
             finally:
                 loop.close()

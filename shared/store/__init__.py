@@ -10,7 +10,8 @@
 
 What changes something is one Lua script (`lua/`), so no crash and no interleaving shows a half
 of it. Every method raises `StoreUnavailable` when Redis does not answer, and may be called again
-then: a script that did run is recognised by the id of its command or the token of its claim.
+then: a script that did run is recognised by the id of its command or the token of its claim. It
+raises `StoreFailed` when Redis answers that it can't.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import closing
 
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
-from shared.store.connection import Client, admitted, connect, redis_errors, refusal
+from shared.store.connection import Client, admitted, connect, meaning, redis_errors
 from shared.store.context import Context
 from shared.store.current import CurrentRound
 from shared.store.dead_letters import DeadLetters
@@ -49,8 +50,8 @@ __all__ = [
     "admitted",
     "connect",
     "fresh_id",
+    "meaning",
     "redis_errors",
-    "refusal",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,11 +12,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
+    MasterDownError,
     NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from shared import errors
@@ -45,16 +51,49 @@ def connect(settings: Settings) -> Client:
     )
 
 
+#: What a server says while it can't answer, and before it can again. A script that met it says so
+#: somewhere in its own error.
+_MAY_PASS = re.compile(
+    r"(?:^|-|: )(?:LOADING|READONLY|OOM|BUSY|MASTERDOWN|NOREPLICAS|MISCONF|TRYAGAIN|CLUSTERDOWN)\b"
+)
+
+
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Turn what redis-py raises into `StoreUnavailable` or, of that, `StoreRefused`."""
+    """Raise what redis-py raises as what it means for us."""
     try:
         yield
     except RedisError as error:
-        raise refusal(error) or errors.StoreUnavailable(f"Redis: {error}") from error
+        raise meaning(error) from error
 
 
-def refusal(error: BaseException | None) -> errors.StoreRefused | None:
+def meaning(error: RedisError) -> errors.StoreUnavailable | errors.StoreFailed:
+    """What an error of redis-py means for us.
+
+    `StoreUnavailable` may pass by itself: the network, and what a server says that loads, fails
+    over or is full. `StoreRefused`, of that, is about a user or a database. All else is
+    `StoreFailed`.
+    """
+    said = str(error).rstrip(".")
+    if refused := _refusal(error):
+        return refused
+    if _may_pass(error):
+        return errors.StoreUnavailable(f"Redis: {said}")
+    return errors.StoreFailed(
+        f"Redis can't do what is needed: {said}; see that it is Redis 6.2 or newer, or Valkey, "
+        "with all its commands under their own names, and that nobody else writes to our keys"
+    )
+
+
+def _may_pass(error: RedisError) -> bool:
+    if not isinstance(error, ResponseError):
+        return isinstance(error, RedisConnectionError | RedisTimeoutError)
+    # Some have a class of their own, whose message lacks the code.
+    passing = ReadOnlyError | MasterDownError | OutOfMemoryError | TryAgainError
+    return isinstance(error, passing) or _MAY_PASS.search(str(error)) is not None
+
+
+def _refusal(error: BaseException | None) -> errors.StoreRefused | None:
     """`error` as one that no waiting mends; None if it may pass, as an outage does."""
     said = str(error).rstrip(".")
     if said.startswith("HELLO must be called"):  # redis-py's first word; the rest is for drivers
@@ -72,12 +111,12 @@ def refusal(error: BaseException | None) -> errors.StoreRefused | None:
 
 
 def admitted(call: Callable[[], T]) -> T:
-    """What `call` gives; what Redis refuses is a wrong setting, and raises `ConfigError`.
+    """What `call` gives; what no waiting mends is a wrong setting, and raises `ConfigError`.
 
     For the start of a process. Later a refusal is waited for like an outage: whoever took a
     permission away may give it back.
     """
     try:
         return call()
-    except errors.StoreRefused as error:
+    except (errors.StoreRefused, errors.StoreFailed) as error:
         raise errors.ConfigError(str(error)) from None

@@ -38,9 +38,9 @@ class Scripts:
         given = {name: value for name, value in args.items() if value is not None}
         VERBS[verb].check(given)
         keys = {alias: self._keys(family, of) for alias, family, of in VERBS[verb].keys_for(given)}
-        payload = json.dumps(
-            {"verb": verb, "wake": self._keys.wake, "keys": list(keys), **given}, allow_nan=False
-        )
+        asked = {"verb": verb, "wake": self._keys.wake, "keys": list(keys), **given}
+        # Half a character, as a path in another encoding has it, is none in Redis' JSON.
+        payload = json.dumps(asked, allow_nan=False, ensure_ascii=False).encode(errors="replace")
         with redis_errors():
             reply = self._scripts[verb](keys=list(keys.values()), args=[payload])
         if not isinstance(reply, str):

@@ -33,7 +33,7 @@ class Subscription:
         try:
             with redis_errors():
                 return self._wait(timeout)
-        except errors.StoreUnavailable:
+        except errors.StoreError:
             self.close()
             raise
 

@@ -129,7 +129,7 @@ def test_a_worker_that_wakes_after_its_round_changes_nothing(
         client.generate(ALL_VALID.model_copy(update={"block_hash": "c"}), round_id="new")
     finally:
         os.kill(frozen.process.pid, signal.SIGCONT)
-    wait_until(lambda: "in vain" in frozen.log, description="the old batch to be refused")
+    wait_until(lambda: "do not count" in frozen.log, description="the old batch to be refused")
     checked_more(store, 40)
     kept = store.rounds.status("old")
     assert kept

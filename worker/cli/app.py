@@ -20,6 +20,7 @@ from shared.errors import (
     PoCError,
     RoundInProgress,
     RoundNotInitialized,
+    StoreFailed,
     StoreUnavailable,
 )
 from shared.requests import explain
@@ -81,8 +82,9 @@ for _panel, _commands in {
 #: What to do about an error, in words of this command line.
 _HINTS: dict[type[PoCError], str] = {
     RoundInProgress: "; `poc stop` ends it, --replace puts the new one in its place",
-    RoundNotInitialized: "; give a config, see `poc generate --help`",
+    RoundNotInitialized: "; open one, see `poc generate --help`",
     StoreUnavailable: "; `poc doctor` looks into it",
+    StoreFailed: "; `poc doctor` looks into it",
 }
 
 

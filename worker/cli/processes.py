@@ -96,7 +96,7 @@ def callbacks(settings: Settings) -> None:
         if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: ending.set())
     name = f"callbacks-{os.getpid()}@{socket.gethostname()}"
-    outage = Outage()
+    outage = Outage(settings)
     with closing(Store(settings)) as store:
         outage.first_call(store.check_access)
         PoCCallbackSender(store, name, settings, outage).run(ending)

@@ -95,7 +95,7 @@ def _load_custom(path: str, settings: Settings) -> Engine:
         ) from error
     if missing := [name for name in _MEMBERS if not hasattr(engine, name)]:
         raise EngineError(
-            f"POC_ENGINE={path}: it gave a {type(engine).__name__}, not an engine, which has "
+            f"POC_ENGINE={path}: it gave no engine but {type(engine).__name__}; an engine has "
             f"{', '.join(missing)}; see worker/engines/base.py"
         )
     return cast(Engine, engine)

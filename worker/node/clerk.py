@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Protocol
 
 from shared.data import ValidatedBatch
-from shared.errors import CouldNotCompute, PoCError, StoreUnavailable
+from shared.errors import CouldNotCompute, PoCError, StoreError
 from shared.store import ComputedValidation, Ending, Store, Subscription
 from worker.callbacks.messages import validated_message
 
@@ -68,7 +68,7 @@ class Clerk:
             return False
         try:
             self._judge(computed)
-        except StoreUnavailable:
+        except StoreError:
             raise
         except Exception as error:
             # A defect, which must not keep all later verdicts waiting behind this one.
@@ -85,7 +85,7 @@ class Clerk:
             return False
         try:
             self._tell(ending)
-        except StoreUnavailable:
+        except StoreError:
             raise
         except Exception as error:
             # Another version wrote it, or a defect: no reason for the others to wait behind it.

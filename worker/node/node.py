@@ -55,7 +55,7 @@ class Node:
     def __init__(self, settings: Settings, on_failure: Callable[[Exception], None]) -> None:
         self.settings, self._on_failure = settings, on_failure
         self.store = Store(settings)
-        self.outage = Outage()
+        self.outage = Outage(settings)
         #: Set when the worker is to end: nothing is claimed any more.
         self.closing = threading.Event()
         #: Set while the model is loaded: the process may end at once, it holds nothing.

@@ -272,7 +272,7 @@ class Pipeline:
             refused = self.store.validations.commit(work, dist, error, self._profile)
         self.computed += len(dist)
         if refused:
-            log.info("%d nonces were computed in vain: %s", len(dist), refused)
+            log.info("%d nonces do not count: %s", len(dist), refused)
         elif dist and self.check:
             self.check.committed(_range_of(work))
         return not refused

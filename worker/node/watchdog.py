@@ -80,6 +80,10 @@ class Watchdog(threading.Thread):
         frame = sys._current_frames().get(thread)  # noqa: SLF001 - the public way to it
         stack = "".join(traceback.format_stack(frame)) if frame else ""
         log.critical(
-            "%s: the worker gives back what it holds and ends; it hangs in\n%s", error, stack
+            "%s: what the worker holds is free, and it ends. Raise %s if that may take so long. It "
+            "hangs in\n%s",
+            error,
+            self._setting,
+            stack,
         )
         self._on_hung(error)

@@ -13,7 +13,7 @@ from celery import states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import NotRegistered
 
-from shared.errors import StoreUnavailable
+from shared.errors import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Results(RedisBackend):  # type: ignore[misc]
                 node.closing,
                 PATIENCE_S,
             )
-        except StoreUnavailable as error:
+        except StoreError as error:
             # Not a failure, which would be final: sent again under its id it has its answer.
             log.warning("task %s is left unanswered: %s", task_id, error)
         else:

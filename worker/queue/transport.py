@@ -22,7 +22,7 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
-from shared.errors import StoreUnavailable
+from shared.errors import StoreError
 from shared.store.dead_letters import keeping
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class _KeepsBadItems:
                 keeping(client, self.dead_letters_key, item, "the queue", _sentence(error)),
             ):
                 pass
-        except StoreUnavailable as trouble:
+        except StoreError as trouble:
             # The log is the only place left. Celery itself finds out whether Redis is gone.
             log.error("could not keep it (%s); it was: %r", trouble, item[:LOG_BYTES])
         self._forget(item)

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError, ResponseError
 
-from shared.errors import ConfigError, EngineError, PoCError, StoreRefused
+from shared.errors import ConfigError, EngineError, PoCError, StoreFailed, StoreRefused
 from shared.settings import Settings, load_settings
-from shared.store import Store, connect, redis_errors, refusal
+from shared.store import Store, connect, meaning, redis_errors
 from worker.engines import BUILT_IN, engine_of, module_of
 from worker.engines.checkpoint import REMEDY, names_a_path, weight_files
 
@@ -74,24 +74,28 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
     try:
         with closing(connect(settings)) as client:
             info = client.info()
-    except NoPermissionError:
-        yield Finding(
-            "redis",
-            WARN,
-            f"{settings.safe_redis_url} answers, but tells this user nothing about itself",
-            _AS_ANOTHER,
-        )
     except RedisError as error:
-        if refused := refusal(error):
-            yield _refused("redis", f"{settings.safe_redis_url}: {refused}")
+        means = meaning(error)
+        if isinstance(error, NoPermissionError):
+            text = f"{settings.safe_redis_url} answers, but tells this user nothing about itself"
+            yield Finding("redis", WARN, text, _AS_ANOTHER)
+        elif isinstance(means, StoreFailed):  # a managed one may have no INFO
+            text = f"{settings.safe_redis_url} answers, but tells nothing about itself ({error})"
+            yield Finding("redis", WARN, text, "see to its version, memory policy and persistence")
+        elif isinstance(means, StoreRefused):
+            yield _refused("redis", f"{settings.safe_redis_url}: {means}")
             return
-        yield Finding(
-            "redis",
-            FAIL,
-            f"{settings.safe_redis_url} does not answer: {error}",
-            "start it, or set POC_REDIS_URL; `poc worker --embedded` brings its own",
-        )
-        return
+        else:
+            ready = isinstance(error, BusyLoadingError | ResponseError)
+            yield Finding(
+                "redis",
+                FAIL,
+                f"{settings.safe_redis_url} does not {'serve' if ready else 'answer'}: {error}",
+                "wait until it does, or see to its server"
+                if ready
+                else "start it, or set POC_REDIS_URL; `poc worker --embedded` brings its own",
+            )
+            return
     else:
         yield from _check_server(settings, info)
     with closing(Store(settings)) as store:
@@ -113,6 +117,8 @@ def _asked(
     except StoreRefused as error:
         why, _, _ = str(error).partition("; ")
         return Finding(name, WARN, f"{refused}: {why}", remedy)
+    except StoreFailed as error:
+        return _refused(name, str(error))
     except PoCError as error:
         return Finding(name, FAIL, str(error), "see the findings about Redis")
 

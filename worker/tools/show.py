@@ -58,7 +58,8 @@ def expectation(valid_below: float, workers: Sequence[WorkerStatus]) -> str:
 def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> RenderableType:
     """One round; with `workers`, what share of valid nonces to expect of their model."""
     if not status.round_id:
-        return Text("IDLE: there was no round yet. Start one: poc generate --help", style="dim")
+        how = "there was no round yet. Start one: poc generate --help"
+        return Text(f"{status.state}: {how}", style="dim")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")

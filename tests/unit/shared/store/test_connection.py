@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from redis import exceptions
 
-from shared.errors import ConfigError, StoreRefused, StoreUnavailable
+from shared.errors import ConfigError, StoreError, StoreFailed, StoreRefused, StoreUnavailable
 from shared.store.connection import admitted, redis_errors
 
 
-def raised(error: exceptions.RedisError) -> StoreUnavailable:
+def raised(error: exceptions.RedisError) -> StoreError:
     """What the store raises for `error`."""
-    with pytest.raises(StoreUnavailable) as caught, redis_errors():
+    with pytest.raises(StoreError) as caught, redis_errors():
         raise error
     return caught.value
 
@@ -49,8 +49,36 @@ def test_what_no_waiting_mends_is_refused(error: exceptions.RedisError, remedy: 
         exceptions.MasterDownError("Link with MASTER is down"),
         exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
         exceptions.ResponseError("BUSY Redis is busy running a script"),
+        exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"),
+        # As Redis 6.2 tells what a script met, and as later ones do.
+        exceptions.ResponseError("Error running script (call to f_1): @user_script:3: -OOM"),
+        exceptions.ResponseError("READONLY You can't write. script: 1, on @user_script:3."),
     ],
 )
 def test_what_may_pass_is_an_outage(error: exceptions.RedisError) -> None:
     """A fail-over, too: its worker waits, from the start on."""
     assert type(raised(error)) is StoreUnavailable
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exceptions.ResponseError("unknown command 'EVALSHA', with args beginning with: "),
+        exceptions.ResponseError("WRONGTYPE Operation against a key of the wrong kind of value"),
+        exceptions.ResponseError("user_script:3: Expected value but found invalid token"),
+        exceptions.InvalidResponse("Protocol Error: b'HTTP/1.1 400 Bad Request'"),
+        exceptions.DataError("Invalid input of type: 'NoneType'"),
+    ],
+)
+def test_all_else_has_failed(error: exceptions.RedisError) -> None:
+    """It is no outage, however long one waits: at a start it ends the process."""
+    failed = raised(error)
+    assert type(failed) is StoreFailed
+    assert str(failed).startswith(f"Redis can't do what is needed: {str(error).rstrip('.')}; see")
+
+    def call() -> None:
+        raise failed
+
+    with pytest.raises(ConfigError, match="can't do what is needed"):
+        admitted(call)

@@ -86,7 +86,7 @@ def test_a_factory_of_ones_own_gets_the_settings() -> None:
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("builtins:id", "it gave a int, not an engine, which has info, busy_seconds, submit, "),
+        ("builtins:id", "no engine but int; an engine has info, busy_seconds, submit, "),
         ("os:getcwd", "it can't be called with the settings"),
     ],
 )

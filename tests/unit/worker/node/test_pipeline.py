@@ -241,7 +241,7 @@ class TestStep:
         manager.pipeline.step()
         manager.stop_round()
         assert not manager.pipeline.step()
-        assert "4 nonces were computed in vain: the round is STOPPED" in caplog.text
+        assert "4 nonces do not count: the round is STOPPED" in caplog.text
         assert (manager.pipeline.computed, status(store).total_checked) == (4, 0)
 
     def test_the_round_that_it_takes_part_in_is_said_once(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
 
 from shared.errors import ConfigError
 from worker.engines.checkpoint import fingerprint
@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
 
 def test_sizes_are_those_asked_for(tmp_path: Path) -> None:
     directory = make_model(tmp_path / "deep" / "model", **TINY, head_dim=4, dtype="bfloat16")
-    model = AutoModelForCausalLM.from_pretrained(directory)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     config = model.config
     assert (config.model_type, model.dtype) == ("qwen3", torch.bfloat16)
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (16, 1, 32)
