@@ -49,6 +49,10 @@ class ModelMismatch(PoCError):
     """The namespace runs another model than this worker has loaded."""
 
 
+class NameTaken(PoCError):
+    """Another worker lives under this worker's name."""
+
+
 class EngineError(PoCError):
     """The engine can't load its model or can't compute a batch."""
 

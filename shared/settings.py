@@ -201,7 +201,7 @@ class Settings(BaseModel):
     )
     worker_name: str | None = Field(
         None,
-        description="name in status and Flower, its own; default poc-<pid>@<host>",
+        description="name in status and Flower, its own; default poc-<pid>-<random>@<host>",
         pattern=r"^[^\s@]+(@[^\s@]+)?$",
     )
     lease_s: float = Field(30.0, ge=0.5, le=3600, description="a claim's life without a heartbeat")

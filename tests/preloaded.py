@@ -1,7 +1,8 @@
-"""Workers that are forked from a process which has imported all that they need.
+"""`poc` in forks of a process that has imported all that it needs.
 
-Most of a fake worker's start is imports. A fork of a process that has done them is a worker like
-any other from there on, with an environment, a log and signals of its own.
+Most of a fake worker's start, and of a short command, is imports. A fork of a process that has
+done them is a process like any other from there on, with an environment, streams and signals of
+its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ _CONTEXT.set_forkserver_preload(
         "celery.worker.components",
         "fake_engine",
         "kombu.transport.redis",
+        "shared.client",
         "worker.cli.app",
         "worker.queue.app",
     ]
@@ -30,14 +33,26 @@ _CONTEXT.set_forkserver_preload(
 
 
 class Fork:
-    """`poc` with `words`, in a process of its own; it has the face of `subprocess.Popen`."""
+    """`poc` with `words`, in a process of its own; it has the face of `subprocess.Popen`.
+
+    It reads `stdin`, and appends what it says to `log_path`, but errors to `errors_path` if there
+    is one.
+    """
 
     def __init__(
-        self, words: Sequence[str], *, env: Mapping[str, str], cwd: Path, log_path: Path
+        self,
+        words: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        log_path: Path,
+        errors_path: Path | None = None,
+        stdin: Path = Path(os.devnull),
     ) -> None:
         log_path.touch()
+        streams = (stdin, log_path, errors_path or log_path)
         self._process = _CONTEXT.Process(
-            target=_become, args=(list(words), dict(env), cwd, log_path), daemon=True
+            target=_become, args=(list(words), dict(env), cwd, streams), daemon=True
         )
         self._process.start()
         assert self._process.pid is not None
@@ -73,17 +88,34 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def _become(words: list[str], env: dict[str, str], cwd: Path, log_path: Path) -> None:
+def run(
+    words: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdin: str = "", timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """`poc` with `words` to its end, as `subprocess.run` with captured output. Raises so, too."""
+    with tempfile.TemporaryDirectory() as directory:
+        given, out, err = (Path(directory) / name for name in ("in", "out", "err"))
+        given.write_text(stdin)
+        process = Fork(words, env=env, cwd=cwd, log_path=out, errors_path=err, stdin=given)
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(words, status, out.read_text(), err.read_text())
+
+
+def _become(
+    words: list[str], env: dict[str, str], cwd: Path, streams: tuple[Path, Path, Path]
+) -> None:
     if (ask_the_kernel := _die_with(os.getppid())) is not None:
         ask_the_kernel()
-    for descriptor, path, flags in (
-        (0, os.devnull, os.O_RDONLY),
-        (1, log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
-        (2, log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+    append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    for descriptor, (path, flags) in enumerate(
+        zip(streams, (os.O_RDONLY, append, append), strict=True)
     ):
         opened = os.open(path, flags, 0o666)
         os.dup2(opened, descriptor)
         os.close(opened)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -44,16 +44,24 @@ class Workers:
         fields: Mapping[str, str],
         tokens: Sequence[str],
         distances: Sequence[float] = (),
+        instance: str | None = None,
+        *,
+        takes_over: bool = False,
     ) -> Reference | None:
         """Show that `worker` lives, renew its leases and the round's clocks.
 
         `tokens` are its claims, in the order that they are computed in. `distances` are those of
         its functional check; gives the reference of its model, which they become when there is
         none. Raises `ModelMismatch` with the fingerprint that the namespace wants.
+
+        `instance` tells its process from others of that name. Raises `NameTaken`, with the time of
+        the holder's last heartbeat, unless this process `takes_over`.
         """
         _, answer = self._current.call(
             "heartbeat",
             worker=worker,
+            instance=instance,
+            takes_over=takes_over or None,
             fingerprint=model["fingerprint"],
             pinned=self._settings.model_fingerprint,
             model=flat(model),
@@ -79,9 +87,12 @@ class Workers:
                 found = sorted(zip(names, pipe.execute(), strict=True))
         return [WorkerStatus(**fields, name=name) for name, fields in found if fields]
 
-    def leave(self, worker: str) -> None:
-        """Show `worker` no more; the last one frees the namespace for another model."""
-        self._context.scripts.call("leave", worker=worker)
+    def leave(self, worker: str, instance: str | None = None) -> None:
+        """Show `worker` no more; the last one frees the namespace for another model.
+
+        With an `instance`, only while the name is that process'.
+        """
+        self._context.scripts.call("leave", worker=worker, instance=instance)
 
     def report(self, incident: Incident) -> None:
         """Keep why a worker ended, for whoever looks at the status."""

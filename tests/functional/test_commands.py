@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import pytest
 
+import preloaded
 from fake_engine import fake_distance
 from shared.settings import Settings
 from shared.store import Store
@@ -39,13 +40,15 @@ def poc(settings: Settings) -> Poc:
     }
 
     def poc(
-        *args: str, stdout: int | IO[str] = subprocess.PIPE, **variables: str
+        *args: str, stdout: IO[str] | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
+        if stdout is None and not variables:
+            return preloaded.run(args, env=env, cwd=ROOT)
         return subprocess.run(
             [sys.executable, "-m", "worker.cli", *args],
             env=env | variables,
             cwd=ROOT,
-            stdout=stdout,
+            stdout=stdout or subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             timeout=60,

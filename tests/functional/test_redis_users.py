@@ -19,6 +19,7 @@ import pytest
 import redis
 from celery import Celery
 
+import preloaded
 from shared.client import PoCClient
 from shared.errors import StoreRefused
 from shared.settings import Settings, load_settings
@@ -114,16 +115,7 @@ def test_a_whole_round_with_each_process_as_its_user(
     controller = environment(settings_of("controller"))
 
     def poc(*words: str, stdin: str = "") -> str:
-        command = [sys.executable, "-m", "worker.cli", *words]
-        done = subprocess.run(
-            command,
-            env=controller,
-            cwd=ROOT,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = preloaded.run(words, env=controller, cwd=ROOT, stdin=stdin)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -278,14 +270,9 @@ def test_a_user_can_t_do_what_is_others(
 
 def doctor(settings: Settings) -> subprocess.CompletedProcess[str]:
     """What `poc doctor` says to a user."""
-    return subprocess.run(
-        [sys.executable, "-m", "worker.cli", "doctor", "--json"],
-        env=environment(settings) | {"POC_ENGINE": "fake_engine:load"},  # which needs no torch
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # An engine that needs no torch.
+    env = environment(settings) | {"POC_ENGINE": "fake_engine:load"}
+    return preloaded.run(["doctor", "--json"], env=env, cwd=ROOT)
 
 
 @pytest.mark.parametrize(("user", "level"), [("admin", "ok"), ("worker", "warn")])
@@ -383,15 +370,8 @@ def test_whoever_redis_refuses_says_so_in_one_line(
     who: str, command: list[str], status: int, port: int
 ) -> None:
     """At once: what begins ends with 2, since its settings are wrong, and a command with 1."""
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", *command],
-        env=clean_environment() | {"POC_REDIS_URL": wrong_url(who, port), "NO_COLOR": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    env = clean_environment() | {"POC_REDIS_URL": wrong_url(who, port), "NO_COLOR": "1"}
+    done = preloaded.run(command, env=env, cwd=ROOT, timeout=20)
     assert done.returncode == status, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: Redis refuses: ")

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import redis
 
+import preloaded
 from receiver import Receiver
 from shared.broker import celery_app
 from shared.settings import load_settings
@@ -127,15 +128,7 @@ def test_a_node_gives_no_secret_away(tmp_path: Path, receiver_url: str) -> None:
             wait_until(lambda: re.search(text, logs[name].read_text()), 60, f"{name}: {text}")
 
         def poc(*words: str, stdin: str = "", status: int = 0) -> str:
-            done = subprocess.run(
-                [sys.executable, "-m", "worker.cli", *words],
-                env=env,
-                cwd=ROOT,
-                input=stdin,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = preloaded.run(words, env=env, cwd=ROOT, stdin=stdin)
             assert done.returncode == status, done.stderr
             places.add(f"poc {words[0]}", done.stdout + done.stderr)
             return done.stdout

@@ -149,6 +149,27 @@ def test_another_model_in_the_namespace(start_worker: Any, store: Store) -> None
     assert [each.name for each in store.workers.listing()] == ["w0@test"]
 
 
+def test_a_name_that_another_worker_has(start_worker: Any, store: Store) -> None:
+    """The second ends and says so; the first is left alone, and listed."""
+    first = start_worker("w0")
+    (shown,) = store.workers.listing()
+    line = says_why(start_worker("w0", wait=False))
+    assert "another worker lives under the name w0@test: give each its own" in line
+    assert first.process.poll() is None
+    assert [each.pid for each in store.workers.listing()] == [shown.pid]
+
+
+def test_a_killed_worker_gets_its_name_back(start_worker: Any, store: Store) -> None:
+    """When it is started again, long before it would be missed."""
+    start_worker("w0").kill()
+    again = start_worker("w0", wait=False)
+    wait_until(
+        lambda: [each.pid for each in store.workers.listing()] == [again.process.pid],
+        10,
+        "the name to be its own",
+    )
+
+
 def test_a_model_that_is_not_the_pinned_one(start_worker: Any) -> None:
     """POC_MODEL_FINGERPRINT holds from the first worker on."""
     line = says_why(start_worker(wait=False, POC_MODEL_FINGERPRINT="pinned"))
@@ -210,6 +231,28 @@ def test_celerys_own_command_line(settings: Settings, client: PoCClient, tmp_pat
         assert [queue["name"] for queue in queues] == ["poc.test"]
     finally:
         assert end(process) == 0
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_worker_whose_streams_are_closed(
+    closed: str, settings: Settings, store: Store, client: PoCClient
+) -> None:
+    """It works as any other, and has nowhere to say so."""
+    env = clean_environment(
+        POC_REDIS_URL=settings.redis_url,
+        POC_NAMESPACE=settings.namespace,
+        POC_ENGINE="fake_engine:load",
+        PYTHONPATH=str(ROOT / "tests"),
+    )
+    command = f"exec {sys.executable} -m worker.cli worker {closed}"
+    process = subprocess.Popen(["sh", "-c", command], env=env, cwd=ROOT)
+    try:
+        wait_until(lambda: process.poll() is not None or store.workers.listing(), 30, "the worker")
+        assert process.poll() is None
+        assert client.stop().state == "STOPPED"
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def test_the_gpu_is_chosen_before_torch_is_imported() -> None:

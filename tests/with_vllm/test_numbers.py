@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from small import CONFIGS
 from worker.engines.checkpoint import fingerprint
 from worker.engines.transformers_engine import TransformersEngine
 from worker.engines.vllm.engine import ARCHITECTURES, VllmEngine
+from worker.tools.make_model import make_model
 
 pytestmark = [
     pytest.mark.vllm,
@@ -69,6 +71,50 @@ def test_equals_transformers(
     for batch in ([0], [32], range(7), range(26, 33), range(32)):
         alone = engine.submit(job(*batch)).result()
         assert alone == [together[nonce] for nonce in batch]
+
+
+#: Rotary positions that both engines are trusted with, beside the default.
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 2.0},
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    # Different enough to show which of the two is taken.
+    "longrope": {
+        "short_factor": [1.0 + 0.1 * i for i in range(16)],
+        "long_factor": [4.0 + i for i in range(16)],
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.fixture
+def roped(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A model with rotary positions of the kind that the test asks for."""
+    kind = request.param
+    model = make_model(tmp_path / kind, head_dim=32, vocab_size=160, max_seq_len=128)
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": kind, "rope_theta": 10_000.0, **ROPES[kind]}
+    if kind == "longrope":  # where it is read on the architecture that has it
+        config["original_max_position_embeddings"] = 64
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+@pytest.mark.parametrize("roped", sorted(ROPES), indirect=True)
+def test_rotary_positions(roped: Path, load: Callable[..., VllmEngine]) -> None:
+    """Each kind that is not refused is the same one for both engines, up to its last position."""
+    engine = load(roped, max_model_len=None)
+    longest = 64 if "longrope" in str(roped) else 128
+    assert engine.info.max_seq_len == longest
+    for seq_len in (33, longest):
+        expected = reference(roped, seq_len=seq_len)
+        got = engine.submit(job(*NONCES, seq_len=seq_len)).result()
+        assert got == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("seq_len", [1, 31, 32, 33, 128])

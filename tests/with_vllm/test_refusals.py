@@ -86,7 +86,98 @@ def test_half_a_file(model_dir: Path) -> None:
     """As an interrupted download leaves it."""
     file = model_dir / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    assert "the weights can't be loaded" in refusal(model_dir)
+    assert "it ends in the middle of a tensor" in refusal(model_dir)
+
+
+def add(directory: Path, **tensors: Any) -> None:
+    """Add tensors to a checkpoint, or put them in the place of others."""
+    file = directory / "model.safetensors"
+    named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file(load_file(file) | named, file, metadata={"format": "pt"})
+
+
+LAYER_TOO_MANY = "model__layers__7__input_layernorm__weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model__layers__0__mlp__down_proj__weight_scale", "no place in the model"),
+        ("model__layers__0__self_attn__o_proj__bias", "no place in the model"),
+        (LAYER_TOO_MANY, "no place in the model"),
+        ("lm_head__weight", "ties the head to the embedding"),
+    ],
+)
+def test_tensors_that_one_engine_passes_over(name: str, message: str, model_dir: Path) -> None:
+    """As the other engine refuses them, before a process is started."""
+    import torch
+
+    edit_config(model_dir, tie_word_embeddings=True)
+    add(model_dir, **{name: torch.zeros(160, 64)})
+    assert message in refusal(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (LAYER_TOO_MANY, "no place in the model"),
+        ("lm_head__weight", "ties the head to the embedding"),
+    ],
+)
+def test_tensors_of_a_quantized_model(name: str, message: str, model_dir: Path) -> None:
+    """How its other tensors are called is up to the method, so they are left to vLLM."""
+    import torch
+
+    edit_config(model_dir, tie_word_embeddings=True, quantization_config={"quant_method": "fp8"})
+    add(model_dir, **{name: torch.zeros(160, 64)})
+    assert message in refusal(model_dir)
+
+
+def test_weights_whose_scales_lie_beside_them(model_dir: Path) -> None:
+    """Given float8 that no config explains."""
+    import torch
+
+    name = "model.layers.0.mlp.down_proj.weight"
+    plain = load_file(model_dir / "model.safetensors")[name]
+    add(model_dir, **{name.replace(".", "__"): plain.to(torch.float8_e4m3fn)})
+    assert "are quantized, model.layers.0.mlp.down_proj.weight (F8_E4M3)" in refusal(model_dir)
+
+
+def test_an_adapter(model_dir: Path) -> None:
+    (model_dir / "adapter_config.json").write_text("{}")
+    assert "holds an adapter" in refusal(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, "rotary positions of type 'dynamic'"),
+        (
+            {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.3},
+            "rotary positions with attention_factor",
+        ),
+    ],
+)
+def test_rotary_positions_that_engines_differ_in(
+    rope: dict[str, Any], message: str, model_dir: Path
+) -> None:
+    edit_config(model_dir, rope_parameters={"rope_theta": 10_000.0, **rope})
+    assert message in refusal(model_dir)
+
+
+def test_more_positions_than_the_original_ones(model_dir: Path) -> None:
+    """VLLM would take the long factors for short sequences as well."""
+    factors = [1.0] * 16
+    rope = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
+    edit_config(
+        model_dir,
+        rope_parameters={
+            "rope_theta": 10_000.0,
+            "original_max_position_embeddings": 64,
+            **rope,
+        },
+    )
+    assert "POC_MAX_MODEL_LEN=128: beyond its original 64" in refusal(model_dir)
 
 
 def test_weights_that_vllm_cant_load(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

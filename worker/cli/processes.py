@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -95,7 +96,7 @@ def callbacks(settings: Settings) -> None:
         # Of SIGHUP that is nohup's wish; SIGINT is ignored by all that a script starts with &.
         if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: ending.set())
-    name = f"callbacks-{os.getpid()}@{socket.gethostname()}"
+    name = f"callbacks-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
     outage = Outage(settings)
     with closing(Store(settings)) as store:
         outage.first_call(store.check_access)

@@ -24,6 +24,35 @@ DENSE = frozenset({"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2",
 #: The list of a model's shards, and which tensor is in which.
 INDEX = "model.safetensors.index.json"
 
+#: What quantizes a model from beside its config: read by vLLM, each by the methods that know it.
+QUANTIZATIONS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+
+#: Files by which a library would compute another model than the weights are.
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+#: Keys of config.json by which an engine of its own accord computes something else: a draft model
+#: beside another, attention that only one engine knows.
+_OTHER_WAYS = ("speculators_config", "dual_chunk_attention_config", "sparse_attention_config")
+
+#: RoPE whose meaning all engines agree on, with the parameters that they all read. Others depend
+#: on the engine: what is dynamic, and long factors beyond the original length.
+_ROPE = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "llama3": frozenset(
+        {
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        }
+    ),
+    "yarn": frozenset({"factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}),
+    "longrope": frozenset(
+        {"short_factor", "long_factor", "factor", "original_max_position_embeddings"}
+    ),
+}
+
 #: Keys of a quantization_config by which a checkpoint asks for a quantized KV cache.
 _QUANTIZED_CACHE = ("kv_cache_scheme", "kv_cache_quant_algo")
 
@@ -31,7 +60,7 @@ _QUANTIZED_CACHE = ("kv_cache_scheme", "kv_cache_quant_algo")
 _NOT_THE_MODEL = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "use_cache"})
 
 #: The files of a model on the hub that an engine needs, and those that serving it needs besides.
-_MODEL_FILES = ("config.json", "model*.safetensors", INDEX)
+_MODEL_FILES = ("config.json", "model*.safetensors", INDEX, *QUANTIZATIONS)
 _SERVING_FILES = (
     *("tokenizer*", "vocab*", "merges.txt", "*.jinja", "special_tokens_map.json"),
     "generation_config.json",  # tokens that end an answer, and how it is sampled
@@ -91,13 +120,47 @@ def read_config(directory: Path, architectures: frozenset[str], *, quantized: bo
         raise EngineError(
             f"{directory}: its config.json can't be used ({first_line(error)}); {REMEDY}"
         ) from error
-    refusal = _refusal(config, architectures, quantized=quantized)
+    refusal = _refusal_of_files(directory) or _refusal(
+        config, quantization_of(directory, config), architectures, quantized=quantized
+    )
     if refusal:
         raise EngineError(f"{directory}: {refusal}")
     return config
 
 
-def _refusal(config: Any, architectures: frozenset[str], *, quantized: bool) -> str | None:
+def quantization_of(directory: Path, config: Any) -> Any:
+    """What says how the weights in `directory` are quantized; None for full weights."""
+    for key in ("quantization_config", "compression_config"):
+        if (found := getattr(config, key, None)) is not None:
+            return found
+    for name in QUANTIZATIONS:
+        if (directory / name).is_file():
+            return _read_json(directory / name)
+    return None
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"{file}: can't be read ({first_line(error)}); download the model again"
+        ) from None
+
+
+def _refusal_of_files(directory: Path) -> str | None:
+    """Why a library would compute another model than the weights are, if so."""
+    if found := [name for name in _ADAPTERS if (directory / name).exists()]:
+        return (
+            f"holds an adapter ({', '.join(found)}), which is applied by some libraries and passed "
+            "over by others; merge it into the weights, or move it away"
+        )
+    return None
+
+
+def _refusal(
+    config: Any, quantization: Any, architectures: frozenset[str], *, quantized: bool
+) -> str | None:
     """Why an engine can't compute a model of this config with the right numbers, if so."""
     if config.model_type not in architectures:
         return (
@@ -110,16 +173,57 @@ def _refusal(config: Any, architectures: frozenset[str], *, quantized: bool) -> 
             f"holds {', '.join(classes) or 'no named class'}, which has no logits head; "
             "use a checkpoint of a causal language model (...ForCausalLM)"
         )
-    quantization = getattr(config, "quantization_config", None)
     if quantization is not None and not quantized:
         return "is quantized, which this engine is not tested with; use full weights"
-    if isinstance(quantization, dict) and any(map(quantization.get, _QUANTIZED_CACHE)):
+    if _asks_for_a_quantized_cache(quantization):
         return "asks for a quantized KV cache, which is not tested; use a checkpoint without one"
-    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-        return "has multimodal rotary positions (mrope); use a text-only model"
+    if other := [key for key in _OTHER_WAYS if getattr(config, key, None)]:
+        return f"has {', '.join(other)}, which engines don't agree on; use a plain model"
+    rope = getattr(config, "rope_parameters", None) or {}
+    # By the kind of layer, where there are several.
+    kinds = [each for each in rope.values() if isinstance(each, dict)] or [rope]
+    for kind in kinds:
+        if refusal := _refusal_of_rope(kind):
+            return refusal
     if getattr(config, "use_bidirectional_attention", False):
         return "attends in both directions; use a causal language model"
     return None
+
+
+def _asks_for_a_quantized_cache(quantization: Any) -> bool:
+    if not isinstance(quantization, dict):
+        return False
+    nested = quantization.get("quantization")  # as hf_quant_config.json has it
+    return any(map(quantization.get, _QUANTIZED_CACHE)) or (
+        isinstance(nested, dict) and any(map(nested.get, _QUANTIZED_CACHE))
+    )
+
+
+def _refusal_of_rope(rope: dict[str, Any]) -> str | None:
+    if "mrope_section" in rope:
+        return "has multimodal rotary positions (mrope); use a text-only model"
+    name = rope.get("rope_type") or rope.get("type") or "default"
+    if name not in _ROPE:
+        known = ", ".join(sorted(_ROPE))
+        return f"has rotary positions of type {name!r}, which engines differ in; use {known}"
+    usual = _ROPE[name] | {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    if odd := sorted(key for key in rope.keys() - usual if rope[key] is not None):
+        return f"has rotary positions with {', '.join(odd)}, which engines don't agree on"
+    return None
+
+
+def longest(config: Any) -> int:
+    """The positions of a sequence for which all engines compute the same.
+
+    Beyond its original length a model with longrope takes other factors: transformers for the
+    sequence that is so long, vLLM for all as soon as one may be.
+    """
+    positions: int = config.max_position_embeddings
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        name = "original_max_position_embeddings"
+        return min(positions, rope.get(name) or getattr(config, name, None) or positions)
+    return positions
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -168,6 +272,9 @@ def fingerprint(directory: Path) -> str:
     """
     config = json.loads((directory / "config.json").read_text())
     model = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    for name in QUANTIZATIONS:
+        if (directory / name).is_file():
+            model[name] = _read_json(directory / name)
     digest = hashlib.sha256(json.dumps(model, sort_keys=True, separators=(",", ":")).encode())
     files = weight_files(directory)
     with ThreadPoolExecutor(thread_name_prefix="poc-fingerprint") as pool:  # hashing frees the GIL

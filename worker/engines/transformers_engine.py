@@ -90,7 +90,7 @@ class TransformersEngine:
             fingerprint=checkpoint.fingerprint(directory),
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
-            max_seq_len=config.max_position_embeddings,
+            max_seq_len=checkpoint.longest(config),
             profile=_profile(self._model, target, self._tiles.size),
             exact=True,
         )

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from shared.errors import EngineError
-from worker.engines import checkpoint
+from worker.engines import checkpoint, tensors
 from worker.engines.checkpoint import first_line
 
 
+#: Attention by architecture, where it is another than torch's own: that passes over a soft cap.
+_ATTENTION = {"gemma2": "eager"}
+
+
 def check(directory: Path, config: PretrainedConfig) -> None:
-    """Raise `EngineError` unless all weights of `config` are there, in their shapes.
+    """Raise `EngineError` unless all weights of `config` are there, in their shapes, and no others.
 
     For vLLM, which computes with whatever its memory holds where one is missing. Reads headers
-    only. What is quantized is left to vLLM: transformers may lack what that takes.
+    only. Of what is quantized only the number of layers is looked at: how its tensors are called is
+    up to the method.
     """
-    if getattr(config, "quantization_config", None) is None:
+    if checkpoint.quantization_of(directory, config) is None:
         load(directory, config, "auto", torch.device("meta"))
+        return
+    found = tensors.read(checkpoint.weight_files(directory))
+    tensors.check_tied(directory, found, tied=config.tie_word_embeddings)
+    layers = ((name, re.match(r"model\.layers\.(\d+)\.", name)) for name in found)
+    tensors.check_used(
+        directory,
+        (name for name, layer in layers if layer and int(layer[1]) >= config.num_hidden_layers),
+    )
 
 
 def load(
@@ -30,7 +49,9 @@ def load(
 
     Raises `EngineError` for weights that can't be read, or that are not all those of `config`.
     """
-    checkpoint.weight_files(directory)  # its messages say more than the library's
+    found = tensors.read(checkpoint.weight_files(directory))
+    tensors.check_types(directory, found)
+    tensors.check_tied(directory, found, tied=config.tie_word_embeddings)
     disable_progress_bar()  # of no use in a log
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -40,6 +61,10 @@ def load(
             device_map={"": device},  # straight to it: a large model need not fit in memory first
             use_safetensors=True,
             trust_remote_code=False,
+            # Whatever the config says: it may name code of a hub, or kernels of other numbers.
+            attn_implementation=_ATTENTION.get(config.model_type, "sdpa"),
+            # Nothing is generated here: what a file says of that can't matter.
+            generation_config=GenerationConfig(),
             output_loading_info=True,
         )
         model = model.eval().requires_grad_(False)
@@ -53,6 +78,7 @@ def load(
             f"{directory}: the weights can't be loaded ({first_line(error)}); "
             "download or make the model again"
         ) from error
+    tensors.check_used(directory, report["unexpected_keys"])
     missing = sorted(report["missing_keys"])
     if missing:
         # The library fills them with fresh random numbers: distances, but of no model.

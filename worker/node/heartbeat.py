@@ -9,9 +9,9 @@ import threading
 import time
 
 from shared.config import PoCState
-from shared.errors import ModelMismatch
+from shared.errors import ModelMismatch, NameTaken
 from shared.settings import Settings
-from shared.store import Reference
+from shared.store import Reference, fresh_id
 from worker.node.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class Heartbeat:
         self._report_at = time.monotonic() + REPORT_EVERY_S
         # Rates look back over two beats, or two batches where those take longer: a batch counts
         # when it ends, so between two ends they would be nothing, and too much after them.
+        #: What tells this process from others under its name.
+        self.instance = fresh_id()
         self._samples = [self._sample()] * 2
         # As of the last beat: asking for rates takes a sample.
         self._rate, self._busy = 0.0, 0.0
@@ -43,10 +45,29 @@ class Heartbeat:
         self._report_progress()
         self._closing.wait(self._settings.heartbeat_s)
 
-    def beat(self) -> Reference | None:
+    def first(self, closing: threading.Event) -> Reference | None:
+        """The first beat. A name that a killed process has left is taken over when its beats stop.
+
+        Raises `NameTaken` when its holder lives, and as `beat` does.
+        """
+        last, gives_up_at = "", time.monotonic() + 3 * self._settings.heartbeat_s
+        while True:
+            stopped = bool(last) and time.monotonic() > gives_up_at
+            try:
+                return self.beat(takes_over=stopped)
+            except NameTaken as taken:
+                if last not in ("", str(taken)) or closing.is_set():
+                    raise NameTaken(
+                        f"another worker lives under the name {self._pipeline.worker}: give each "
+                        "its own POC_WORKER_NAME, or none"
+                    ) from None
+                last = str(taken)
+            closing.wait(self._settings.heartbeat_s / 4)
+
+    def beat(self, *, takes_over: bool = False) -> Reference | None:
         """Show that the worker lives; what its model's first worker gave in its check.
 
-        Raises `ModelMismatch` that says what to do.
+        Raises `ModelMismatch` that says what to do, and `NameTaken` by another process.
         """
         self._rate, self._busy = self._rates()
         info = self._pipeline.engine.info
@@ -76,6 +97,8 @@ class Heartbeat:
                 fields,
                 self._pipeline.tokens,
                 self._pipeline.check.distances if self._pipeline.check else (),
+                self.instance,
+                takes_over=takes_over,
             )
         except ModelMismatch as error:
             wants = (

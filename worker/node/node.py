@@ -65,6 +65,7 @@ class Node:
         self._hangs = threading.Event()
         self._watchdog = Watchdog(settings.batch_deadline, "POC_BATCH_DEADLINE", self._hung)
         self._loaded = False
+        self._instance = ""
         self._loop: GpuLoop | None = None
         self._worker: threading.Thread | None = None
         self._heartbeat: threading.Thread | None = None
@@ -96,7 +97,10 @@ class Node:
         with self._watchdog.watching():
             check.begin()
         heartbeat = Heartbeat(pipeline, self.settings, self._drained)
-        beat = self.outage.until_answered(lambda: admitted(heartbeat.beat), self.closing)
+        self._instance = heartbeat.instance
+        beat = self.outage.until_answered(
+            lambda: admitted(lambda: heartbeat.first(self.closing)), self.closing
+        )
         check.agree_with(beat)
         subscription = self.store.subscribe("work")
         self._loop = loop = GpuLoop(pipeline, subscription, self.closing, self._watchdog)
@@ -162,7 +166,7 @@ class Node:
         if self._loaded:
             try:
                 if reached:  # else it would be waited for once more, and whoever ends us waits, too
-                    self.store.workers.leave(self.pipeline.worker)
+                    self.store.workers.leave(self.pipeline.worker, self._instance)
             except PoCError as error:
                 log.warning("%s: this worker is listed until it is missed", error)
             if not self._hangs.is_set():
@@ -192,7 +196,7 @@ class Node:
             self._report(error)
             if self._heartbeat:  # it would register anew what has just left
                 self._heartbeat.join(timeout=5)
-            self.store.workers.leave(worker)
+            self.store.workers.leave(worker, self._instance)
         except PoCError as trouble:
             log.warning("%s: what this worker holds is free when its lease ends", trouble)
         except Exception:

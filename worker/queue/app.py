@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -143,8 +144,11 @@ def run_worker(settings: Settings) -> int:
 
 
 def worker_name(settings: Settings) -> str:
-    """The name in Redis and Flower. Two processes must not have the same one."""
-    name = settings.worker_name or f"poc-{os.getpid()}"
+    """The name in Redis and Flower, by default one that no other process has.
+
+    Not by its process id alone: in containers that share a host's name each may be 1.
+    """
+    name = settings.worker_name or f"poc-{os.getpid()}-{secrets.token_hex(2)}"
     return name if "@" in name else f"{name}@{socket.gethostname()}"
 
 

@@ -1,15 +1,20 @@
 -- A worker lives: show it, keep its model, renew the leases of what it computes, and bring the
 -- round's clocks up to date. A worker with another model than the namespace's is refused.
+-- A name belongs to one process: another one is refused while its holder lives.
 -- The distances of the first worker's functional check become the reference of its model.
 -- with _round
 -- K writes: status, clock, round(round), run(round), claims(round), leases(round), model,
 --   reference(fingerprint), worker(worker), workers, chunk_claims, chunk_leases
--- A: round, worker, fingerprint, pinned?, model, fields, tokens, distances?, reference_s, live_ms,
---   lease_ms, deadline_ms
+-- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens, distances?,
+--   reference_s, live_ms, lease_ms, deadline_ms
 
 local other = moved()
 if other then return other end
 local now = now_ms()
+local shown = hash(K.worker)
+if A.instance and shown.instance and shown.instance ~= A.instance and not A.takes_over then
+  return cjson.encode({error = 'NameTaken', message = shown.heartbeat_at})
+end
 local held = redis.call('HGET', K.model, 'fingerprint')
 local wanted = A.pinned or held
 if wanted and wanted ~= A.fingerprint then
@@ -23,6 +28,7 @@ if A.distances then
   end
   redis.call('EXPIRE', K.reference, A.reference_s)
 end
+if A.instance then redis.call('HSET', K.worker, 'instance', A.instance) end
 redis.call('HSET', K.worker, 'heartbeat_at', seconds(now), unpack(A.fields))
 redis.call('PEXPIRE', K.worker, A.live_ms)
 redis.call('ZADD', K.workers, int(now), A.worker)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from shared.errors import EngineError
 from shared.settings import Settings
 from worker.engines.base import DEFAULT_TILE
-from worker.engines.checkpoint import first_line
+from worker.engines.checkpoint import first_line, longest
 
 #: Versions of vLLM that are supported: the first, and the first that is not any more.
 FIRST, BEYOND = (0, 26), (0, 34)
@@ -198,6 +198,15 @@ def engine_arguments(
         if kind == "cuda"
         else {"kv_cache_memory_bytes": CPU_KV_CACHE}
     )
+    max_model_len = settings.max_model_len
+    limit = longest(config)
+    if limit < config.max_position_embeddings:  # or vLLM computes all of them as long ones
+        if (settings.max_model_len or 0) > limit:
+            raise EngineError(
+                f"POC_MAX_MODEL_LEN={settings.max_model_len}: beyond its original {limit} "
+                "positions this model (longrope) is another one for each engine; lower it"
+            )
+        max_model_len = settings.max_model_len or limit
     from vllm import AsyncEngineArgs
 
     try:
@@ -212,7 +221,9 @@ def engine_arguments(
             dtype=dtype,
             quantization=settings.quantization,
             tensor_parallel_size=settings.tensor_parallel,
-            max_model_len=settings.max_model_len,
+            max_model_len=max_model_len,
+            # Of use to requests alone, and an odd one is no reason not to compute rounds.
+            generation_config="vllm" if settings.serve_port is None else "auto",
             skip_tokenizer_init=settings.serve_port is None,
             trust_remote_code=False,
             runner="generate",  # whatever files beside the model say that it is good for

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from shared.errors import ModelMismatch
+from shared.errors import ModelMismatch, NameTaken
 from shared.status import Commit, Incident
 from shared.store import Reference, Store
 from shared.store.connection import Client
@@ -96,6 +96,44 @@ def test_the_model_outlives_its_workers_for_their_life_only(
     beat(store)
     assert 0 < redis.ttl(keys("model")) <= 30
     assert 0 < redis.ttl(keys("worker", "w")) <= 30
+
+
+class TestNames:
+    """A name belongs to one process, for as long as that lives."""
+
+    def beat(self, store: Store, instance: str, **more: bool) -> None:
+        store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [], (), instance, **more)
+
+    def test_another_process_does_not_get_it(self, store: Store) -> None:
+        """It is told when its holder was heard of last."""
+        self.beat(store, "one")
+        (holder,) = store.workers.listing()
+        with pytest.raises(NameTaken) as taken:
+            self.beat(store, "two")
+        assert float(str(taken.value)) == holder.heartbeat_at
+        self.beat(store, "one")
+
+    def test_whoever_takes_it_over_has_it(self, store: Store) -> None:
+        self.beat(store, "one")
+        self.beat(store, "two", takes_over=True)
+        with pytest.raises(NameTaken):
+            self.beat(store, "one")
+        self.beat(store, "two")
+
+    def test_it_is_free_when_its_holder_left(self, store: Store) -> None:
+        """And nobody else takes the holder off."""
+        self.beat(store, "one")
+        store.workers.leave("w", "two")
+        assert names(store) == ["w"]
+        store.workers.leave("w", "one")
+        self.beat(store, "two")
+
+    def test_it_is_free_when_its_holder_is_missed(
+        self, store: Store, redis: Client, keys: Keys
+    ) -> None:
+        self.beat(store, "one")
+        redis.delete(keys("worker", "w"))  # it has expired
+        self.beat(store, "two")
 
 
 def test_the_clock_of_this_machine_is_compared(store: Store) -> None:

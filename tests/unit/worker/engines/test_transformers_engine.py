@@ -55,6 +55,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=8),
 }
 
+ROPE: dict[str, Any] = {"rope_theta": 10_000.0}
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
+
 LoadEngine = Callable[..., TransformersEngine]
 
 
@@ -308,13 +311,21 @@ class TestRefusals:
         with pytest.raises(EngineError, match=r"has no model\.safetensors"):
             load(model_dir)
 
-    @pytest.mark.parametrize("name", ["consolidated.safetensors", "adapter_model.safetensors"])
-    def test_other_weights_beside_the_models(
-        self, name: str, model_dir: Path, load: LoadEngine
-    ) -> None:
+    def test_other_weights_beside_the_models(self, model_dir: Path, load: LoadEngine) -> None:
         """An engine could load them behind the fingerprint's back."""
-        (model_dir / name).write_bytes(b"")
-        with pytest.raises(EngineError, match=f"holds {name} beside its weights, model.safe.*move"):
+        (model_dir / "consolidated.safetensors").write_bytes(b"")
+        with pytest.raises(
+            EngineError, match=r"holds consolidated\.safetensors beside its weights, model.*move"
+        ):
+            load(model_dir)
+
+    @pytest.mark.parametrize(
+        "name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
+    )
+    def test_an_adapter(self, name: str, model_dir: Path, load: LoadEngine) -> None:
+        """It is applied where another library is installed, under the same fingerprint."""
+        (model_dir / name).write_text("{}")
+        with pytest.raises(EngineError, match=f"holds an adapter .{name}.*merge it"):
             load(model_dir)
 
     def test_weights_beside_an_index_of_others(self, model_dir: Path, load: LoadEngine) -> None:
@@ -345,7 +356,18 @@ class TestRefusals:
 
     def test_damaged_weights(self, model_dir: Path, load: LoadEngine) -> None:
         (model_dir / "model.safetensors").write_bytes(b"no tensors")
-        with pytest.raises(EngineError, match="the weights can't be loaded"):
+        with pytest.raises(
+            EngineError, match=r"is no safetensors file .* download the model again"
+        ):
+            load(model_dir)
+
+    def test_half_a_file(self, model_dir: Path, load: LoadEngine) -> None:
+        """As an interrupted download leaves it."""
+        file = model_dir / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1000])
+        with pytest.raises(
+            EngineError, match=r"ends in the middle of a tensor.*download the model"
+        ):
             load(model_dir)
 
     def test_weights_that_are_missing(self, model_dir: Path, load: LoadEngine) -> None:
@@ -380,6 +402,14 @@ class TestRefusals:
                 "mrope",
             ),
             ({"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
+            ({"compression_config": {"quant_method": "compressed-tensors"}}, "is quantized"),
+            ({"speculators_config": {"algorithm": "eagle"}}, "has speculators_config"),
+            ({"dual_chunk_attention_config": {"chunk_size": 8}}, "has dual_chunk_attention_config"),
+            ({"rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 2.0}}, "type 'dynamic'"),
+            (
+                {"rope_parameters": ROPE | YARN | {"mscale": 0.7}},
+                "rotary positions with mscale, which engines don't agree on",
+            ),
             ({"use_bidirectional_attention": True}, "attends in both directions"),
         ],
     )
@@ -496,3 +526,137 @@ class TestJobs:
         assert len(running.result()) == 1
         with pytest.raises(JobCancelled):
             queued.result()
+
+
+class TestContents:
+    """All that is in the files has a meaning, the same for every engine."""
+
+    @pytest.fixture
+    def edit(self, model_dir: Path) -> Callable[..., None]:
+        """Adds tensors to the weights, or puts them in the place of others."""
+
+        def edit(**tensors: Tensor) -> None:
+            file = model_dir / "model.safetensors"
+            named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+            save_file(load_file(file) | named, file, metadata={"format": "pt"})
+
+        return edit
+
+    DOWN = "model__layers__0__mlp__down_proj"
+
+    def test_weights_whose_scales_lie_beside_them(
+        self, model_dir: Path, load: LoadEngine, edit: Callable[..., None]
+    ) -> None:
+        """Given float8 that no config explains, it is not computed with as it stands."""
+        plain = load_file(model_dir / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+        scaled = {f"{self.DOWN}__weight": plain.to(torch.float8_e4m3fn)}
+        edit(**scaled, **{f"{self.DOWN}__weight_scale": torch.tensor(0.5)})
+        with pytest.raises(EngineError, match=r"quantized, model\.layers\.0\.mlp\.down_proj"):
+            load(model_dir)
+
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [
+            ("model__layers__0__mlp__down_proj__weight_scale", (1,)),
+            ("model__layers__0__mlp__down_proj__bias", (HIDDEN_SIZE,)),
+            ("model__layers__7__input_layernorm__weight", (HIDDEN_SIZE,)),
+            ("model__mtp__weight", (2, 2)),
+        ],
+    )
+    def test_what_the_model_has_no_place_for(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        model_dir: Path,
+        load: LoadEngine,
+        edit: Callable[..., None],
+    ) -> None:
+        """A scale, a bias that the config denies, one layer more: without, it is another model."""
+        edit(**{name: torch.zeros(shape)})
+        with pytest.raises(EngineError, match=f"no place .*: {name.replace('__', '.')}; it would"):
+            load(model_dir)
+
+    def test_a_config_with_fewer_layers(self, model_dir: Path, load: LoadEngine) -> None:
+        config = json.loads((model_dir / "config.json").read_text())
+        edit_json(
+            model_dir / "config.json", num_hidden_layers=1, layer_types=config["layer_types"][:1]
+        )
+        with pytest.raises(EngineError, match=r"no place .*: model\.layers\.1\.input_layernorm"):
+            load(model_dir)
+
+    def test_what_every_library_computes_anew(
+        self, model_dir: Path, load: LoadEngine, edit: Callable[..., None]
+    ) -> None:
+        """It is dead, as in files of older exporters."""
+        before = load(model_dir).submit(job(1, 2)).result()
+        edit(model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(8))
+        assert load(model_dir).submit(job(1, 2)).result() == before
+
+    @pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json"])
+    def test_a_quantization_beside_the_config(
+        self, name: str, model_dir: Path, load: LoadEngine
+    ) -> None:
+        """It is read, and part of the model's name."""
+        before = fingerprint(model_dir)
+        (model_dir / name).write_text('{"quantization": {"quant_algo": "FP8"}}')
+        assert fingerprint(model_dir) != before
+        with pytest.raises(EngineError, match="is quantized"):
+            load(model_dir)
+
+    @pytest.mark.parametrize("equal", [True, False])
+    def test_a_head_of_its_own_in_a_tied_model(
+        self, equal: bool, model_dir: Path, load: LoadEngine, edit: Callable[..., None]
+    ) -> None:
+        """Which of two counts is up to the library, so they must be the same."""
+        edit_json(model_dir / "config.json", tie_word_embeddings=True)
+        embedding = load_file(model_dir / "model.safetensors")["model.embed_tokens.weight"]
+        edit(lm_head__weight=embedding.clone() if equal else embedding + 1)
+        if equal:
+            assert load(model_dir).submit(job(1)).result()
+        else:
+            with pytest.raises(EngineError, match=r"ties the head .* lm_head\.weight is another"):
+                load(model_dir)
+
+    def test_a_tensor_that_comes_twice(self, model_dir: Path, load: LoadEngine) -> None:
+        """Which of the two counts is up to the library."""
+        (model_dir / "model.safetensors").rename(model_dir / "a.safetensors")
+        norm = load_file(model_dir / "a.safetensors")["model.norm.weight"]
+        save_file({"model.norm.weight": norm + 1}, model_dir / "b.safetensors")
+        names = {"model.norm.weight": "b.safetensors", "lm_head.weight": "a.safetensors"}
+        (model_dir / INDEX).write_text(json.dumps({"weight_map": names}))
+        with pytest.raises(EngineError, match=r"b\.safetensors: holds model\.norm\.weight, which"):
+            load(model_dir)
+
+    @pytest.mark.parametrize("chosen", ["flex_attention", "eager", "someone/kernel", "nonsense"])
+    def test_the_config_chooses_no_code(
+        self, chosen: str, model_dir: Path, load: LoadEngine
+    ) -> None:
+        """Attention is ours to choose: another gives other numbers, or none."""
+        before = load(model_dir)
+        edit_json(
+            model_dir / "config.json", attn_implementation=chosen, _attn_implementation=chosen
+        )
+        after = load(model_dir)
+        assert after.info.profile == before.info.profile
+        assert after.submit(job(1, 2)).result() == before.submit(job(1, 2)).result()
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"temperature": "hot", "num_beams": -1}'])
+    def test_how_to_generate_does_not_matter(
+        self, text: str, model_dir: Path, load: LoadEngine
+    ) -> None:
+        """Nothing is generated here."""
+        (model_dir / "generation_config.json").write_text(text)
+        assert load(model_dir).submit(job(1)).result()
+
+    def test_long_factors_are_not_reached(self, model_dir: Path, load: LoadEngine) -> None:
+        """Beyond the original length engines differ in when they take them."""
+        factors = [1.0] * 8
+        rope = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
+        edit_json(
+            model_dir / "config.json",
+            rope_parameters=ROPE | rope | {"original_max_position_embeddings": 16},
+        )
+        engine = load(model_dir)
+        assert engine.info.max_seq_len == 16
+        with pytest.raises(EngineError, match="computes 1 to 16 positions"):
+            engine.submit(job(1, seq_len=17))

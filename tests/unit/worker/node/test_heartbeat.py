@@ -102,11 +102,11 @@ class TestFields:
     ) -> None:
         """Each beat gives it, to compare with; without a check there is none."""
         assert beating(pipeline).beat() is None
-        for name in ("w", "other"):
+        for name in ("first", "other"):
             check = FunctionalCheck(engine, load_settings({}))
             check.begin()
             checked = Pipeline(engine, store, name, check)
-            assert beating(checked).beat() == Reference(check.distances, "w")
+            assert beating(checked).beat() == Reference(check.distances, "first")
 
     def test_another_model_is_refused_with_what_to_do(
         self, pipeline: Pipeline, new_engine: Callable[..., FakeEngine], store: Store
