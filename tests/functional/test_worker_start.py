@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import redis
 from celery import Celery
 
+import preloaded
 from exactness import ALL_VALID
 from shared.client import PoCClient
 from shared.settings import Settings
@@ -91,6 +93,22 @@ def test_a_redis_without_its_commands_is_not_waited_for(start_worker: Any, tmp_p
     with running(command, "Ready to accept", tmp_path / "server.log", cwd=tmp_path):
         worker = start_worker(wait=False, POC_REDIS_URL=f"redis://127.0.0.1:{port}/0")
         assert "Redis can't do what is needed: unknown command" in says_why(worker)
+
+
+def test_the_doctor_of_a_managed_redis_does_not_say_to_start_it(tmp_path: Path) -> None:
+    """Given one without INFO and CONFIG, it looks at all else."""
+    port = free_port()
+    renamed = ["--rename-command", "INFO", "HIDDEN1", "--rename-command", "CONFIG", "HIDDEN2"]
+    command = [_server_binary(), "--port", str(port), *renamed]
+    with running(command, "Ready to accept", tmp_path / "server.log", cwd=tmp_path):
+        url = f"redis://127.0.0.1:{port}/0"
+        env = clean_environment(POC_REDIS_URL=url, POC_ENGINE="fake_engine:load")
+        done = preloaded.run(["doctor", "--json"], env=env, cwd=ROOT)
+    findings = {each["name"]: each for each in json.loads(done.stdout)}
+    assert findings["redis"]["level"] == "warn"
+    assert "tells nothing about itself" in findings["redis"]["text"]
+    assert findings["access"]["level"] == findings["clock"]["level"] == "ok"
+    assert not any("start it" in each["remedy"] for each in findings.values())
 
 
 def test_a_key_of_another_type_is_not_waited_for(start_worker: Any, settings: Settings) -> None:

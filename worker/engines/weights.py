@@ -18,7 +18,6 @@ from shared.errors import EngineError
 from worker.engines import checkpoint, tensors
 from worker.engines.checkpoint import first_line
 
-
 #: Attention by architecture, where it is another than torch's own: that passes over a soft cap.
 _ATTENTION = {"gemma2": "eager"}
 
