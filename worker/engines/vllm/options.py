@@ -198,15 +198,14 @@ def engine_arguments(
         if kind == "cuda"
         else {"kv_cache_memory_bytes": CPU_KV_CACHE}
     )
-    max_model_len = settings.max_model_len
+    # Of its own accord vLLM would multiply them by a factor of the rotary positions.
     limit = longest(config)
-    if limit < config.max_position_embeddings:  # or vLLM computes all of them as long ones
-        if (settings.max_model_len or 0) > limit:
-            raise EngineError(
-                f"POC_MAX_MODEL_LEN={settings.max_model_len}: beyond its original {limit} "
-                "positions this model (longrope) is another one for each engine; lower it"
-            )
-        max_model_len = settings.max_model_len or limit
+    max_model_len = settings.max_model_len or limit
+    if limit < config.max_position_embeddings and max_model_len > limit:
+        raise EngineError(
+            f"POC_MAX_MODEL_LEN={max_model_len}: beyond its original {limit} positions this model "
+            "(longrope) is another one for each engine; lower it"
+        )
     from vllm import AsyncEngineArgs
 
     try:
