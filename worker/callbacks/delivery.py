@@ -301,7 +301,7 @@ class Delivery:
         """Send a message; None when it was settled by another sender meanwhile."""
         entry = held.entry
         if time.monotonic() >= entry.gives_up_at:
-            before = receiver.last_error or "no sender lived"
+            before = receiver.last_error or "no sender came to it in time"
             why = held.last_error or f"it was never tried, since {before}"
             error = f"its deadline passed; the last attempt: {why}"
             receiver.complain("a callback was given up", error)
