@@ -133,10 +133,14 @@ def quantization_of(directory: Path, config: Any) -> Any:
     for key in ("quantization_config", "compression_config"):
         if (found := getattr(config, key, None)) is not None:
             return found
-    for name in QUANTIZATIONS:
-        if (directory / name).is_file():
-            return _read_json(directory / name)
-    return None
+    return next(iter(_quantizations(directory).values()), None)
+
+
+def _quantizations(directory: Path) -> dict[str, Any]:
+    """What each of the files beside the config says, by its name."""
+    return {
+        name: _read_json(directory / name) for name in QUANTIZATIONS if (directory / name).is_file()
+    }
 
 
 def _read_json(file: Path) -> Any:
@@ -272,9 +276,7 @@ def fingerprint(directory: Path) -> str:
     """
     config = json.loads((directory / "config.json").read_text())
     model = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
-    for name in QUANTIZATIONS:
-        if (directory / name).is_file():
-            model[name] = _read_json(directory / name)
+    model |= _quantizations(directory)
     digest = hashlib.sha256(json.dumps(model, sort_keys=True, separators=(",", ":")).encode())
     files = weight_files(directory)
     with ThreadPoolExecutor(thread_name_prefix="poc-fingerprint") as pool:  # hashing frees the GIL
