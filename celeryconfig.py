@@ -16,7 +16,7 @@ result_accept_content = ["json"]
 task_acks_late = False
 task_reject_on_worker_lost = False
 worker_cancel_long_running_tasks_on_connection_loss = False
-# Take a message only when a thread is free: one in hand is lost with the worker.
+# Take a message only when a thread is free: other workers may have one.
 worker_disable_prefetch = True
 worker_prefetch_multiplier = 1
 
@@ -42,8 +42,6 @@ broker_connection_max_retries = None
 # So does one that refuses for a while: read-only in a fail-over, or out of memory.
 broker_channel_error_retry = True
 broker_transport_options = {
-    # Only a message that was popped and never acknowledged waits for this; ours are at once.
-    "visibility_timeout": 3600,
     # A silent peer (a pulled cable) is noticed instead of waited for: as soon as by the store, and
     # a worker that is told to end meanwhile has several of these to wait for.
     "socket_timeout": 5,

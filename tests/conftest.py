@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import redis
 from hypothesis import settings
 
 from worker.tools.embedded import EmbeddedRedis
+
+# Whoever runs the tests under nohup hands down that SIGHUP is ignored. A handler of our own is not
+# handed on to the processes that the tests start.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # What hypothesis makes up is the same each time, unless a run is asked to look further:
 # pytest --hypothesis-profile=thorough

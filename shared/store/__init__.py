@@ -5,6 +5,7 @@
           ├─ workers       who lives, with which model, and who had to end
           ├─ outbox        callbacks that wait for delivery
           ├─ endings       ends of tickets that Celery has to be told
+          ├─ commands      what waits in the queue, and what a worker took and has not done
           ├─ results       the states of tasks, where Celery's callers look
           └─ dead_letters  what nobody can read
 
@@ -21,6 +22,7 @@ from contextlib import closing
 
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
+from shared.store.commands import Commands
 from shared.store.connection import Client, admitted, connect, meaning, redis_errors
 from shared.store.context import Context
 from shared.store.current import CurrentRound
@@ -70,6 +72,7 @@ class Store:
         self.outbox = Outbox(context, self.dead_letters)
         self.endings = Endings(context, self.dead_letters)
         self.results = Results(context)
+        self.commands = Commands(context)
 
     def status(self, newest: int = 0) -> NodeStatus:
         """The current round with its `newest` valid nonces, the workers, the open validations."""
@@ -84,8 +87,7 @@ class Store:
 
     def broker_options(self) -> Mapping[str, str]:
         """What Celery's transport must be told: where it keeps what."""
-        names = ("unacked", "unacked_index", "unacked_mutex", "dead_letters")
-        return {f"{name}_key": self._keys(name) for name in names}
+        return {"dead_letters_key": self._keys("dead_letters")}
 
     def check_access(self, queue: str = "") -> None:
         """Have Redis say whether this user may do what a sender must, or a worker of `queue`.
@@ -101,7 +103,8 @@ class Store:
             # A script may do anything with the keys that are declared.
             self._redis.eval("return 0", len(keys), *keys)
             if queue:  # how Celery takes commands, from a list that is never there
-                self._redis.brpop([f"{self._keys.prefix}never"], timeout=0.01)
+                never = self._keys("taken", "nobody")
+                self._redis.blmove(never, never, 0.01)
             pubsub.subscribe(*channels)
             for _ in channels:
                 pubsub.get_message(timeout=5)

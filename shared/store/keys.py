@@ -57,6 +57,26 @@ KEYS: dict[str, Key] = {
         also="Celery",
         prefix="celery-task-meta-",
     ),
+    # Commands on their way.
+    "queue": Key(
+        "list",
+        "commands that wait for a worker",
+        _EMPTY,
+        "namespace",
+        also="callers, the transport",
+        prefix="poc.",
+    ),
+    "taken": Key(
+        "list",
+        "commands that a worker took, until they are done",
+        _EMPTY,
+        "worker",
+        also="the transport",
+    ),
+    "takers": Key("set", "workers that may have taken some", _EMPTY),
+    "put_back": Key(
+        "hash", "SHA-1 of a command -> how often it was put back", "a day after the last"
+    ),
     # Validations. They are called jobs here alone: the names of keys stay.
     "jobs": Key("zset", "open validations -> since, ms", _EMPTY),
     "job": Key(
@@ -96,17 +116,6 @@ KEYS: dict[str, Key] = {
         "what nobody could read: messages, ends, ...",
         "7 days after the last",
         also="the transport, the clerk, the sender",
-    ),
-    # Celery's notes, under our names: its own are the same for all who share a Redis.
-    "unacked": Key(
-        "hash",
-        "messages that a worker took and has not acknowledged",
-        _EMPTY,
-        also="the transport",
-    ),
-    "unacked_index": Key("zset", "their tags -> since when, s", _EMPTY, also="the transport"),
-    "unacked_mutex": Key(
-        "string", "who gives old ones back now", "5 minutes", also="the transport"
     ),
 }
 

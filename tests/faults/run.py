@@ -373,7 +373,6 @@ class Run:
             self.count["message: replayed after its round"] += 1
 
         def through() -> None:
-            # Those of killed workers are in `unacked`, and come back after an hour.
             waiting = direct.llen(self.settings.queue)
             oldest = (direct.lindex(self.settings.queue, -1) or "")[:300]
             demand(waiting == 0, "every message is taken", f"{waiting} wait, the oldest: {oldest}")

@@ -76,9 +76,11 @@ def fill(store: Store) -> None:
 def api(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """One process for all tests: it must survive them all."""
     redis_server.start()
-    with contextlib.closing(
-        Store(load_settings({}, redis_url=redis_server.url, namespace="api"))
-    ) as store:
+    # The worker's one heartbeat must last for all tests.
+    lasting = load_settings(
+        {}, redis_url=redis_server.url, namespace="api", heartbeat_s="60", lease_s="3600"
+    )
+    with contextlib.closing(Store(lasting)) as store:
         fill(store)
     log_path = tmp_path_factory.mktemp("api") / "api.log"
     with serving_api(redis_server.url, log_path, POC_NAMESPACE="api", POC_API_TOKENS=TOKEN) as (

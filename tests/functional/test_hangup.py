@@ -37,8 +37,6 @@ class Terminal:
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
         self.pid, self._master = pty.fork()
         if self.pid == 0:
-            # Whoever runs the tests under nohup hands down that SIGHUP is ignored.
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             os.chdir(ROOT)
             os.execve(command[0], command, env)
         self.process = psutil.Process(self.pid)

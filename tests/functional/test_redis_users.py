@@ -216,7 +216,7 @@ REFUSED = {
     "flower": [
         "LPUSH poc.test x",
         "LPUSH x.celery.pidbox x",  # a list that looks like a worker's mailbox
-        "HSET poc:test:unacked tag x",  # what workers would give back to the queue
+        "LPUSH poc:test:taken:w x",  # what workers would put back into the queue
         "HSET unacked tag x",
         "SADD _kombu.binding.poc.test x",  # where commands go
         "EVAL return 0",

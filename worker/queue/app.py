@@ -25,9 +25,11 @@ from shared.settings import Settings
 from worker.children import kill_spawned
 from worker.manager import PoCManager
 from worker.node.node import Node
+from worker.node.threads import Repeating
 from worker.queue import tasks
 from worker.queue.control import GuardedControl, take_no_more
 from worker.queue.events import PatientEvents
+from worker.queue.taken import Taken
 from worker.queue.tickets import CeleryTickets
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,12 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
             node.stop()  # Celery does not stop what failed to start
             status = QUARANTINED if isinstance(error, Quarantined) else START_FAILED
             raise SystemExit(0 if told_to_end else status) from None
+        parent.app.conf.broker_transport_options["taken_key"] = node.store.commands.taken_key(
+            parent.hostname
+        )
+        taken = Taken(node.store, parent.hostname, node.closing)
+        taken.follow(parent.app)
+        Repeating("commands", taken.turn, node.closing, node.outage).start()
         parent.app.manager = PoCManager(
             node.engine,
             node.store,

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS = "PROGRESS"
 
-#: Seconds that a task waits for Redis before it is left unanswered.
+#: Seconds that a task waits for Redis before it is tried again later.
 PATIENCE_S = 60.0
 
 
@@ -61,8 +61,10 @@ class Results(RedisBackend):  # type: ignore[misc]
                 PATIENCE_S,
             )
         except StoreError as error:
-            # Not a failure, which would be final: sent again under its id it has its answer.
-            log.warning("task %s is left unanswered: %s", task_id, error)
+            # Not a failure, which would be final: tried again under its id it has its answer.
+            log.warning("task %s is not answered yet, and tried again later: %s", task_id, error)
+            if request is not None:
+                request.unanswered = True
         else:
             if not stored and state != states.SUCCESS:
                 log.info("task %s has another end, or none yet: %s is not shown", task_id, state)

@@ -52,9 +52,10 @@ def register(app: Celery) -> None:
         try:
             return node.outage.until_answered(call, node.closing, PATIENCE_S)
         except StoreUnavailable as error:
-            # It may have been carried out. No answer lets the caller send it again under its id,
-            # and have the right one; a failure would be final.
-            log.warning("left unanswered: %s", error)
+            # It may have been carried out. Tried again under its id it has the right answer; a
+            # failure would be final.
+            log.warning("not answered yet, and tried again later: %s", error)
+            app.current_worker_task.request.unanswered = True
             raise Ignore from None
         except CommandMismatch as error:
             # What is stored under the id is the answer of the command that had it first.

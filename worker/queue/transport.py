@@ -1,17 +1,23 @@
 """Celery's Redis transport, made to survive what is not a message.
 
+A stock worker pops a message, which is lost with the connection, or the worker, that was about to
+get it. Here it is moved, in one step, into a list of the worker's own, and stays there until its
+outcome is in Redis (`worker.queue.taken`).
+
 A stock worker ends when it pops a list item that is not a task envelope: one stray LPUSH would
 cost every worker of the node a model load. Here such an item is kept, whole, in a capped list
 for inspection, a warning says so, and the worker goes on.
 
 Select it with `broker_transport = "worker.queue.transport:Transport"` beside a `redis://` or
-`rediss://` broker URL, with a store's `broker_options()` as transport options.
+`rediss://` broker URL, with a store's `broker_options()` as transport options. A channel consumes
+as a worker where they have a `taken_key`; others, such as those that wait for the answers of
+remote control, are the stock ones.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from time import monotonic
 from types import NoneType
 from typing import Any
 
@@ -20,7 +26,6 @@ from celery.utils.time import maybe_iso8601
 from kombu.exceptions import KombuError
 from kombu.transport import redis as stock
 from kombu.transport import virtual
-from kombu.utils.json import loads
 
 from shared.errors import StoreError
 from shared.store.dead_letters import keeping
@@ -74,8 +79,8 @@ _UNUSED_HEADERS = ("stamped_headers", "stamps", "eta", "callbacks", "errbacks", 
 MAX_ID = 256
 #: The longest of the other headers, in characters: they are logged, and events have them.
 MAX_HEADER = 4096
-#: How lists are called that answers to control commands come through; they are no tasks.
-_ANSWERS = ".reply.celery.pidbox"
+#: What a message's properties have it under as it was in Redis.
+TAKEN = "poc-taken"
 
 
 class _Message(virtual.Message):  # type: ignore[misc]
@@ -85,12 +90,14 @@ class _Message(virtual.Message):  # type: ignore[misc]
         # Before it is read: kombu unpacks what is compressed, however large that becomes.
         if (payload.get("headers") or {}).get("compression"):
             raise ValueError("compressed messages are not taken")
-        if channel.pops_a_task:
-            # Where it goes if it is given back: whence it came, and not where its sender says.
-            queue = channel.popped_from.rsplit(channel.sep, 1)[0]
-            payload["properties"]["delivery_info"] = {"exchange": "", "routing_key": queue}
+        is_task = channel.item is not None
+        if is_task:
+            if not payload["properties"]["delivery_tag"].encode():
+                raise ValueError("the delivery tag is empty")
+            # Not what its sender says.
+            payload["properties"] |= {"delivery_info": {}, TAKEN: channel.item}
         super().__init__(payload, channel=channel, **kwargs)
-        if channel.pops_a_task:
+        if is_task:
             self.headers: dict[str, Any] = _checked_headers(self.headers)
             if self.content_type != "application/json":
                 raise ValueError(f"content type {self.content_type!r}, only JSON is taken")
@@ -136,143 +143,98 @@ def _check_body(body: Any) -> None:
         raise ValueError("callbacks, errbacks, chains and chords are not taken")
 
 
-class _QoS(stock.QoS):  # type: ignore[misc]
-    """Notes which messages are not acknowledged yet, in Redis as well."""
+class Channel(stock.Channel):  # type: ignore[misc]
+    """A channel to one Redis."""
 
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a message that was popped, also when Redis refuses to: it has nowhere else to be."""
-        try:
-            super().append(message, delivery_tag)
-        except redis.ResponseError as error:
-            log.warning("a message is run without a note of it in Redis: %s", _sentence(error))
-            virtual.QoS.append(self, message, delivery_tag)
-
-    def restore_unacked(self, client: Any = None) -> None:
-        """Put back what was not acknowledged.
-
-        A connection that broke while a message was being acknowledged has nothing left to do that
-        by, and kombu's attempt would end the worker. The note in Redis stays: the message comes
-        again when its time is up, and whoever sent it sends it again before that.
-        """
-        if self.channel.connection.client is None:
-            log.warning("%d messages stay unacknowledged for now", len(self._delivered))
-            self._delivered.clear()
-            return
-        super().restore_unacked(client)
-
-
-class _KeepsBadItems:
-    """The mixin for kombu's Redis channels; it holds the item that was popped last."""
-
-    #: The list that bad items are kept in: the transport option of the same name.
-    dead_letters_key: str
-
+    from_transport_options = (
+        *stock.Channel.from_transport_options,
+        "dead_letters_key",
+        "taken_key",
+    )
     Message = _Message
-    QoS = _QoS
+    # What is not acknowledged is in the list of what was taken: kombu needs no notes of its own,
+    # and puts nothing back.
+    ack_emulation = False
+    do_restore = False
 
-    _item: bytes | None = None
-    #: The list that it was in, with the priority that kombu puts behind a queue's name.
-    popped_from = ""
-
-    @property
-    def pops_a_task(self) -> bool:
-        """Whether what is being read was popped from a list of tasks, and not broadcast.
-
-        By the list's name: what a message says of itself is its sender's choice.
-        """
-        return self._item is not None and not self.popped_from.endswith(_ANSWERS)
+    #: The list that bad items are kept in, and the one that what is taken is moved into: the
+    #: transport options of these names.
+    dead_letters_key: str
+    taken_key = ""
+    #: The item that is being read, if it is a task's: what is broadcast is none.
+    item: bytes | None = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        # kombu pops and parses in one breath. A response callback sees the bytes in between.
-        client = super()._create_client(asynchronous)  # type: ignore[misc]
-        for command in ("BRPOP", "RPOP"):
-            client.set_response_callback(command, self._noting(client, command))
+        client = super()._create_client(asynchronous)
+        if self.taken_key:
+            # kombu reads a reply and parses the message in one breath, and expects BRPOP's.
+            client.set_response_callback("BRPOP", self._note)
         return client
 
-    def _noting(self, client: Any, command: str) -> Callable[..., Any]:
-        parse = client.response_callbacks.get(command, _itself)
+    def _note(self, item: bytes | None, **_: Any) -> tuple[bytes, bytes] | None:
+        self.item = item
+        return None if item is None else (self._consumed.encode(), item)
 
-        def note(reply: Any, **options: Any) -> Any:
-            reply = parse(reply, **options)
-            if reply and command == "BRPOP":
-                self.popped_from, self._item = reply[0].decode(errors="replace"), reply[1]
-            else:
-                self._item = reply or None
-            return reply
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for the next message."""
+        if not self.taken_key:
+            super()._brpop_start(timeout)
+            return
+        # A worker consumes one queue.
+        if not (queues := self._queue_cycle.consume(len(self.active_queues))):
+            return
+        (self._consumed,) = queues
+        self._join_priorities()
+        self._in_poll = connection = self.client.connection
+        self._brpop_sent_at = monotonic()
+        wait = timeout or self.brpop_timeout
+        connection.send_command("BLMOVE", self._consumed, self.taken_key, "RIGHT", "LEFT", wait)
 
-        return note
+    def _join_priorities(self) -> None:
+        """Let what was sent with a priority, to a list of its own, join the queue's end."""
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for step in self.priority_steps[1:]:
+                pipe.lmove(self._q_for_pri(self._consumed, step), self._consumed, "RIGHT", "LEFT")
+            pipe.execute()
 
     def _brpop_read(self, **options: Any) -> Any:
         """A worker's way to its tasks."""
-        self._item = None
+        self.item = None
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]
+            return super()._brpop_read(**options)
         except BAD_ITEM as error:
-            if self._item is None:
-                raise  # nothing was popped: not an item's fault
-            self._set_aside(self._item, error)
+            if self.item is None:
+                raise  # nothing was taken: not an item's fault
+            self._set_aside(self.item, error)
             return True
-
-    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
-        """One message by direct access, past whatever is none."""
-        while True:
-            self.popped_from, self._item = queue, None
-            try:
-                return super().basic_get(queue, no_ack=no_ack, **kwargs)  # type: ignore[misc]
-            except BAD_ITEM as error:
-                if self._item is None:
-                    raise
-                self._set_aside(self._item, error)
+        finally:
+            self.item = None
 
     def _receive_one(self, client: Any) -> Any:
         """Broadcast commands; what is published is kept nowhere, so a bad one is only logged."""
-        self._item = None
         try:
-            return super()._receive_one(client)  # type: ignore[misc]
+            return super()._receive_one(client)
         except BAD_ITEM as error:
             log.warning("dropped a broadcast that is not a message: %s", _sentence(error))
             return True
 
     def _set_aside(self, item: bytes, error: Exception) -> None:
+        place, why = "the queue", _sentence(error)
         try:
             with (
-                self.conn_or_acquire() as client,  # type: ignore[attr-defined]
-                keeping(client, self.dead_letters_key, item, "the queue", _sentence(error)),
+                self.conn_or_acquire() as client,
+                keeping(client, self.dead_letters_key, item, place, why) as pipe,
             ):
-                pass
+                pipe.lrem(self.taken_key, 1, item)
         except StoreError as trouble:
             # The log is the only place left. Celery itself finds out whether Redis is gone.
             log.error("could not keep it (%s); it was: %r", trouble, item[:LOG_BYTES])
-        self._forget(item)
-
-    def _forget(self, item: bytes) -> None:
-        """Acknowledge a bad item that came as far as the unacknowledged messages.
-
-        Otherwise it would come back after the visibility timeout, for ever.
-        """
-        try:
-            tag = loads(item.decode())["properties"]["delivery_tag"]
-            delivered = tag in self.qos._delivered  # type: ignore[attr-defined]  # noqa: SLF001
-        except BAD_ITEM:
-            return  # then it did not come that far
-        if delivered:
-            self.qos.ack(tag)  # type: ignore[attr-defined]
-
-
-class Channel(_KeepsBadItems, stock.Channel):  # type: ignore[misc]
-    """A channel to one Redis."""
-
-    from_transport_options = (*stock.Channel.from_transport_options, "dead_letters_key")
 
 
 class Transport(stock.Transport):  # type: ignore[misc]
     """For redis:// and rediss:// URLs."""
 
     Channel = Channel
-
-
-def _itself(reply: Any, **_: Any) -> Any:
-    return reply
 
 
 def _sentence(error: Exception) -> str:

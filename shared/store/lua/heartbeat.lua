@@ -4,7 +4,7 @@
 -- The distances of the first worker's functional check become the reference of its model.
 -- with _round
 -- K writes: status, clock, round(round), run(round), claims(round), leases(round), model,
---   reference(fingerprint), worker(worker), workers, chunk_claims, chunk_leases
+--   reference(fingerprint), worker(worker), workers, takers, chunk_claims, chunk_leases
 -- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens, distances?,
 --   reference_s, live_ms, lease_ms, deadline_ms
 
@@ -32,6 +32,8 @@ if A.instance then redis.call('HSET', K.worker, 'instance', A.instance) end
 redis.call('HSET', K.worker, 'heartbeat_at', seconds(now), unpack(A.fields))
 redis.call('PEXPIRE', K.worker, A.live_ms)
 redis.call('ZADD', K.workers, int(now), A.worker)
+-- Stays when this worker is gone, as long as it may have taken a command.
+redis.call('SADD', K.takers, A.worker)
 redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms))
 
 -- A.tokens are in the order of their computation: the first is what the device does now. When

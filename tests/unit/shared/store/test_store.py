@@ -20,18 +20,18 @@ def test_a_user_who_may_do_everything_has_access(store: Store, redis: Client, qu
 def test_a_worker_that_was_killed_with_a_command_in_hand_closes_no_door(
     store: Store, redis: Client, keys: Keys
 ) -> None:
-    """What it took and did not acknowledge is there for an hour."""
-    redis.hset(keys("unacked"), "tag", "message")
+    """What it took is left where it is."""
+    redis.lpush(keys("taken", "w"), "message")
     store.check_access("poc.test")
-    assert redis.hgetall(keys("unacked")) == {"tag": "message"}
+    assert redis.lrange(keys("taken", "w"), 0, -1) == ["message"]
 
 
 def test_a_user_who_may_not_consume_has_none(store: Store, redis: Client) -> None:
     """It is told, before it loads a model."""
-    redis.acl_setuser("default", enabled=True, nopass=True, commands=["-brpop"])
+    redis.acl_setuser("default", enabled=True, nopass=True, commands=["-blmove"])
     try:
-        with pytest.raises(StoreRefused, match="brpop"):
+        with pytest.raises(StoreRefused, match="blmove"):
             store.check_access("poc.test")
         store.check_access()  # which a sender never does
     finally:
-        redis.acl_setuser("default", enabled=True, nopass=True, commands=["+brpop"])
+        redis.acl_setuser("default", enabled=True, nopass=True, commands=["+blmove"])

@@ -14,6 +14,7 @@ from shared.errors import CouldNotCompute
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.store import Message, Store
+from shared.store.commands import PUT_BACK
 from shared.store.keys import KEYS, Keys
 from shared.store.verbs import VERBS, Verb
 
@@ -82,9 +83,13 @@ def test_each_script_writes_what_its_head_says(redis_url: str) -> None:
 
 
 READING = {
-    "ECHO", "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HMGET", "PUBLISH", "SISMEMBER",
-    "SMEMBERS", "TIME", "TYPE", "XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE",
+    "ECHO", "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HMGET", "LRANGE", "PUBLISH",
+    "SISMEMBER", "SMEMBERS", "TIME", "TYPE", "XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE",
 }  # fmt: skip
+
+
+#: Keys that are not called as the others are.
+OTHERS = {Keys("n")("result", "task"): "result", Keys("n")("queue", "n"): "queue"}
 
 
 def writes(commands: Iterator[dict[str, str]]) -> Iterator[tuple[str, str]]:
@@ -101,7 +106,7 @@ def writes(commands: Iterator[dict[str, str]]) -> Iterator[tuple[str, str]]:
             keys = rest.split(" ") if name in ("DEL", "UNLINK") else [rest.split(" ")[0]]
             for key in keys:
                 family = key.removeprefix(Keys("n").prefix).partition(":")[0]
-                yield verb, "result" if key == Keys("n")("result", "task") else family
+                yield verb, OTHERS.get(key, family)
 
 
 CONFIG = PoCConfig(
@@ -189,3 +194,7 @@ def history(store: Store, client: redis.Redis) -> None:
         store.outbox.settle(entry, "refused")
     store.results.put("task", '{"status": "SUCCESS"}', unless=["SUCCESS"])
     workers.leave("w")
+    for _ in range(PUT_BACK + 1):
+        client.lpush(store.commands.taken_key("w"), "a command")
+        client.sadd("poc:n:takers", "w")
+        store.commands.put_back_of_the_dead()

@@ -90,7 +90,7 @@ def test_a_result_that_can_t_be_stored_is_no_failure(
     redis_server.kill()
     backend.mark_as_done("t", {"state": "STOPPED"})
     redis_server.start()
-    assert "task t is left unanswered: Redis: " in caplog.text
+    assert "task t is not answered yet, and tried again later: Redis: " in caplog.text
     assert direct.get("celery-task-meta-t") is None
 
 

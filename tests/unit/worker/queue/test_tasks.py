@@ -231,7 +231,7 @@ def test_expected_trouble_is_declared(app: Celery) -> None:
 
 
 @pytest.mark.parametrize("closes", [True, False])
-def test_without_redis_a_command_is_left_unanswered(
+def test_without_redis_a_command_is_tried_again_later(
     closes: bool,
     run: Run,
     node: Node,
@@ -240,7 +240,7 @@ def test_without_redis_a_command_is_left_unanswered(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Given a worker that closes, or whose patience ends, then the caller may ask again."""
+    """Given a worker that closes, or whose patience ends, then it is not settled."""
     if closes:
         node.closing.set()
     else:
@@ -248,7 +248,7 @@ def test_without_redis_a_command_is_left_unanswered(
     with away():
         result = run("poc.init", "i", config=asked)
     assert result.state == "IGNORED"
-    assert "left unanswered: Redis: " in caplog.text
+    assert "not answered yet, and tried again later: Redis: " in caplog.text
     node.closing.clear()
     assert run("poc.init", "i", config=asked).state == "SUCCESS"
 
