@@ -28,9 +28,9 @@ result_extended = False
 worker_send_task_events = True
 task_send_sent_event = True
 
-# Threads share the loaded model; tasks only write Redis, so eight are plenty.
+# Threads share the loaded model; tasks only write Redis, so four are plenty.
 worker_pool = "threads"
-worker_concurrency = 8
+worker_concurrency = 4
 # What runs in this process (torch, vLLM) logs and prints as it does elsewhere.
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
@@ -41,6 +41,8 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 # So does one that refuses for a while: read-only in a fail-over, or out of memory.
 broker_channel_error_retry = True
+# Senders take turns: each connection of the pool is two to Redis, which counts them.
+broker_pool_limit = 2
 broker_transport_options = {
     # A silent peer (a pulled cable) is noticed instead of waited for: as soon as by the store, and
     # a worker that is told to end meanwhile has several of these to wait for.

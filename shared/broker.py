@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
+from shared.redis_url import RedisUrl
 from shared.settings import Settings
 
 
@@ -21,10 +22,17 @@ def celery_app(settings: Settings, **conf: Any) -> Celery:
     """
     app = Celery("poc", set_as_current=False)
     app.config_from_object(_celeryconfig())
+    url = RedisUrl.parse(settings.redis_url)
+    if url.name:
+        sentinels = {"master_name": url.name, "sentinel_kwargs": url.sentinel_options}
+        app.conf.broker_transport_options = app.conf.broker_transport_options | sentinels
+        app.conf.result_backend_transport_options = sentinels
+        if url.tls:
+            app.conf.broker_use_ssl = app.conf.redis_backend_use_ssl = url.tls
     app.conf.update(
         {
-            "broker_url": settings.redis_url,
-            "result_backend": settings.redis_url,
+            "broker_url": url.celery,
+            "result_backend": url.celery,
             "result_expires": settings.command_memory_s,
             "task_default_queue": settings.queue,
             "task_queues": [Queue(settings.queue)],

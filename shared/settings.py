@@ -35,6 +35,7 @@ from pydantic_core import ErrorDetails
 
 from shared.errors import ConfigError
 from shared.receivers import Receivers
+from shared.redis_url import RedisUrl
 from shared.signature import read_secret
 
 PREFIX = "POC_"
@@ -43,48 +44,8 @@ PREFIX = "POC_"
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
-#: What of a Redis URL lies behind its user and password.
-_REDIS_PLACE = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/?\[\]\s]+)(:(?P<port>\d{1,5}))?(/(?P<db>\d{0,9}))?(\?(?P<query>.*))?"
-)
-_TLS_OPTIONS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-
-
 def _redis_url(url: str) -> str:
-    """What its three users (broker, results, store) would each trip over in their own way."""
-    scheme, _, rest = url.partition("://")
-    if scheme not in ("redis", "rediss"):
-        raise ValueError("must begin with redis:// or rediss://")
-    login, at, behind = rest.rpartition("@")
-    if set(login) & set("/?#[] "):
-        raise ValueError(
-            "in user and password write / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D and a "
-            "blank as %20"
-        )
-    if at and ":" not in login:
-        # Everybody would take it for a name, and show it.
-        raise ValueError("before the @ must be user:password, or :password without a user")
-    place = _REDIS_PLACE.fullmatch(behind)
-    if place is None or not 1 <= int(place["port"] or 6379) <= 65535:
-        raise ValueError("must be redis://host:port/number-of-a-database")
-    try:
-        place["host"].encode("idna")  # as whoever connects to it does
-    except UnicodeError:
-        raise ValueError("between the dots of its host must be 1 to 63 characters each") from None
-    options = dict(pair.partition("=")[::2] for pair in (place["query"] or "").split("&") if pair)
-    if options.keys() - _TLS_OPTIONS:
-        raise ValueError(f"behind the ? there may be {', '.join(sorted(_TLS_OPTIONS))} only")
-    if options and scheme == "redis":
-        raise ValueError("options are for rediss://")
-    if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
-        raise ValueError("ssl_cert_reqs must be required, optional or none")
-    for name in sorted(options.keys() - {"ssl_cert_reqs"}):
-        if not Path(options[name]).is_file():
-            raise ValueError(f"{name} must name a file: there is no such file")
-    if scheme == "rediss" and "ssl_cert_reqs" not in options:
-        # One of the three would not verify, and another would refuse to guess.
-        url += ("&" if options else "?") + "ssl_cert_reqs=required"
-    return url
+    return str(RedisUrl.parse(url))
 
 
 #: What RFC 6750 lets a bearer token consist of, but long enough not to be guessed.
@@ -135,7 +96,8 @@ class Settings(BaseModel):
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         "redis://127.0.0.1:6379/0",
         repr=False,  # many hand it on, so it is no SecretStr
-        description="Redis that holds broker, results and rounds: redis:// or rediss://",
+        description="Redis that holds broker, results and rounds: redis:// or rediss://, or "
+        "sentinel://host,host/name for the primary that Sentinels name",
     )
     namespace: Namespace = Field(
         "default",
@@ -307,10 +269,8 @@ class Settings(BaseModel):
 
     @property
     def safe_redis_url(self) -> str:
-        """The Redis URL with its password hidden, for logs and screens."""
-        scheme, _, rest = self.redis_url.partition("://")
-        login, at, place = rest.rpartition("@")
-        return f"{scheme}://{login.partition(':')[0]}:***@{place}" if at else self.redis_url
+        """The Redis URL with its passwords hidden, for logs and screens."""
+        return RedisUrl.parse(self.redis_url).safe
 
 
 #: The settings that are for one engine alone: what they are begins with its name.

@@ -23,7 +23,14 @@ from contextlib import closing
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
 from shared.store.commands import Commands
-from shared.store.connection import Client, admitted, connect, meaning, redis_errors
+from shared.store.connection import (
+    WORKER_CONNECTIONS,
+    Client,
+    admitted,
+    connect,
+    meaning,
+    redis_errors,
+)
 from shared.store.context import Context
 from shared.store.current import CurrentRound
 from shared.store.dead_letters import DeadLetters
@@ -61,6 +68,7 @@ class Store:
     """The state of one namespace. Thread-safe, except for subscriptions: one for each thread."""
 
     def __init__(self, settings: Settings, redis: Client | None = None) -> None:
+        self._settings = settings
         self._redis = redis = connect(settings) if redis is None else redis
         self._keys = keys = Keys(settings.namespace)
         context = Context(redis, keys, Scripts(redis, keys), settings)
@@ -108,6 +116,17 @@ class Store:
             pubsub.subscribe(*channels)
             for _ in channels:
                 pubsub.get_message(timeout=5)
+
+    def check_room(self) -> None:
+        """Have Redis say whether it has connections enough for a worker.
+
+        Raises `StoreUnavailable` if not: others may go.
+        """
+        with redis_errors(), closing(connect(self._settings, WORKER_CONNECTIONS)) as client:
+            pool = client.connection_pool
+            taken = [pool.get_connection() for _ in range(WORKER_CONNECTIONS)]
+            for each in taken:
+                pool.release(each)
 
     def subscribe(self, *topics: str) -> Subscription:
         """What the calling thread waits at: for work, verdicts, endings, outbox, or for all."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from redis import Redis
+from redis import BlockingConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -23,8 +23,10 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from shared import errors
+from shared.redis_url import RedisUrl
 from shared.settings import Settings
 
 T = TypeVar("T")
@@ -33,21 +35,46 @@ T = TypeVar("T")
 Client = Any
 
 
-def connect(settings: Settings) -> Client:
-    """A client that gives up on a silent server after 5 s and tries a lost connection once more.
+#: Connections of one client; who needs one more waits for it. A worker's threads need no more.
+MAX_CONNECTIONS = 16
+#: Those of a worker: Celery has two for each of its own, and four for what senders share.
+WORKER_CONNECTIONS = MAX_CONNECTIONS + 12
 
-    Every script can safely be sent twice, so a reply that was lost on the way is asked for again.
-    A server that is silent is not: whoever needs it for longer asks again, and says so.
+
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the primary that the Sentinels name at the time."""
+
+
+def connect(settings: Settings, connections: int = MAX_CONNECTIONS) -> Client:
+    """A client of at most so many connections.
+
+    It gives up on a silent server after 5 s, and tries a lost connection once more: every script
+    can safely be sent twice, so a reply that was lost on the way is asked for again. A server that
+    is silent is not: whoever needs it for longer asks again, and says so.
     """
-    return Redis.from_url(
-        settings.redis_url,
-        decode_responses=True,
-        encoding_errors="surrogateescape",  # somebody may write any bytes by mistake
-        socket_timeout=5,
-        socket_connect_timeout=5,
-        socket_keepalive=True,
-        health_check_interval=10,
-        retry=Retry(NoBackoff(), retries=1, supported_errors=(RedisConnectionError,)),
+    url = RedisUrl.parse(settings.redis_url)
+    options: dict[str, Any] = {
+        "max_connections": connections,
+        "timeout": 5,
+        "decode_responses": True,
+        "encoding_errors": "surrogateescape",  # somebody may write any bytes by mistake
+        "socket_timeout": 5,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "retry": Retry(NoBackoff(), retries=1, supported_errors=(RedisConnectionError,)),
+    }
+    if not url.name:
+        return Redis.from_pool(BlockingConnectionPool.from_url(str(url), **options))
+    sentinel = Sentinel(url.sentinels, sentinel_kwargs=url.sentinel_options)  # type: ignore[no-untyped-call]
+    tls = {"ssl": True} | url.tls if url.tls else {}
+    return sentinel.master_for(  # type: ignore[no-untyped-call]
+        url.name,
+        connection_pool_class=_SentinelPool,
+        db=url.database,
+        **url.credentials,
+        **tls,
+        **options,
     )
 
 
@@ -77,6 +104,8 @@ def meaning(error: RedisError) -> errors.StoreUnavailable | errors.StoreFailed:
     said = str(error).rstrip(".")
     if refused := _refusal(error):
         return refused
+    if said.startswith("max number of clients"):
+        said += f"; raise its maxclients: a worker has up to {WORKER_CONNECTIONS} connections"
     if _may_pass(error):
         return errors.StoreUnavailable(f"Redis: {said}")
     return errors.StoreFailed(

@@ -15,7 +15,7 @@ import yaml
 
 from shared.settings import Settings, load_settings
 from support import ROOT, clean_environment, free_port, running
-from worker.tools.embedded import _server_binary
+from worker.tools.embedded import server_binary
 
 pytestmark = pytest.mark.functional
 
@@ -156,7 +156,7 @@ def test_no_secret_is_on_a_command_line(services: dict[str, Any]) -> None:
 def test_redis_starts_with_its_users(services: dict[str, Any], tmp_path: Path) -> None:
     """What the container runs, run here: strangers are turned away, and each user may come in."""
     redis_service = services["redis"]
-    (tmp_path / "valkey-server").symlink_to(_server_binary())
+    (tmp_path / "valkey-server").symlink_to(server_binary())
     port = free_port()
     words = [*redis_service["entrypoint"], *redis_service["command"], "--port", str(port)]
     # As Compose hands it on: it has doubled what is not its own.

@@ -125,7 +125,7 @@ def test_the_benchmark_prints_its_figures() -> None:
     )
     figures = json.loads(done.stdout)
     assert figures["nonces_per_second"] > 0
-    assert 0 < figures["engine_busy_share"] <= 1.05
+    assert 0 < figures["engine_busy_share"] <= 1
     assert figures["batches"] > 0
 
 

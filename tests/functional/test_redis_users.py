@@ -24,7 +24,7 @@ from shared.client import PoCClient
 from shared.errors import StoreRefused
 from shared.settings import Settings, load_settings
 from support import ROOT, clean_environment, free_port, running, wait_until
-from worker.tools.embedded import _server_binary
+from worker.tools.embedded import server_binary
 
 pytestmark = pytest.mark.functional
 
@@ -60,7 +60,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     found = free_port()
     options = f"--bind 127.0.0.1 --port {found} --save '' --aclfile users.acl".split()
     options[options.index("''")] = ""
-    command = [_server_binary(), *options]
+    command = [server_binary(), *options]
     with running(command, "Ready to accept", directory / "server.log", cwd=directory):
         yield found
 
@@ -421,11 +421,11 @@ def test_a_worker_that_may_not_take_commands_any_more_waits(
     worker = start_worker("w0")
     admin = as_user("admin")
     time.sleep(2)
-    admin.execute_command("ACL SETUSER worker -brpop")
+    admin.execute_command("ACL SETUSER worker -blmove")
     try:
         wait_until(lambda: "NoPermissionError" in worker.log, 30, "the refusal")
     finally:
-        admin.execute_command("ACL SETUSER worker +brpop")
+        admin.execute_command("ACL SETUSER worker +blmove")
     with contextlib.closing(PoCClient(settings, timeout=30)) as client:
         client.stop()
     assert worker.process.poll() is None

@@ -95,7 +95,7 @@ def test_a_killed_worker_costs_no_command(
     store.workers.leave("w0@test")  # not to wait for half a minute until it is missed
     start_worker("w1")
     assert answered(direct, task)
-    assert nothing_taken(direct)
+    wait_until(lambda: nothing_taken(direct), SOON, "it to be settled")
 
 
 def test_a_worker_that_comes_back_finds_its_commands(
@@ -122,7 +122,7 @@ def test_a_worker_that_ends_takes_no_command_with_it(
         assert direct.llen("poc.test") == 1
         start_worker("w1")
     assert answered(direct, task)
-    assert nothing_taken(direct)
+    wait_until(lambda: nothing_taken(direct), SOON, "it to be settled")
 
 
 def test_a_command_is_settled_when_it_is_answered(

@@ -25,6 +25,7 @@ from shared.errors import StoreUnavailable
 from shared.settings import Settings, load_settings
 from shared.store import Store
 from support import ROOT, clean_environment, free_port, running, wait_until
+from worker.tools.embedded import server_binary
 
 pytestmark = pytest.mark.functional
 
@@ -58,11 +59,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @contextlib.contextmanager
-def terminating(certificates: Certificates, behind: str, directory: Path) -> Iterator[int]:
-    """A port that takes TLS, with a client's certificate, and passes on what is in it."""
+def terminating(
+    certificates: Certificates, behind: str, directory: Path, *ports: str
+) -> Iterator[int]:
+    """A port that takes TLS, with a client's certificate, and passes on what is in it.
+
+    But where the first of `ports` is told, it tells the second.
+    """
     files = (certificates.server, certificates.server_key, certificates.ca)
-    command = [sys.executable, ROOT / "tests" / "tls_proxy.py", *files, behind]
-    with running(command, r"^port (\d+)\n", directory / "proxy.log") as (_, found):
+    command = [sys.executable, ROOT / "tests" / "tls_proxy.py", *files, behind, *ports]
+    with running(command, r"^port (\d+)\n", directory / f"proxy-{behind}.log") as (_, found):
         yield int(found[1])
 
 
@@ -115,9 +121,30 @@ def settings_for(
     return load_settings({}, redis_url=url, namespace="test", lease_s="2", heartbeat_s="0.2")
 
 
-@pytest.fixture
-def settings(tls_port: int, certificates: Certificates) -> Settings:
-    return settings_for(tls_port, certificates)
+@pytest.fixture(params=["itself", "named by a Sentinel"])
+def settings(
+    request: pytest.FixtureRequest,
+    tls_port: int,
+    certificates: Certificates,
+    redis_url: str,
+    tmp_path: Path,
+) -> Iterator[Settings]:
+    """Of a worker that knows the Redis, or a Sentinel that speaks TLS as well."""
+    direct = settings_for(tls_port, certificates)
+    if request.param == "itself":
+        yield direct
+        return
+    plain, port = redis_url.rpartition(":")[2].partition("/")[0], str(free_port())
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"port {port}\nsentinel monitor node 127.0.0.1 {plain} 1\n")
+    command = [server_binary(), config, "--sentinel"]
+    with (
+        running(command, "monitor master", tmp_path / "sentinel.log", cwd=tmp_path),
+        terminating(certificates, port, tmp_path, plain, str(tls_port)) as sentinel,
+    ):
+        query = direct.redis_url.partition("?")[2]
+        url = f"sentinels://127.0.0.1:{sentinel}/node/0?{query}"
+        yield direct.model_copy(update={"redis_url": url})
 
 
 def test_a_round_over_tls(

@@ -22,7 +22,7 @@ from shared.settings import Settings
 from shared.store import Store
 from support import ROOT, clean_environment, free_port, running, wait_until
 from worker.children import end, spawn
-from worker.tools.embedded import EmbeddedRedis, _server_binary
+from worker.tools.embedded import EmbeddedRedis, server_binary
 
 pytestmark = pytest.mark.functional
 
@@ -89,7 +89,7 @@ def test_a_redis_that_is_not_there_yet_is_waited_for(start_worker: Any) -> None:
 def test_a_redis_without_its_commands_is_not_waited_for(start_worker: Any, tmp_path: Path) -> None:
     """Given one whose EVAL was renamed away, which no waiting mends, it ends with the reason."""
     port = free_port()
-    command = [_server_binary(), "--port", str(port), "--rename-command", "EVAL", "HIDDEN"]
+    command = [server_binary(), "--port", str(port), "--rename-command", "EVAL", "HIDDEN"]
     with running(command, "Ready to accept", tmp_path / "server.log", cwd=tmp_path):
         worker = start_worker(wait=False, POC_REDIS_URL=f"redis://127.0.0.1:{port}/0")
         assert "Redis can't do what is needed: unknown command" in says_why(worker)
@@ -99,7 +99,7 @@ def test_the_doctor_of_a_managed_redis_does_not_say_to_start_it(tmp_path: Path) 
     """Given one without INFO and CONFIG, it looks at all else."""
     port = free_port()
     renamed = ["--rename-command", "INFO", "HIDDEN1", "--rename-command", "CONFIG", "HIDDEN2"]
-    command = [_server_binary(), "--port", str(port), *renamed]
+    command = [server_binary(), "--port", str(port), *renamed]
     with running(command, "Ready to accept", tmp_path / "server.log", cwd=tmp_path):
         url = f"redis://127.0.0.1:{port}/0"
         env = clean_environment(POC_REDIS_URL=url, POC_ENGINE="fake_engine:load")

@@ -35,6 +35,8 @@ T = TypeVar("T")
 MAX_REQUESTS, MAX_PER_RECEIVER = 32, 4
 #: Of these, requests to receivers that failed last time: slow ones must leave room for the others.
 MAX_TROUBLED = 24
+#: What requests ask of the store at a time: each call takes one of its connections.
+MAX_CALLS = 4
 #: Messages that a sender holds, without their bodies: about 700 bytes each.
 MAX_HELD = 10_000
 #: Messages asked for at once. Redis sends their bodies along, of up to some megabytes.
@@ -164,6 +166,7 @@ class Delivery:
         self._receivers: dict[str, _Receiver] = {}
         self._expired: deque[tuple[_Receiver, _Held]] = deque()
         self._requests: set[asyncio.Task[None]] = set()
+        self._calls = asyncio.Semaphore(MAX_CALLS)
 
     async def serve(self) -> None:
         """Deliver until `stop`. Raises what only a defect can raise."""
@@ -320,7 +323,8 @@ class Delivery:
         """What the store gives once Redis answers."""
         while True:
             try:
-                result = await asyncio.to_thread(call)
+                async with self._calls:
+                    result = await asyncio.to_thread(call)
             except StoreUnavailable as error:
                 self._outage.seen(error)
                 await asyncio.sleep(RETRY_S)

@@ -96,6 +96,8 @@ class Node:
         self._watchdog.start()
         with self._watchdog.watching():
             check.begin()
+        # One that is ready must not stand still for want of a connection.
+        self.outage.until_answered(self.store.check_room, self.closing)
         heartbeat = Heartbeat(pipeline, self.settings, self._drained)
         self._instance = heartbeat.instance
         beat = self.outage.until_answered(

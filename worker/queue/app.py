@@ -17,10 +17,12 @@ from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.worker import state
 from celery.worker.consumer import consumer
 from celery.worker.consumer.consumer import UNKNOWN_TASK_ERROR
+from kombu.transport import TRANSPORT_ALIASES
 
 from shared.broker import celery_app
 from shared.errors import Hung, Quarantined, defect
 from shared.receivers import Receivers
+from shared.redis_url import RedisUrl
 from shared.settings import Settings
 from worker.children import kill_spawned
 from worker.manager import PoCManager
@@ -31,6 +33,7 @@ from worker.queue.control import GuardedControl, take_no_more
 from worker.queue.events import PatientEvents
 from worker.queue.taken import Taken
 from worker.queue.tickets import CeleryTickets
+from worker.queue.transport import SentinelChannel
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +103,21 @@ def create_app(settings: Settings) -> Celery:
         os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
         # Numbers as nvidia-smi has them; CUDA's own order is fastest first.
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    url = RedisUrl.parse(settings.redis_url)
+    kind = "Sentinel" if url.name else ""
+    transport = f"worker.queue.transport:{kind}Transport"
+    if url.name:
+        # kombu turns from one Sentinel's URL to the next, and then goes by their scheme.
+        TRANSPORT_ALIASES["sentinel"] = transport
     app = celery_app(
         settings,
-        broker_transport="worker.queue.transport:Transport",
-        result_backend=f"worker.queue.results:Results+{settings.redis_url}",
+        broker_transport=transport,
+        result_backend=f"worker.queue.results:{kind}Results+{url.celery}",
     )
+    if url.name:
+        # Not where remote control shows it: it may have a password.
+        SentinelChannel.sentinel_kwargs = app.conf.broker_transport_options.pop("sentinel_kwargs")
+        app.conf.result_backend_transport_options = {}
     app.node = Node(settings, on_failure=_end_process)
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,

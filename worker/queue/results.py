@@ -1,7 +1,7 @@
 """Celery's Redis result backend: an end that is shown stays, and none is made up.
 
-Select it with `result_backend = "worker.queue.results:Results+redis://..."`, in an application
-that has a `node`.
+Select it with `result_backend = "worker.queue.results:Results+redis://..."`, or `SentinelResults`
+with `sentinel://`, in an application that has a `node`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import logging
 from typing import Any
 
 from celery import states
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import NotRegistered
 
 from shared.errors import StoreError
+from shared.redis_url import RedisUrl
 
 log = logging.getLogger(__name__)
 
@@ -69,3 +70,13 @@ class Results(RedisBackend):  # type: ignore[misc]
             if not stored and state != states.SUCCESS:
                 log.info("task %s has another end, or none yet: %s is not shown", task_id, state)
         return result
+
+
+class SentinelResults(Results, SentinelBackend):  # type: ignore[misc]
+    """The same in the primary that Sentinels name."""
+
+    @property
+    def _transport_options(self) -> dict[str, Any]:
+        # Not from the application's options, which whoever may list workers sees.
+        url = RedisUrl.parse(self.app.node.settings.redis_url)
+        return {"master_name": url.name, "sentinel_kwargs": url.sentinel_options}

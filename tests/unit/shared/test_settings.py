@@ -133,6 +133,10 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("rediss://me:s@cr%2Fe:t@h/0", "rediss://me:***@h/0?ssl_cert_reqs=required"),
         ("redis://m@e:secret@h/0", "redis://m@e:***@h/0"),
         ("rediss://h/0?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=none"),
+        (
+            "sentinel://me:secret@a,b:1/n/2?sentinel_user=u&sentinel_password=secret",
+            "sentinel://me:***@a,b:1/n/2?sentinel_user=u&sentinel_password=***",
+        ),
     ],
 )
 def test_passwords_are_hidden(url: str, shown: str) -> None:
@@ -165,6 +169,15 @@ def test_passwords_are_hidden(url: str, shown: str) -> None:
         ("POC_REDIS_URL", "redis://:hunter2@h/0?ssl_cert_reqs=none", "options are for rediss://"),
         ("POC_REDIS_URL", "rediss://h/0?ssl_cert_reqs=hunter2", "required, optional or none"),
         ("POC_REDIS_URL", "rediss://h/0?ssl_ca_certs=hunter2", "ssl_ca_certs must name a file"),
+        ("POC_REDIS_URL", "redis://a,b/0", "number-of-a-database"),
+        ("POC_REDIS_URL", "redis://h/0?sentinel_password=hunter2", "ssl_keyfile only"),
+        ("POC_REDIS_URL", "sentinel://:hunter2@a,b", "host:port/name-of-the-primary/number-of"),
+        ("POC_REDIS_URL", "sentinel://:hunter2@a,,b/n", "host:port/name-of-the-primary/number-of"),
+        ("POC_REDIS_URL", "sentinel://a:0/n", "host:port/name-of-the-primary/number-of"),
+        ("POC_REDIS_URL", "sentinel://a/n/hunter2", "name-of-the-primary/number-of-a-database"),
+        ("POC_REDIS_URL", "sentinel://a/n m", "name-of-the-primary/number-of-a-database"),
+        ("POC_REDIS_URL", "sentinel://a/n?password=hunter2", "ssl_keyfile only"),
+        ("POC_REDIS_URL", "sentinel://:hunter2@a/n?ssl_cert_reqs=none", "are for sentinels://"),
         ("POC_REDIS_URL", "redis://:hunter2@ü..x/0", "between the dots of its host"),
         ("POC_REDIS_URL", "redis://h." + 9 * "hunter2-" + "/0", "between the dots of its host"),
         ("POC_REDIS_URL_FILE", "hunter2", "can't be read: No such file"),

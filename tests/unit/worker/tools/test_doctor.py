@@ -57,6 +57,8 @@ def test_a_real_server_is_fine_and_has_no_worker(redis_url: str) -> None:
 def test_a_healthy_server_gives_no_remedies() -> None:
     """All is ok."""
     assert {each.level for each in of_server().values()} == {OK}
+    roomy = of_server(maxclients=40, connected_clients=12)
+    assert roomy["redis connections"] == Finding("redis connections", OK, "12 of at most 40")
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,7 @@ def test_a_healthy_server_gives_no_remedies() -> None:
         ({"maxmemory_policy": "allkeys-lru", "maxmemory": 1}, "redis memory", FAIL),
         ({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}, "redis memory", WARN),
         ({"aof_enabled": 0}, "redis persistence", WARN),
+        ({"maxclients": 40, "connected_clients": 13}, "redis connections", WARN),
     ],
 )
 def test_an_unfit_server_is_told_with_its_remedy(
