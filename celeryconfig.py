@@ -41,8 +41,6 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 # So does one that refuses for a while: read-only in a fail-over, or out of memory.
 broker_channel_error_retry = True
-# Senders take turns: each connection of the pool is two to Redis, which counts them.
-broker_pool_limit = 2
 broker_transport_options = {
     # A silent peer (a pulled cable) is noticed instead of waited for: as soon as by the store, and
     # a worker that is told to end meanwhile has several of these to wait for.

@@ -113,6 +113,9 @@ def create_app(settings: Settings) -> Celery:
         settings,
         broker_transport=transport,
         result_backend=f"worker.queue.results:{kind}Results+{url.celery}",
+        # Senders of a worker take turns: each connection of the pool is two to Redis, which counts
+        # them. Flower, which asks for much at once, would stand still.
+        broker_pool_limit=2,
     )
     if url.name:
         # Not where remote control shows it: it may have a password.
