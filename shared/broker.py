@@ -11,7 +11,6 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
-from shared.redis_url import RedisUrl
 from shared.settings import Settings
 
 
@@ -22,11 +21,10 @@ def celery_app(settings: Settings, **conf: Any) -> Celery:
     """
     app = Celery("poc", set_as_current=False)
     app.config_from_object(_celeryconfig())
-    url = RedisUrl.parse(settings.redis_url)
+    url = settings.redis
     if url.name:
-        sentinels = {"master_name": url.name, "sentinel_kwargs": url.sentinel_options}
-        app.conf.broker_transport_options = app.conf.broker_transport_options | sentinels
-        app.conf.result_backend_transport_options = sentinels
+        app.conf.broker_transport_options = app.conf.broker_transport_options | url.celery_options
+        app.conf.result_backend_transport_options = url.celery_options
         if url.tls:
             app.conf.broker_use_ssl = app.conf.redis_backend_use_ssl = url.tls
     app.conf.update(

@@ -5,9 +5,9 @@
     client.stop()
     print(ticket.wait().total_valid)
 
-A worker acknowledges a command before it runs it, so a crash can lose one. The client therefore
-sends it again, under the same id, until there is an answer; the id makes sure that it is carried
-out once. Answers are polled, since a subscription does not outlive a restart of Redis.
+A Redis that crashes can lose a command. The client therefore sends it again, under the same id,
+until there is an answer; the id makes sure that it is carried out once. Answers are polled, since a
+subscription does not outlive a restart of Redis.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import NoAnswer, PoCError, StoreFailed, StoreRefused, StoreUnavailable
 from shared.settings import Settings
 from shared.status import RoundStatus
-from shared.store import meaning
+from shared.store import meaning, words_of
 
 __all__ = ["PoCClient", "Ticket"]
 
@@ -188,7 +188,7 @@ class Ticket(Generic[Answer]):
                     log.warning(
                         "Redis at %s: %s; retrying",
                         self._settings.safe_redis_url,
-                        str(error).rstrip("."),
+                        words_of(error),
                     )
                 trouble = error
             if isinstance(result, BaseException):
@@ -240,7 +240,7 @@ class Ticket(Generic[Answer]):
         if trouble:
             return StoreUnavailable(
                 f"Redis at {self._settings.safe_redis_url} (POC_REDIS_URL) did not take it for "
-                f"{timeout:g} s: {str(trouble).rstrip('.')}"
+                f"{timeout:g} s: {words_of(trouble)}"
             )
         if state == "PENDING":
             return NoAnswer(

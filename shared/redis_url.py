@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
@@ -38,13 +37,13 @@ class RedisUrl:
 
     scheme: str
     #: `user:password`, as it stands in the URL.
-    login: str
+    login: str = field(repr=False)
     #: As they stand in the URL, with or without a port.
     hosts: tuple[str, ...]
     #: What the Sentinels call the primary; empty without Sentinels.
     name: str
     database: int
-    options: Mapping[str, str]
+    options: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -56,7 +55,7 @@ class RedisUrl:
         if set(login) & set("/?#[] "):
             raise ValueError(
                 "in user and password write / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D and a "
-                "blank as %20"
+                "blank as %20; behind a ? write @ as %40"
             )
         if at and ":" not in login:
             # Everybody would take it for a name, and show it.
@@ -114,7 +113,9 @@ class RedisUrl:
             "socket_timeout": SENTINEL_TIMEOUT_S,
             "socket_connect_timeout": SENTINEL_TIMEOUT_S,
         }
-        return timeouts | login | ({"ssl": True} | self.tls if self.tls else {})
+        # By itself redis-py asks a silent one again and again, for half a minute.
+        once: dict[str, Any] = {"retry": None}
+        return timeouts | once | login | ({"ssl": True} | self.tls if self.tls else {})
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -123,7 +124,7 @@ class RedisUrl:
         named = {"username": unquote(user), "password": unquote(password)}
         return {name: value for name, value in named.items() if value}
 
-    @cached_property
+    @property
     def celery(self) -> str:
         """As Celery's broker and results take it."""
         if not self.name:
@@ -133,6 +134,13 @@ class RedisUrl:
             f"sentinel://{login}{f'[{host}]' if ':' in host else host}:{port}/{self.database}"
             for host, port in self.sentinels
         )
+
+    @property
+    def celery_options(self) -> dict[str, Any]:
+        """What Celery needs besides for its transport, and for its results; empty for one Redis."""
+        if not self.name:
+            return {}
+        return {"master_name": self.name, "sentinel_kwargs": self.sentinel_options}
 
     @property
     def safe(self) -> str:
@@ -169,7 +177,7 @@ def _options(scheme: str, query: str) -> dict[str, str]:
     if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
         raise ValueError("ssl_cert_reqs must be required, optional or none")
     for name in sorted(options.keys() & set(_TLS) - {"ssl_cert_reqs"}):
-        if not Path(options[name]).is_file():
+        if not Path(unquote(options[name])).is_file():
             raise ValueError(f"{name} must name a file: there is no such file")
     if tls and "ssl_cert_reqs" not in options:
         # One of the three would not verify, and another would refuse to guess.

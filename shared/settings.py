@@ -268,9 +268,14 @@ class Settings(BaseModel):
         return f"poc.{self.namespace}"
 
     @property
+    def redis(self) -> RedisUrl:
+        """The Redis URL in its parts."""
+        return RedisUrl.parse(self.redis_url)
+
+    @property
     def safe_redis_url(self) -> str:
         """The Redis URL with its passwords hidden, for logs and screens."""
-        return RedisUrl.parse(self.redis_url).safe
+        return self.redis.safe
 
 
 #: The settings that are for one engine alone: what they are begins with its name.

@@ -27,9 +27,11 @@ from shared.store.connection import (
     WORKER_CONNECTIONS,
     Client,
     admitted,
+    close,
     connect,
     meaning,
     redis_errors,
+    words_of,
 )
 from shared.store.context import Context
 from shared.store.current import CurrentRound
@@ -61,6 +63,7 @@ __all__ = [
     "fresh_id",
     "meaning",
     "redis_errors",
+    "words_of",
 ]
 
 
@@ -122,11 +125,15 @@ class Store:
 
         Raises `StoreUnavailable` if not: others may go.
         """
-        with redis_errors(), closing(connect(self._settings, WORKER_CONNECTIONS)) as client:
-            pool = client.connection_pool
-            taken = [pool.get_connection() for _ in range(WORKER_CONNECTIONS)]
+        client = connect(self._settings, WORKER_CONNECTIONS)
+        pool = client.connection_pool
+        try:
+            with redis_errors():
+                taken = [pool.get_connection() for _ in range(WORKER_CONNECTIONS)]
             for each in taken:
                 pool.release(each)
+        finally:
+            close(client)
 
     def subscribe(self, *topics: str) -> Subscription:
         """What the calling thread waits at: for work, verdicts, endings, outbox, or for all."""
@@ -134,4 +141,4 @@ class Store:
 
     def close(self) -> None:
         """Give the connections back."""
-        self._redis.close()
+        close(self._redis)

@@ -11,15 +11,20 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from shared.errors import StoreFailed
 from shared.store.connection import redis_errors
 from shared.store.context import Context
 from shared.store.dead_letters import KEEP_BYTES, KEEP_ITEMS, KEEP_S
 
 log = logging.getLogger(__name__)
 
-#: How often one may be put back, and the seconds after which that is forgotten: a command that ends
-#: each worker that takes it must not take them all.
-PUT_BACK, FORGET_S = 5, 86_400
+#: How often one may be put back: a command that ends each worker that takes it must not end them
+#: all, nor must one that breaks each connection keep all others waiting. Connections break often.
+OF_THE_DEAD, OF_THE_LIVING = 5, 50
+#: Seconds after which that is forgotten.
+FORGET_S = 86_400
+#: Milliseconds after its last heartbeat until a worker can have taken nothing any more.
+GONE_MS = 60_000
 
 
 def digest(item: bytes) -> str:
@@ -47,8 +52,10 @@ class Commands:
 
     def settle(self, worker: str, item: bytes) -> None:
         """`item`, which `worker` took, is done: its outcome is in Redis. Raises `StoreError`."""
-        with redis_errors():
-            self._redis.lrem(self._keys("taken", worker), 1, item)
+        with redis_errors(), self._redis.pipeline() as pipe:
+            pipe.lrem(self._keys("taken", worker), 1, item)
+            pipe.hdel(self._keys("put_back"), digest(item))
+            pipe.execute()
 
     def put_back(self, worker: str, idle: Collection[str]) -> list[str]:
         """Put back what live `worker` took and works on no more: `idle`, by their digests.
@@ -60,10 +67,16 @@ class Commands:
     def put_back_of_the_dead(self) -> None:
         """Put back what workers took that live no more. Raises `StoreError`."""
         with redis_errors():
-            takers = self._redis.smembers(self._keys("takers"))
+            takers = self._redis.zrange(self._keys("takers"), 0, -1)
             living = self._redis.zrange(self._keys("workers"), 0, -1)
-        for worker in takers.difference(living):
-            self._put_back(worker, None)
+        trouble = None
+        for worker in set(takers).difference(living):
+            try:
+                self._put_back(worker, None)
+            except StoreFailed as error:  # of one list: the others need not wait
+                trouble = error
+        if trouble:
+            raise trouble
 
     def _put_back(self, worker: str, idle: Collection[str] | None) -> _PutBack:
         answer = self._scripts.call(
@@ -71,21 +84,22 @@ class Commands:
             worker=worker,
             namespace=self._namespace,
             idle=None if idle is None else list(idle),
-            most=PUT_BACK,
+            weight=OF_THE_LIVING // OF_THE_DEAD if idle is None else 1,
+            most=OF_THE_LIVING,
             most_s=FORGET_S,
             keep_items=KEEP_ITEMS,
             keep_bytes=KEEP_BYTES,
             keep_s=KEEP_S,
+            gone_ms=GONE_MS,
         )
         done = _PutBack(list(answer["left"]), answer["back"], answer["aside"])
         if done.back:
             log.warning("%d commands that %s took are put back: it did not end", done.back, worker)
         if done.aside:
             log.error(
-                "%d commands that %s took were put back %d times before, and are kept in %s",
+                "%d commands that %s took were put back again and again, and are kept in %s",
                 done.aside,
                 worker,
-                PUT_BACK,
                 self._keys("dead_letters"),
             )
         return done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from redis import BlockingConnectionPool, Redis
@@ -26,7 +26,6 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from shared import errors
-from shared.redis_url import RedisUrl
 from shared.settings import Settings
 
 T = TypeVar("T")
@@ -44,6 +43,14 @@ WORKER_CONNECTIONS = MAX_CONNECTIONS + 12
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """Connections to the primary that the Sentinels name at the time."""
 
+    def release(self, connection: Any) -> None:
+        """As the others do, and forget one that never reached a primary."""
+        owned = self.owns_connection(connection)  # type: ignore[no-untyped-call]
+        super().release(connection)  # type: ignore[no-untyped-call]
+        if not owned:
+            with suppress(ValueError):
+                self._connections.remove(connection)
+
 
 def connect(settings: Settings, connections: int = MAX_CONNECTIONS) -> Client:
     """A client of at most so many connections.
@@ -52,7 +59,7 @@ def connect(settings: Settings, connections: int = MAX_CONNECTIONS) -> Client:
     can safely be sent twice, so a reply that was lost on the way is asked for again. A server that
     is silent is not: whoever needs it for longer asks again, and says so.
     """
-    url = RedisUrl.parse(settings.redis_url)
+    url = settings.redis
     options: dict[str, Any] = {
         "max_connections": connections,
         "timeout": 5,
@@ -78,6 +85,13 @@ def connect(settings: Settings, connections: int = MAX_CONNECTIONS) -> Client:
     )
 
 
+def close(client: Client) -> None:
+    """Give the connections of `client` back, those to Sentinels too."""
+    client.close()
+    if sentinel := getattr(client.connection_pool, "sentinel_manager", None):
+        sentinel.close()
+
+
 #: What a server says while it can't answer, and before it can again. A script that met it says so
 #: somewhere in its own error.
 _MAY_PASS = re.compile(
@@ -101,7 +115,7 @@ def meaning(error: RedisError) -> errors.StoreUnavailable | errors.StoreFailed:
     over or is full. `StoreRefused`, of that, is about a user or a database. All else is
     `StoreFailed`.
     """
-    said = str(error).rstrip(".")
+    said = words_of(error)
     if refused := _refusal(error):
         return refused
     if said.startswith("max number of clients"):
@@ -112,6 +126,14 @@ def meaning(error: RedisError) -> errors.StoreUnavailable | errors.StoreFailed:
         f"Redis can't do what is needed: {said}; see that it is Redis 6.2 or newer, or Valkey, "
         "with all its commands under their own names, and that nobody else writes to our keys"
     )
+
+
+def words_of(error: BaseException) -> str:
+    """What an error says, without what redis-py tells of each Sentinel, passwords included."""
+    said = str(error)
+    if said.startswith("No master found for "):
+        return f"{said.partition(' : ')[0].rstrip('.')} by any Sentinel"
+    return said.rstrip(".")
 
 
 def _may_pass(error: RedisError) -> bool:

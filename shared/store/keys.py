@@ -73,9 +73,11 @@ KEYS: dict[str, Key] = {
         "worker",
         also="the transport",
     ),
-    "takers": Key("set", "workers that may have taken some", _EMPTY),
+    "takers": Key("zset", "workers that may have taken some -> last heartbeat, ms", _EMPTY),
     "put_back": Key(
-        "hash", "SHA-1 of a command -> how often it was put back", "a day after the last"
+        "hash",
+        "SHA-1 of a command -> how often it was put back, tenfold by a death",
+        "a day after the last",
     ),
     # Validations. They are called jobs here alone: the names of keys stay.
     "jobs": Key("zset", "open validations -> since, ms", _EMPTY),

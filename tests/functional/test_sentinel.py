@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ from serving_api import serving_api
 from shared.broker import celery_app
 from shared.client import PoCClient
 from shared.config import PoCState
+from shared.errors import StoreUnavailable
 from shared.redis_url import RedisUrl
 from shared.settings import Settings, load_settings
 from shared.store import Store
@@ -68,7 +71,7 @@ class Watched:
             f'sentinel sentinel-pass "{SENTINEL_PASSWORD}{MARK}"\n'
             f"sentinel monitor {NAME} {HOST} {self.primary.port} 2\n"
             f'sentinel auth-pass {NAME} "{PASSWORD}{MARK}"\n'
-            f"sentinel down-after-milliseconds {NAME} 1000\n"
+            f"sentinel down-after-milliseconds {NAME} 3000\n"
             f"sentinel failover-timeout {NAME} 5000\n"
         )
 
@@ -90,7 +93,7 @@ class Watched:
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
-    """A fail-over takes place a second after the primary has ended."""
+    """A fail-over takes place some seconds after the primary has ended."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(EmbeddedRedis()) for _ in range(2)]
         found = Watched(*servers)
@@ -120,8 +123,8 @@ def settings(watched: Watched) -> Settings:
 
 
 def consumes(worker: WorkerProcess, direct: redis.Redis) -> bool:
-    """Whether it waits at the queue of this server."""
-    return any(each["cmd"] == "blmove" for each in direct.client_list())
+    """Whether it waits at the queue of this server: a connection is blocked."""
+    return any(each["cmd"] == "blmove" and "b" in each["flags"] for each in direct.client_list())
 
 
 def test_a_round_goes_on_at_the_replica(
@@ -152,6 +155,34 @@ def test_a_round_goes_on_at_the_replica(
     without_gap(counted(store, store.status()))
     assert worker.process.poll() is None
     assert "mockingbird" not in worker.log
+
+
+def test_a_sentinel_that_is_silent_is_soon_passed_over(
+    watched: Watched, settings: Settings
+) -> None:
+    """Its machine is gone, as the primary's is: the others know."""
+    with socket.socket() as silent:
+        silent.bind((HOST, 0))
+        silent.listen()
+        dead = f"@{HOST}:{silent.getsockname()[1]},"
+        url = watched.url.replace("@", dead, 1)
+        began = time.monotonic()
+        with contextlib.closing(Store(settings.model_copy(update={"redis_url": url}))) as store:
+            store.status()
+        assert time.monotonic() - began < 10  # a lease, which must be renewed, is thirty by default
+
+
+def test_where_no_sentinel_knows_the_primary_no_password_is_told(
+    watched: Watched, settings: Settings
+) -> None:
+    """redis-py tells all that it knows of each Sentinel."""
+    url = watched.url.replace(NAME, "nobody")
+    with (
+        contextlib.closing(Store(settings.model_copy(update={"redis_url": url}))) as store,
+        pytest.raises(StoreUnavailable) as caught,
+    ):
+        store.status()
+    assert str(caught.value) == "Redis: No master found for 'nobody' by any Sentinel"
 
 
 def test_commands_of_the_shell_ask_the_sentinels(

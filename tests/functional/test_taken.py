@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import redis
 
 from functional.conftest import StartWorker, WorkerProcess
 from raw import meta, push, raw_message
+from shared.broker import celery_app
 from shared.config import PoCConfig, PoCState
 from shared.settings import Settings
 from shared.store import Store
@@ -22,8 +24,8 @@ pytestmark = pytest.mark.functional
 
 CONFIG = PoCConfig(block_hash="b", block_height=1, public_key="k", r_target=1.0, seq_len=8)
 
-#: Seconds that what nobody works on may lie there: two looks, and some more.
-SOON = 15.0
+#: Seconds that what nobody works on may lie there: two looks, Celery's pauses, a slow machine.
+SOON = 60.0
 
 
 @pytest.fixture
@@ -123,6 +125,29 @@ def test_a_worker_that_ends_takes_no_command_with_it(
         start_worker("w1")
     assert answered(direct, task)
     wait_until(lambda: nothing_taken(direct), SOON, "it to be settled")
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_command_that_comes_while_a_worker_ends_waits_for_the_next(
+    attempt: int, direct: redis.Redis, start_worker: StartWorker, settings: Settings
+) -> None:
+    """Redis may still move it to the one that ends, which asked for it before.
+
+    Remote control, as Flower sends it, wakes the worker up at that moment.
+    """
+    first = start_worker("w0")
+    with contextlib.closing(celery_app(settings)) as app:
+        time.sleep(0.27 * attempt)  # somewhere within the second that it waits for a command
+        app.control.broadcast("heartbeat")
+        first.process.send_signal(signal.SIGTERM)
+        app.control.broadcast("heartbeat")
+    wait_until(lambda: not direct.zcard("poc:test:workers"), SOON, "it to leave", every=0.001)
+    task = push_init(direct, "r1")
+    assert first.process.wait(30) == 0
+    assert not direct.exists("poc:test:dead_letters")
+    assert direct.llen("poc.test") == 1
+    start_worker("w1")
+    assert answered(direct, task)
 
 
 def test_a_command_is_settled_when_it_is_answered(

@@ -31,10 +31,10 @@ class Heartbeat:
         self._pipeline, self._settings, self._closing = pipeline, settings, closing
         self._started_at = time.time()
         self._report_at = time.monotonic() + REPORT_EVERY_S
-        # Rates look back over two beats, or two batches where those take longer: a batch counts
-        # when it ends, so between two ends they would be nothing, and too much after them.
         #: What tells this process from others under its name.
         self.instance = fresh_id()
+        # Rates look back over two beats, or two batches where those take longer: a batch counts
+        # when it ends, so between two ends they would be nothing, and too much after them.
         self._samples = [self._sample()] * 2
         # As of the last beat: asking for rates takes a sample.
         self._rate, self._busy = 0.0, 0.0

@@ -169,7 +169,6 @@ class Node:
             try:
                 if reached:  # else it would be waited for once more, and whoever ends us waits, too
                     self.store.workers.leave(self.pipeline.worker, self._instance)
-                    self.store.commands.put_back_of_the_dead()  # and of us, who are no more
             except PoCError as error:
                 log.warning("%s: this worker is listed until it is missed", error)
             if not self._hangs.is_set():

@@ -20,9 +20,8 @@ from celery.worker.consumer.consumer import UNKNOWN_TASK_ERROR
 from kombu.transport import TRANSPORT_ALIASES
 
 from shared.broker import celery_app
-from shared.errors import Hung, Quarantined, defect
+from shared.errors import Hung, Quarantined, StoreError, defect
 from shared.receivers import Receivers
-from shared.redis_url import RedisUrl
 from shared.settings import Settings
 from worker.children import kill_spawned
 from worker.manager import PoCManager
@@ -83,7 +82,8 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         )
         taken = Taken(node.store, parent.hostname, node.closing)
         taken.follow(parent.app)
-        Repeating("commands", taken.turn, node.closing, node.outage).start()
+        self._commands = Repeating("commands", taken.turn, node.closing, node.outage)
+        self._commands.start()
         parent.app.manager = PoCManager(
             node.engine,
             node.store,
@@ -93,6 +93,8 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def stop(self, parent: Any) -> None:
         """Commit or give back, then end the threads."""
+        parent.app.node.closing.set()
+        self._commands.join(timeout=5)
         parent.app.node.stop()
 
 
@@ -103,7 +105,7 @@ def create_app(settings: Settings) -> Celery:
         os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
         # Numbers as nvidia-smi has them; CUDA's own order is fastest first.
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    url = RedisUrl.parse(settings.redis_url)
+    url = settings.redis
     kind = "Sentinel" if url.name else ""
     transport = f"worker.queue.transport:{kind}Transport"
     if url.name:
@@ -162,6 +164,12 @@ def run_worker(settings: Settings) -> int:
         without_mingle=True,
     )
     worker.start()
+    # Not before Celery has closed the channel: until then it may still take one.
+    try:
+        app.node.store.commands.put_back_of_the_dead()
+    except StoreError as error:
+        log.warning("%s: commands that this worker took are put back by the next one", error)
+    app.node.store.close()
     if worker.exitcode not in (FAILED, QUARANTINED) and app.signalled.is_set():
         return 0  # Celery gives 1 after SIGINT, as after a crash
     return int(worker.exitcode or 0)

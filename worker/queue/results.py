@@ -14,7 +14,6 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import NotRegistered
 
 from shared.errors import StoreError
-from shared.redis_url import RedisUrl
 
 log = logging.getLogger(__name__)
 
@@ -78,5 +77,5 @@ class SentinelResults(Results, SentinelBackend):  # type: ignore[misc]
     @property
     def _transport_options(self) -> dict[str, Any]:
         # Not from the application's options, which whoever may list workers sees.
-        url = RedisUrl.parse(self.app.node.settings.redis_url)
-        return {"master_name": url.name, "sentinel_kwargs": url.sentinel_options}
+        options: dict[str, Any] = self.app.node.settings.redis.celery_options
+        return options

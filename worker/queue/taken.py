@@ -46,11 +46,13 @@ class Taken:
             if task.app is app:
                 self.end(task.request.properties, settled=not task.request.get("unanswered"))
 
-        def refused(message: Any, **_: Any) -> None:
-            self.end(message.properties)
+        def refused(sender: Any, message: Any, **_: Any) -> None:
+            if sender.app is app:
+                self.end(message.properties)
 
-        def revoked(request: Any, **_: Any) -> None:
-            self.end(request.properties)
+        def revoked(sender: Any, request: Any, **_: Any) -> None:
+            if sender.app is app:
+                self.end(request.properties, settled=not request.get("unanswered"))
 
         signals.task_received.connect(received, weak=False)
         signals.task_postrun.connect(ran, weak=False)

@@ -80,6 +80,8 @@ _UNUSED_HEADERS = ("stamped_headers", "stamps", "eta", "callbacks", "errbacks", 
 MAX_ID = 256
 #: The longest of the other headers, in characters: they are logged, and events have them.
 MAX_HEADER = 4096
+#: Seconds between two looks for what was sent with a priority.
+JOIN_EVERY_S = 1.0
 #: The options that are ours.
 _OPTIONS = ("dead_letters_key", "taken_key")
 #: What a message's properties have it under as it was in Redis.
@@ -162,6 +164,7 @@ class Channel(stock.Channel):  # type: ignore[misc]
     taken_key = ""
     #: The item that is being read, if it is a task's: what is broadcast is none.
     item: bytes | None = None
+    _joined_at = -JOIN_EVERY_S
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)
@@ -183,7 +186,9 @@ class Channel(stock.Channel):  # type: ignore[misc]
         if not (queues := self._queue_cycle.consume(len(self.active_queues))):
             return
         (self._consumed,) = queues
-        self._join_priorities()
+        if monotonic() - self._joined_at >= JOIN_EVERY_S:
+            self._join_priorities()
+            self._joined_at = monotonic()
         self._in_poll = connection = self.client.connection
         self._brpop_sent_at = monotonic()
         wait = timeout or self.brpop_timeout
@@ -243,8 +248,14 @@ class Transport(stock.Transport):  # type: ignore[misc]
 
     Channel = Channel
 
+    def _reject_inbound_message(self, raw_message: Any) -> None:
+        """Leave what came after the consumer was cancelled in the list of what was taken.
 
-class SentinelTransport(stock.SentinelTransport):  # type: ignore[misc]
+        kombu would push it to wherever it says that it belongs.
+        """
+
+
+class SentinelTransport(Transport, stock.SentinelTransport):  # type: ignore[misc]
     """For sentinel:// URLs."""
 
     Channel = SentinelChannel

@@ -33,7 +33,7 @@ redis.call('HSET', K.worker, 'heartbeat_at', seconds(now), unpack(A.fields))
 redis.call('PEXPIRE', K.worker, A.live_ms)
 redis.call('ZADD', K.workers, int(now), A.worker)
 -- Stays when this worker is gone, as long as it may have taken a command.
-redis.call('SADD', K.takers, A.worker)
+redis.call('ZADD', K.takers, int(now), A.worker)
 redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms))
 
 -- A.tokens are in the order of their computation: the first is what the device does now. When

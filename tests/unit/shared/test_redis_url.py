@@ -12,9 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.redis_url import SENTINEL_TIMEOUT_S, RedisUrl
+from shared.redis_url import RedisUrl
 
-TIMEOUTS = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+
+def login_and_tls(url: RedisUrl) -> dict[str, Any]:
+    """How to connect to a Sentinel, without how long to wait for it."""
+    patience = {"socket_timeout", "socket_connect_timeout", "retry"}
+    return {name: value for name, value in url.sentinel_options.items() if name not in patience}
 
 
 @pytest.mark.parametrize(
@@ -71,16 +75,23 @@ def test_redis_and_sentinels_have_their_own_logins(
 ) -> None:
     """As they are, no longer as a URL has them."""
     assert RedisUrl.parse(url).credentials == credentials
-    assert RedisUrl.parse(url).sentinel_options == TIMEOUTS | sentinel
+    assert login_and_tls(RedisUrl.parse(url)) == sentinel
 
 
 def test_with_tls_sentinels_are_verified_as_redis_is(tmp_path: Path) -> None:
-    ca = tmp_path / "ca.pem"
+    ca = tmp_path / "our ca.pem"
     ca.touch()
-    url = RedisUrl.parse(f"sentinels://a/node?ssl_ca_certs={ca}")
+    url = RedisUrl.parse(f"sentinels://a/node?ssl_ca_certs={tmp_path}/our%20ca.pem")
     tls: dict[str, Any] = {"ssl_ca_certs": str(ca), "ssl_cert_reqs": "required"}
     assert url.tls == tls
-    assert url.sentinel_options == TIMEOUTS | {"ssl": True} | tls
+    assert login_and_tls(url) == {"ssl": True} | tls
+
+
+def test_its_parts_show_no_password() -> None:
+    """Whoever prints it."""
+    assert "hunter2" not in repr(
+        RedisUrl.parse("sentinel://:hunter2@a/n?sentinel_password=hunter2")
+    )
 
 
 #: A part of a URL as a hand may write it.

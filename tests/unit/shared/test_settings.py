@@ -175,6 +175,7 @@ def test_passwords_are_hidden(url: str, shown: str) -> None:
         ("POC_REDIS_URL", "sentinel://:hunter2@a,,b/n", "host:port/name-of-the-primary/number-of"),
         ("POC_REDIS_URL", "sentinel://a:0/n", "host:port/name-of-the-primary/number-of"),
         ("POC_REDIS_URL", "sentinel://a/n/hunter2", "name-of-the-primary/number-of-a-database"),
+        ("POC_REDIS_URL", "sentinel://a/n?sentinel_password=hunt@er2", "behind a ? write @ as %40"),
         ("POC_REDIS_URL", "sentinel://a/n m", "name-of-the-primary/number-of-a-database"),
         ("POC_REDIS_URL", "sentinel://a/n?password=hunter2", "ssl_keyfile only"),
         ("POC_REDIS_URL", "sentinel://:hunter2@a/n?ssl_cert_reqs=none", "are for sentinels://"),

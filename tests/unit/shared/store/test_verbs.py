@@ -14,7 +14,7 @@ from shared.errors import CouldNotCompute
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.store import Message, Store
-from shared.store.commands import PUT_BACK
+from shared.store.commands import OF_THE_DEAD
 from shared.store.keys import KEYS, Keys
 from shared.store.verbs import VERBS, Verb
 
@@ -194,7 +194,8 @@ def history(store: Store, client: redis.Redis) -> None:
         store.outbox.settle(entry, "refused")
     store.results.put("task", '{"status": "SUCCESS"}', unless=["SUCCESS"])
     workers.leave("w")
-    for _ in range(PUT_BACK + 1):
+    client.zadd("poc:n:takers", {"w": 1})
+    for _ in range(OF_THE_DEAD + 1):
         client.lpush(store.commands.taken_key("w"), "a command")
-        client.sadd("poc:n:takers", "w")
         store.commands.put_back_of_the_dead()
+    store.commands.put_back_of_the_dead()
