@@ -114,6 +114,7 @@ class Store:
             # A script may do anything with the keys that are declared.
             self._redis.eval("return 0", len(keys), *keys)
             if queue:  # how Celery takes commands, from a list that is never there
+                self._redis.llen(queue)
                 never = self._keys("taken", "nobody")
                 self._redis.blmove(never, never, 0.01)
             pubsub.subscribe(*channels)

@@ -57,12 +57,13 @@ class Commands:
             pipe.hdel(self._keys("put_back"), digest(item))
             pipe.execute()
 
-    def put_back(self, worker: str, idle: Collection[str]) -> list[str]:
+    def put_back(self, worker: str, idle: Collection[str], working: int = 0) -> list[str]:
         """Put back what live `worker` took and works on no more: `idle`, by their digests.
 
-        The digests of what it has, besides these. Raises `StoreError`.
+        The digests of what it has besides these, if that is more than the `working` that it works
+        on. Raises `StoreError`.
         """
-        return self._put_back(worker, idle).left
+        return self._put_back(worker, idle, working).left
 
     def put_back_of_the_dead(self) -> None:
         """Put back what workers took that live no more. Raises `StoreError`."""
@@ -78,12 +79,15 @@ class Commands:
         if trouble:
             raise trouble
 
-    def _put_back(self, worker: str, idle: Collection[str] | None) -> _PutBack:
+    def _put_back(
+        self, worker: str, idle: Collection[str] | None, working: int | None = None
+    ) -> _PutBack:
         answer = self._scripts.call(
             "put_back",
             worker=worker,
             namespace=self._namespace,
             idle=None if idle is None else list(idle),
+            working=working,
             weight=OF_THE_LIVING // OF_THE_DEAD if idle is None else 1,
             most=OF_THE_LIVING,
             most_s=FORGET_S,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -144,12 +145,17 @@ def _may_pass(error: RedisError) -> bool:
     return isinstance(error, passing) or _MAY_PASS.search(str(error)) is not None
 
 
-def _refusal(error: BaseException | None) -> errors.StoreRefused | None:
+def _refusal(error: BaseException) -> errors.StoreRefused | None:
     """`error` as one that no waiting mends; None if it may pass, as an outage does."""
     said = str(error).rstrip(".")
     if said.startswith("HELLO must be called"):  # redis-py's first word; the rest is for drivers
         said = "it asks for a user and a password"
-    if isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError):
+    if _not_verified(error):
+        remedy = "name the CA of the server in POC_REDIS_URL, as ssl_ca_certs=..."
+    elif said.startswith("No master found for ") and "AuthenticationError" in str(error):
+        said = f"{words_of(error)}, for they ask for another password"
+        remedy = "mend sentinel_user and sentinel_password in POC_REDIS_URL"
+    elif isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError):
         remedy = "mend user and password in POC_REDIS_URL"
     elif isinstance(error, NoPermissionError):
         remedy = "name a user in POC_REDIS_URL that may, docs/security.md lists them"
@@ -159,6 +165,15 @@ def _refusal(error: BaseException | None) -> errors.StoreRefused | None:
     else:
         return None
     return errors.StoreRefused(f"Redis refuses: {said}; {remedy}")
+
+
+def _not_verified(error: BaseException | None) -> bool:
+    """Whether TLS did not verify the server, however deep down that was."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def admitted(call: Callable[[], T]) -> T:

@@ -111,10 +111,13 @@ def test_the_doctor_of_a_managed_redis_does_not_say_to_start_it(tmp_path: Path) 
     assert not any("start it" in each["remedy"] for each in findings.values())
 
 
-def test_a_key_of_another_type_is_not_waited_for(start_worker: Any, settings: Settings) -> None:
+@pytest.mark.parametrize("key", ["poc:test:workers", "poc.test"])
+def test_a_key_of_another_type_is_not_waited_for(
+    key: str, start_worker: Any, settings: Settings
+) -> None:
     """Somebody else uses our names."""
     with closing(redis.Redis.from_url(settings.redis_url)) as direct:
-        direct.set("poc:test:workers", "theirs")
+        direct.set(key, "theirs")
     assert "can't do what is needed: WRONGTYPE" in says_why(start_worker(wait=False))
 
 
@@ -131,6 +134,31 @@ def test_a_key_that_changes_its_type_ends_a_worker(
         assert worker.process.wait(30) == 3, worker.log
     assert "WRONGTYPE" in store.status().incidents[0].reason
     assert "Traceback" not in worker.log
+
+
+@pytest.mark.parametrize("key", ["poc.test", "poc:test:taken:w0@test"])
+def test_a_list_of_commands_that_changes_its_type_ends_a_worker(
+    key: str, start_worker: Any, store: Store, settings: Settings
+) -> None:
+    """Celery alone would try it again without an end."""
+    worker = start_worker("w0")
+    with closing(redis.Redis.from_url(settings.redis_url)) as direct:
+        direct.set(key, "theirs")
+        assert worker.process.wait(30) == 3, worker.log
+    assert "WRONGTYPE" in store.status().incidents[0].reason
+
+
+def test_a_worker_whose_name_was_taken_over_says_so(
+    start_worker: Any, store: Store, settings: Settings
+) -> None:
+    """It stood still for as long as its namesake waited."""
+    worker = start_worker("w0")
+    with closing(redis.Redis.from_url(settings.redis_url)) as direct:
+        direct.hset("poc:test:worker:w0@test", "instance", "another")
+        assert worker.process.wait(30) == 3, worker.log
+    assert (
+        "the name w0@test was taken over by another process" in store.status().incidents[0].reason
+    )
 
 
 def test_a_path_in_another_encoding_is_a_path(start_worker: Any, store: Store) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import EngineError
+from worker.engines import agreement
 
 REMEDY = "set POC_MODEL to a model directory or hub id, or make one with `poc make-model`"
 
@@ -29,29 +30,6 @@ QUANTIZATIONS = ("hf_quant_config.json", "quantize_config.json", "quant_config.j
 
 #: Files by which a library would compute another model than the weights are.
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-
-#: Keys of config.json by which an engine of its own accord computes something else: a draft model
-#: beside another, attention that only one engine knows.
-_OTHER_WAYS = ("speculators_config", "dual_chunk_attention_config", "sparse_attention_config")
-
-#: RoPE whose meaning all engines agree on, with the parameters that they all read. Others depend
-#: on the engine: what is dynamic, and long factors beyond the original length.
-_ROPE = {
-    "default": frozenset(),
-    "linear": frozenset({"factor"}),
-    "llama3": frozenset(
-        {
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        }
-    ),
-    "yarn": frozenset({"factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}),
-    "longrope": frozenset(
-        {"short_factor", "long_factor", "factor", "original_max_position_embeddings"}
-    ),
-}
 
 #: Keys of a quantization_config by which a checkpoint asks for a quantized KV cache.
 _QUANTIZED_CACHE = ("kv_cache_scheme", "kv_cache_quant_algo")
@@ -121,7 +99,11 @@ def read_config(directory: Path, architectures: frozenset[str], *, quantized: bo
             f"{directory}: its config.json can't be used ({first_line(error)}); {REMEDY}"
         ) from error
     refusal = _refusal_of_files(directory) or _refusal(
-        config, quantization_of(directory, config), architectures, quantized=quantized
+        config,
+        _read_json(directory / "config.json"),
+        quantization_of(directory, config),
+        architectures,
+        quantized=quantized,
     )
     if refusal:
         raise EngineError(f"{directory}: {refusal}")
@@ -163,7 +145,12 @@ def _refusal_of_files(directory: Path) -> str | None:
 
 
 def _refusal(
-    config: Any, quantization: Any, architectures: frozenset[str], *, quantized: bool
+    config: Any,
+    raw: dict[str, Any],
+    quantization: Any,
+    architectures: frozenset[str],
+    *,
+    quantized: bool,
 ) -> str | None:
     """Why an engine can't compute a model of this config with the right numbers, if so."""
     if config.model_type not in architectures:
@@ -171,27 +158,11 @@ def _refusal(
             f"the architecture {config.model_type!r} is not supported; "
             f"use a model of one of {', '.join(sorted(architectures))}"
         )
-    classes = config.architectures or []
-    if not any(name.endswith("ForCausalLM") for name in classes):
-        return (
-            f"holds {', '.join(classes) or 'no named class'}, which has no logits head; "
-            "use a checkpoint of a causal language model (...ForCausalLM)"
-        )
     if quantization is not None and not quantized:
         return "is quantized, which this engine is not tested with; use full weights"
     if _asks_for_a_quantized_cache(quantization):
         return "asks for a quantized KV cache, which is not tested; use a checkpoint without one"
-    if other := [key for key in _OTHER_WAYS if getattr(config, key, None)]:
-        return f"has {', '.join(other)}, which engines don't agree on; use a plain model"
-    rope = getattr(config, "rope_parameters", None) or {}
-    # By the kind of layer, where there are several.
-    kinds = [each for each in rope.values() if isinstance(each, dict)] or [rope]
-    for kind in kinds:
-        if refusal := _refusal_of_rope(kind):
-            return refusal
-    if getattr(config, "use_bidirectional_attention", False):
-        return "attends in both directions; use a causal language model"
-    return None
+    return agreement.refusal(config, raw)
 
 
 def _asks_for_a_quantized_cache(quantization: Any) -> bool:
@@ -203,17 +174,16 @@ def _asks_for_a_quantized_cache(quantization: Any) -> bool:
     )
 
 
-def _refusal_of_rope(rope: dict[str, Any]) -> str | None:
-    if "mrope_section" in rope:
-        return "has multimodal rotary positions (mrope); use a text-only model"
-    name = rope.get("rope_type") or rope.get("type") or "default"
-    if name not in _ROPE:
-        known = ", ".join(sorted(_ROPE))
-        return f"has rotary positions of type {name!r}, which engines differ in; use {known}"
-    usual = _ROPE[name] | {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    if odd := sorted(key for key in rope.keys() - usual if rope[key] is not None):
-        return f"has rotary positions with {', '.join(odd)}, which engines don't agree on"
-    return None
+def dtype_of(directory: Path, config: Any, wanted: str) -> str:
+    """The dtype to compute in: `wanted`, or for auto that of the config.
+
+    Raises `EngineError` where the config has none that engines agree on.
+    """
+    if wanted != "auto":
+        return wanted
+    if refusal := agreement.refusal_of_dtype(config):
+        raise EngineError(f"{directory}: {refusal}")
+    return str(config.dtype).removeprefix("torch.")
 
 
 def longest(config: Any) -> int:
@@ -223,10 +193,10 @@ def longest(config: Any) -> int:
     sequence that is so long, vLLM for all as soon as one may be.
     """
     positions: int = config.max_position_embeddings
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        name = "original_max_position_embeddings"
-        return min(positions, rope.get(name) or getattr(config, name, None) or positions)
+    name = "original_max_position_embeddings"
+    for rope in agreement.ropes(config):
+        if rope.get("rope_type") == "longrope":
+            positions = min(positions, rope.get(name) or getattr(config, name, None) or positions)
     return positions
 
 
@@ -240,7 +210,9 @@ def weight_files(directory: Path) -> list[Path]:
     single = directory / "model.safetensors"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineError(
                 f"{index}: can't be read ({first_line(error)}); download the model again"
@@ -274,7 +246,7 @@ def fingerprint(directory: Path) -> str:
     The config counts as its values, without paths and versions; the weights as their files'
     bytes, so the same tensors cut into other shards are another model. Files are streamed.
     """
-    config = json.loads((directory / "config.json").read_text())
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     model = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
     model |= _quantizations(directory)
     digest = hashlib.sha256(json.dumps(model, sort_keys=True, separators=(",", ":")).encode())

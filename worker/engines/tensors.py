@@ -97,6 +97,21 @@ def check_types(directory: Path, tensors: Mapping[str, Entry]) -> None:
         )
 
 
+def check_names(directory: Path, tensors: Iterable[str]) -> None:
+    """Raise `EngineError` for names that some libraries complete, and others don't know.
+
+    Both forms of a name may be there, and then one of the two tensors would count.
+    """
+    odd = sorted(name for name in tensors if not name.startswith(("model.", "lm_head.")))
+    if odd:
+        raise EngineError(
+            f"{directory}: {len(odd)} of its tensors have no place in the model of its "
+            f"config.json, since their names begin neither with model. nor with lm_head.: "
+            f"{', '.join(odd[:3])}{', ...' if odd[3:] else ''}. Save the checkpoint as a causal "
+            "language model"
+        )
+
+
 def check_tied(directory: Path, tensors: Mapping[str, Entry], *, tied: bool) -> None:
     """Raise `EngineError` for a head of its own in a model whose head is its embedding.
 

@@ -75,6 +75,7 @@ class TransformersEngine:
 
         target = _choose_device(device, gpu)
         config = checkpoint.read_config(directory, ARCHITECTURES, quantized=False)
+        dtype = checkpoint.dtype_of(directory, config, dtype)
         self._model = weights.load(directory, config, dtype, target)
         self._device = target
         self._tiles = Tiles(
@@ -160,7 +161,9 @@ class TransformersEngine:
         return self._tiles.distances(job, nonces, self._forward, size)
 
     def _forward(self, inputs: Tensor) -> Tensor:
-        output = self._model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
+        output = self._model(
+            inputs_embeds=inputs, use_cache=False, logits_to_keep=1, return_dict=True
+        )
         logits: Tensor = output.logits[:, -1]
         return logits
 

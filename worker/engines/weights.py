@@ -49,6 +49,7 @@ def load(
     Raises `EngineError` for weights that can't be read, or that are not all those of `config`.
     """
     found = tensors.read(checkpoint.weight_files(directory))
+    tensors.check_names(directory, found)
     tensors.check_types(directory, found)
     tensors.check_tied(directory, found, tied=config.tie_word_embeddings)
     disable_progress_bar()  # of no use in a log

@@ -64,7 +64,10 @@ class FunctionalCheck:
         """
         first = self._compute()
         if not all(map(math.isfinite, first)):
-            raise Quarantined(f"functional check: no finite distances, but {list(first)}")
+            raise Quarantined(
+                f"functional check: no finite distances, but {list(first)}; the weights may hold "
+                "what is no number, POC_DTYPE may be too narrow for them, or the device is broken"
+            )
         self.distances = first
         self._compare(self._compute(), first, "a moment before it was", self._own_tolerance)
         if self._pinned is not None:

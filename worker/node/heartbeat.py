@@ -41,7 +41,13 @@ class Heartbeat:
 
     def turn(self) -> None:
         """Beat, say now and then how it goes, then wait for the next beat."""
-        self.beat()
+        try:
+            self.beat()
+        except NameTaken:
+            raise NameTaken(
+                f"the name {self._pipeline.worker} was taken over by another process, since this "
+                "one did not beat for a while: give each its own POC_WORKER_NAME, or none"
+            ) from None
         self._report_progress()
         self._closing.wait(self._settings.heartbeat_s)
 

@@ -107,9 +107,9 @@ class Node:
         subscription = self.store.subscribe("work")
         self._loop = loop = GpuLoop(pipeline, subscription, self.closing, self._watchdog)
         clerk = Clerk(self.store, sink, self.store.subscribe("verdicts", "endings"))
-        self._worker = Repeating("loop", loop.turn, self.closing, self.outage, self._failed)
+        self._worker = Repeating("loop", loop.turn, self.closing, self.outage, self.failed)
         self._heartbeat = Repeating(
-            "heartbeat", heartbeat.turn, self._drained, self.outage, self._failed
+            "heartbeat", heartbeat.turn, self._drained, self.outage, self.failed
         )
         self._helpers = [
             self._heartbeat,
@@ -157,7 +157,7 @@ class Node:
                 with self._watchdog.watching():
                     self.pipeline.drain()
             except Quarantined as error:
-                self._failed(error)
+                self.failed(error)
             except PoCError as error:
                 reached = False
                 log.warning("%s: what this worker holds is free when its lease ends", error)
@@ -177,7 +177,7 @@ class Node:
         self._watchdog.stop()
         self.store.close()
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         """A thread can't go on: leave word of it, and end the process."""
         try:
             self.outage.until_answered(lambda: self._report(error), self.closing, REPORT_FOR_S)

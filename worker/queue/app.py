@@ -82,7 +82,7 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         )
         taken = Taken(node.store, parent.hostname, node.closing)
         taken.follow(parent.app)
-        self._commands = Repeating("commands", taken.turn, node.closing, node.outage)
+        self._commands = Repeating("commands", taken.turn, node.closing, node.outage, node.failed)
         self._commands.start()
         parent.app.manager = PoCManager(
             node.engine,

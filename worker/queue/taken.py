@@ -80,9 +80,10 @@ class Taken:
     def turn(self) -> None:
         """Put back what nobody works on, then wait. Raises `StoreError`."""
         # Idle twice: what was taken a moment ago may be on its way to us.
-        self._idle = self._not_worked_on(
-            self._commands.put_back(self._worker, self._not_worked_on(self._idle))
-        )
+        with self._lock:
+            working = self._working_on.total()
+        left = self._commands.put_back(self._worker, self._not_worked_on(self._idle), working)
+        self._idle = self._not_worked_on(left)
         self._commands.put_back_of_the_dead()
         self._closing.wait(LOOK_EVERY_S)
 

@@ -3,8 +3,14 @@
 -- A.weight is what this time counts, A.most how much may come together.
 -- K reads: worker(worker)
 -- K writes: taken(worker), takers, queue(namespace), put_back, dead_letters, clock
--- A: worker, namespace, idle?, weight, most, most_s, keep_items, keep_bytes, keep_s, gone_ms
+-- A: worker, namespace, idle?, working?, weight, most, most_s, keep_items, keep_bytes, keep_s, gone_ms
 
+-- A list of another type is found out here, and not by Celery, which would try again for ever.
+redis.call('LLEN', K.queue)
+-- In the usual case all is worked on, and nothing of it, which may be large, has to be read.
+if A.idle and #A.idle == 0 and redis.call('LLEN', K.taken) <= A.working then
+  return cjson.encode({left = {}, back = 0, aside = 0})
+end
 if not A.idle and redis.call('EXISTS', K.worker) == 1 then
   return cjson.encode({left = {}, back = 0, aside = 0})
 end

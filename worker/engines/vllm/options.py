@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from shared.errors import EngineError
 from shared.settings import Settings
 from worker.engines.base import DEFAULT_TILE
-from worker.engines.checkpoint import first_line, longest
+from worker.engines.checkpoint import dtype_of, first_line, longest
 
 #: Versions of vLLM that are supported: the first, and the first that is not any more.
 FIRST, BEYOND = (0, 26), (0, 34)
@@ -177,8 +177,7 @@ def engine_arguments(
 ) -> Any:
     """The `AsyncEngineArgs` of vLLM, with room left on the device for what jobs need."""
     # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
-    own = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
-    dtype = own if settings.dtype == "auto" else settings.dtype
+    dtype = dtype_of(directory, config, settings.dtype)
     reserve = reserve_bytes(
         config,
         tile=tile,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from redis import exceptions
+from redis.sentinel import MasterNotFoundError
 
 from shared.errors import ConfigError, StoreError, StoreFailed, StoreRefused, StoreUnavailable
 from shared.store.connection import admitted, redis_errors
@@ -16,12 +19,33 @@ def raised(error: exceptions.RedisError) -> StoreError:
     return caught.value
 
 
+def not_verified() -> exceptions.RedisError:
+    """As redis-py tells that TLS found another server."""
+    try:
+        try:
+            raise ssl.SSLCertVerificationError("certificate verify failed")
+        except ssl.SSLError as error:
+            raise exceptions.ConnectionError("certificate verify failed") from error
+    except exceptions.RedisError as error:
+        return error
+
+
+def test_the_password_of_sentinels_is_told_from_that_of_redis() -> None:
+    """And what redis-py tells of each of them is not."""
+    all_of_it = "No master found for 'n' : Redis<password=hunter2> - AuthenticationError('no')"
+    refused = raised(MasterNotFoundError(all_of_it))
+    assert isinstance(refused, StoreRefused)
+    assert "sentinel_password" in str(refused)
+    assert "hunter2" not in str(refused)
+
+
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
         (exceptions.AuthenticationError("invalid username-password pair"), "user and password"),
         (exceptions.NoPermissionError("User api has no permissions"), "name a user"),
         (exceptions.ResponseError("DB index is out of range"), "another database"),
+        (not_verified(), "ssl_ca_certs"),
         (exceptions.ResponseError("SELECT is not allowed in cluster mode"), "another database"),
     ],
 )

@@ -410,7 +410,43 @@ class TestRefusals:
                 {"rope_parameters": ROPE | YARN | {"mscale": 0.7}},
                 "rotary positions with mscale, which engines don't agree on",
             ),
-            ({"use_bidirectional_attention": True}, "attends in both directions"),
+            ({"use_bidirectional_attention": True}, "has use_bidirectional_attention True"),
+            # One engine obeys it, another passes over it, under one fingerprint.
+            ({"is_causal": False}, "has is_causal False"),
+            ({"partial_rotary_factor": 0.5}, "has partial_rotary_factor 0.5"),
+            ({"rotary_pct": 0.5}, "has rotary_pct 0.5"),
+            ({"rotary_emb_fraction": 0.5}, "has rotary_emb_fraction 0.5"),
+            ({"bias": True}, "has bias True"),
+            ({"qkv_bias": True}, "has qkv_bias True"),
+            ({"mlp_bias": True}, "has mlp_bias True"),
+            ({"logit_scale": -1.0}, "has logit_scale -1.0"),
+            ({"logit_scale": "x"}, "has logit_scale 'x'"),
+            ({"llama_4_scaling": {"beta": 1.0}}, "has llama_4_scaling"),
+            ({"target_layer_count": 1}, "has target_layer_count 1"),
+            (
+                {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 9}
+                | {"use_sliding_window": True},
+                "a sliding window in some of its layers",
+            ),
+            (
+                {"layer_types": ["chunked_attention"] * 2},
+                "layers of the type chunked_attention",
+            ),
+            ({"sliding_window": 0, "use_sliding_window": True}, "a sliding_window of 0"),
+            ({"sliding_window": -1, "use_sliding_window": True}, "a sliding_window of -1"),
+            ({"architectures": ["LlamaForCausalLM"]}, "class LlamaForCausalLM, which are two"),
+            ({"architectures": "Qwen3Model"}, "holds Qwen3Model, which has no logits head"),
+            ({"dtype": None, "torch_dtype": None}, "has no dtype, for which each engine takes"),
+            ({"dtype": "float64", "torch_dtype": None}, "has the dtype float64"),
+            (
+                {
+                    "rope_parameters": ROPE
+                    | {"rope_type": "longrope", "factor": 3.0}
+                    | {"original_max_position_embeddings": 64}
+                    | {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+                },
+                "rotary positions with factor",
+            ),
         ],
     )
     def test_a_config_that_would_give_wrong_numbers(
@@ -419,6 +455,35 @@ class TestRefusals:
         edit_json(model_dir / "config.json", **changes)
         with pytest.raises(EngineError, match=message):
             load(model_dir)
+
+    @pytest.mark.parametrize("both", [True, False])
+    def test_names_that_only_some_libraries_complete(
+        self, both: bool, model_dir: Path, load: LoadEngine
+    ) -> None:
+        """Alone, or beside the whole name: which of two tensors counts is up to the library."""
+        file = model_dir / "model.safetensors"
+        weights = load_file(file)
+        name = "model.layers.0.mlp.down_proj.weight"
+        weights[name.removeprefix("model.")] = weights[name].clone()
+        if not both:
+            del weights[name]
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(EngineError, match=r"begin neither with model\. nor with lm_head\."):
+            load(model_dir)
+
+    def test_a_dtype_that_is_chosen_needs_none_in_the_config(
+        self, model_dir: Path, load: LoadEngine
+    ) -> None:
+        edit_json(model_dir / "config.json", dtype=None, torch_dtype=None)
+        assert load(model_dir, dtype="float32").info.profile["dtype"] == "float32"
+
+    def test_a_config_that_asks_for_tuples_changes_nothing(
+        self, model_dir: Path, load: LoadEngine
+    ) -> None:
+        """As old ones do, which is about a library's way to answer."""
+        before = load(model_dir).submit(job(0, 1)).result()
+        edit_json(model_dir / "config.json", return_dict=False)
+        assert load(model_dir).submit(job(0, 1)).result() == before
 
     def test_code_that_comes_with_a_model_is_not_run(
         self, model_dir: Path, load: LoadEngine
