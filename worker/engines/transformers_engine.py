@@ -161,9 +161,7 @@ class TransformersEngine:
         return self._tiles.distances(job, nonces, self._forward, size)
 
     def _forward(self, inputs: Tensor) -> Tensor:
-        output = self._model(
-            inputs_embeds=inputs, use_cache=False, logits_to_keep=1, return_dict=True
-        )
+        output = self._model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -52,6 +52,7 @@ def load(
     tensors.check_names(directory, found)
     tensors.check_types(directory, found)
     tensors.check_tied(directory, found, tied=config.tie_word_embeddings)
+    config.return_dict = True  # how it answers is ours to say
     disable_progress_bar()  # of no use in a log
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
