@@ -98,7 +98,9 @@ class Commands:
         )
         done = _PutBack(list(answer["left"]), answer["back"], answer["aside"])
         if done.back:
-            log.warning("%d commands that %s took are put back: it did not end", done.back, worker)
+            log.warning(
+                "%d commands that %s took and did not finish are put back", done.back, worker
+            )
         if done.aside:
             log.error(
                 "%d commands that %s took were put back again and again, and are kept in %s",

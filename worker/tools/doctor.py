@@ -94,6 +94,8 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
                 f"{settings.safe_redis_url} does not {'serve' if ready else 'answer'}: {error}",
                 "wait until it does, or see to its server"
                 if ready
+                else "see to the Sentinels, and to the name behind their addresses"
+                if settings.redis.name
                 else "start it, or set POC_REDIS_URL; `poc worker --embedded` brings its own",
             )
             return
@@ -135,7 +137,8 @@ def _check_server(settings: Settings, info: Mapping[str, Any]) -> Iterator[Findi
     if numbers < MIN_REDIS:
         yield Finding("redis", FAIL, f"version {version}", "use Redis 6.2 or newer, or Valkey")
     else:
-        yield Finding("redis", OK, f"{settings.safe_redis_url}, version {version}")
+        valkey = f", Valkey {info['valkey_version']}" if "valkey_version" in info else ""
+        yield Finding("redis", OK, f"{settings.safe_redis_url}, version {version}{valkey}")
     if info.get("cluster_enabled"):
         yield Finding("redis mode", FAIL, "is a Redis Cluster", "Celery needs a single primary")
     elif info.get("role", "master") != "master":
