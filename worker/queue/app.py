@@ -164,12 +164,13 @@ def run_worker(settings: Settings) -> int:
         without_mingle=True,
     )
     worker.start()
-    # Not before Celery has closed the channel: until then it may still take one.
-    try:
-        app.node.store.commands.put_back_of_the_dead()
-    except StoreError as error:
-        log.warning("%s: commands that this worker took are put back by the next one", error)
-    app.node.store.close()
+    if hasattr(app, "manager"):  # it did start
+        # Not before Celery has closed the channel: until then it may still take one.
+        try:
+            app.node.store.commands.put_back_of_the_dead()
+        except StoreError as error:
+            log.warning("%s: commands that this worker took are put back by the next one", error)
+        app.node.store.close()
     if worker.exitcode not in (FAILED, QUARANTINED) and app.signalled.is_set():
         return 0  # Celery gives 1 after SIGINT, as after a crash
     return int(worker.exitcode or 0)
