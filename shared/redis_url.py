@@ -109,13 +109,14 @@ class RedisUrl:
         login = {
             to: unquote(self.options[name]) for name, to in named.items() if name in self.options
         }
-        timeouts = {
+        return {
             "socket_timeout": SENTINEL_TIMEOUT_S,
             "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+            # By itself redis-py asks a silent one again and again, for half a minute.
+            "retry": None,
+            **login,
+            **({"ssl": True} | self.tls if self.tls else {}),
         }
-        # By itself redis-py asks a silent one again and again, for half a minute.
-        once: dict[str, Any] = {"retry": None}
-        return timeouts | once | login | ({"ssl": True} | self.tls if self.tls else {})
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -129,9 +130,9 @@ class RedisUrl:
         """As Celery's broker and results take it."""
         if not self.name:
             return str(self)
-        login = f"{self.login}@" if self.login else ""
+        before = f"sentinel://{_at(self.login)}"
         return ";".join(
-            f"sentinel://{login}{f'[{host}]' if ':' in host else host}:{port}/{self.database}"
+            f"{before}{f'[{host}]' if ':' in host else host}:{port}/{self.database}"
             for host, port in self.sentinels
         )
 
@@ -156,9 +157,13 @@ class RedisUrl:
         path = "".join(f"/{part}" for part in (self.name, str(self.database)) if part)
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return (
-            f"{self.scheme}://{f'{login}@' if login else ''}{','.join(self.hosts)}{path}"
+            f"{self.scheme}://{_at(login)}{','.join(self.hosts)}{path}"
             f"{f'?{query}' if query else ''}"
         )
+
+
+def _at(login: str) -> str:
+    return f"{login}@" if login else ""
 
 
 def _split(host: str, usual: int) -> tuple[str, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from shared.errors import StoreFailed
 from shared.store.connection import redis_errors
@@ -32,13 +31,6 @@ def digest(item: bytes) -> str:
     return hashlib.sha1(item, usedforsecurity=False).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class _PutBack:
-    left: list[str]
-    back: int
-    aside: int
-
-
 class Commands:
     """The queue of a namespace, and what its workers have taken of it."""
 
@@ -53,7 +45,7 @@ class Commands:
     def settle(self, worker: str, item: bytes) -> None:
         """`item`, which `worker` took, is done: its outcome is in Redis. Raises `StoreError`."""
         with redis_errors(), self._redis.pipeline() as pipe:
-            pipe.lrem(self._keys("taken", worker), 1, item)
+            pipe.lrem(self.taken_key(worker), 1, item)
             pipe.hdel(self._keys("put_back"), digest(item))
             pipe.execute()
 
@@ -63,7 +55,7 @@ class Commands:
         The digests of what it has besides these, if that is more than the `working` that it works
         on. Raises `StoreError`.
         """
-        return self._put_back(worker, idle, working).left
+        return self._put_back(worker, idle, working)
 
     def put_back_of_the_dead(self) -> None:
         """Put back what workers took that live no more. Raises `StoreError`."""
@@ -81,7 +73,7 @@ class Commands:
 
     def _put_back(
         self, worker: str, idle: Collection[str] | None, working: int | None = None
-    ) -> _PutBack:
+    ) -> list[str]:
         answer = self._scripts.call(
             "put_back",
             worker=worker,
@@ -96,16 +88,13 @@ class Commands:
             keep_s=KEEP_S,
             gone_ms=GONE_MS,
         )
-        done = _PutBack(list(answer["left"]), answer["back"], answer["aside"])
-        if done.back:
-            log.warning(
-                "%d commands that %s took and did not finish are put back", done.back, worker
-            )
-        if done.aside:
+        if back := answer["back"]:
+            log.warning("%d commands that %s took and did not finish are put back", back, worker)
+        if aside := answer["aside"]:
             log.error(
                 "%d commands that %s took were put back again and again, and are kept in %s",
-                done.aside,
+                aside,
                 worker,
                 self._keys("dead_letters"),
             )
-        return done
+        return list(answer["left"])

@@ -116,9 +116,9 @@ def meaning(error: RedisError) -> errors.StoreUnavailable | errors.StoreFailed:
     over or is full. `StoreRefused`, of that, is about a user or a database. All else is
     `StoreFailed`.
     """
-    said = words_of(error)
     if refused := _refusal(error):
         return refused
+    said = words_of(error)
     if said.startswith("max number of clients"):
         said += f"; raise its maxclients: a worker has up to {WORKER_CONNECTIONS} connections"
     if _may_pass(error):
@@ -147,13 +147,13 @@ def _may_pass(error: RedisError) -> bool:
 
 def _refusal(error: BaseException) -> errors.StoreRefused | None:
     """`error` as one that no waiting mends; None if it may pass, as an outage does."""
-    said = str(error).rstrip(".")
+    said = words_of(error)
     if said.startswith("HELLO must be called"):  # redis-py's first word; the rest is for drivers
         said = "it asks for a user and a password"
     if _not_verified(error):
         remedy = "name the CA of the server in POC_REDIS_URL, as ssl_ca_certs=..."
     elif said.startswith("No master found for ") and "AuthenticationError" in str(error):
-        said = f"{words_of(error)}, for they ask for another password"
+        said += ", for they ask for another password"
         remedy = "mend sentinel_user and sentinel_password in POC_REDIS_URL"
     elif isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError):
         remedy = "mend user and password in POC_REDIS_URL"

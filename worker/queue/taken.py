@@ -79,9 +79,9 @@ class Taken:
 
     def turn(self) -> None:
         """Put back what nobody works on, then wait. Raises `StoreError`."""
-        # Idle twice: what was taken a moment ago may be on its way to us.
         with self._lock:
             working = self._working_on.total()
+        # Idle twice: what was taken a moment ago may be on its way to us.
         left = self._commands.put_back(self._worker, self._not_worked_on(self._idle), working)
         self._idle = self._not_worked_on(left)
         self._commands.put_back_of_the_dead()
