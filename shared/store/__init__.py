@@ -2,6 +2,7 @@
 
     Store ── rounds        commands, claims, commits and the status of the round
           ├─ validations   batches to be judged: chunks, their distances, verdicts
+          ├─ work          what a worker takes, of either
           ├─ workers       who lives, with which model, and who had to end
           ├─ outbox        callbacks that wait for delivery
           ├─ endings       ends of tickets that Celery has to be told
@@ -22,6 +23,7 @@ from contextlib import closing
 
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
+from shared.store.ask import Ask, Kind
 from shared.store.commands import Commands
 from shared.store.connection import (
     WORKER_CONNECTIONS,
@@ -44,14 +46,17 @@ from shared.store.rounds import Claim, Rounds
 from shared.store.scripts import Scripts, fresh_id
 from shared.store.subscription import Subscription
 from shared.store.validations import Chunk, ComputedValidation, Validations
+from shared.store.work import Work
 from shared.store.workers import Reference, Workers
 
 __all__ = [
+    "Ask",
     "Chunk",
     "Claim",
     "ComputedValidation",
     "Ending",
     "Entry",
+    "Kind",
     "Message",
     "Reference",
     "Rounds",
@@ -79,6 +84,7 @@ class Store:
         self.dead_letters = DeadLetters(context)
         self.rounds = Rounds(context, current)
         self.validations = Validations(context, current, self.dead_letters)
+        self.work = Work(self.rounds, self.validations)
         self.workers = Workers(context, current)
         self.outbox = Outbox(context, self.dead_letters)
         self.endings = Endings(context, self.dead_letters)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from shared.config import PoCConfig
 from shared.requests import GenerateRequest, InitRequest, RoundRequest, StopRequest, ValidateRequest
 from shared.status import RoundStatus
+from shared.store.ask import Ask
 from shared.store.connection import redis_errors
 from shared.store.context import Context
 from shared.store.current import CurrentRound
@@ -67,31 +69,10 @@ class Rounds:
         return self._command("stop", command, round_id=request.round_id)
 
     def claim(self, worker: str, token: str, fingerprint: str | None = None) -> Claim | None:
-        """The next positions for `worker`, or None unless a round is generating.
-
-        The caller chooses `token`, so that it can ask again when the answer was lost. A round
-        that began with a model of another `fingerprint` gives nothing, and says so in its error.
-        """
-        round_id, answer = self._current.call(
-            "claim",
-            token=token,
-            worker=worker,
-            fingerprint=fingerprint,
-            lease_ms=self._context.lease_ms,
-            max_attempts=self._context.settings.max_attempts,
-        )
-        if "idle" in answer:
-            return None
-        claim = answer["claim"]
-        return Claim(
-            token=token,
-            round_id=round_id,
-            epoch=answer["epoch"],
-            config=PoCConfig.model_validate_json(answer["config"]),
-            start=int(claim["start"]),
-            count=int(claim["count"]),
-            attempts=int(claim["attempts"]),
-        )
+        """The next positions for `worker`, or None unless a round is generating: see `Ask`."""
+        ask = Ask(worker, token, ("batch",), fingerprint)
+        round_id, answer = self.answer_to_claim(ask)
+        return None if "idle" in answer else self.claim_of(ask, round_id, answer)
 
     def commit(
         self,
@@ -104,22 +85,56 @@ class Rounds:
         profile: str = "",
     ) -> str | None:
         """Count a computed claim once; None when it counted, else why it was refused."""
-        answer = self._scripts.call(
+        answer = self.answer_to_commit(claim, checked, valid, failed, error, message, profile)
+        refused: str | None = answer.get("refused")
+        return refused
+
+    # Answers as the scripts give them: what there is may be of another kind than a batch.
+
+    def answer_to_claim(self, ask: Ask) -> tuple[str, dict[str, Any]]:
+        """The round that was current, and what `ask` got; `idle` for nothing."""
+        return self._current.call("claim", ask=ask.as_args(self._context))
+
+    def answer_to_commit(
+        self,
+        claim: Claim,
+        checked: int,
+        valid: Sequence[tuple[int, float]],
+        failed: int = 0,
+        error: str | None = None,
+        message: Message | None = None,
+        profile: str = "",
+        ask: Ask | None = None,
+    ) -> dict[str, Any]:
+        """Why the commit was refused, if it was, and what `ask` got, if it got something."""
+        answer: dict[str, Any] = self._scripts.call(
             "commit",
             round=claim.round_id,
             epoch=claim.epoch,
-            next_epoch=fresh_id(),
             token=claim.token,
             checked=checked,
             failed=failed,
-            valid=[(str(nonce), repr(distance)) for nonce, distance in valid],
+            valid=[word for nonce, distance in valid for word in (str(nonce), repr(distance))],
             max_valid=self._context.settings.max_valid,
             error=error,
             message=message and message.as_args(),
             profile=profile,
+            ask=ask and ask.as_args(self._context),
         )
-        refused: str | None = answer.get("refused")
-        return refused
+        return answer
+
+    def claim_of(self, ask: Ask, round_id: str, answer: Mapping[str, Any]) -> Claim:
+        """The batch that `ask` got."""
+        claim = answer["claim"]
+        return Claim(
+            token=ask.token,
+            round_id=round_id,
+            epoch=answer["epoch"],
+            config=_config_of(answer["config"]),
+            start=int(claim["start"]),
+            count=int(claim["count"]),
+            attempts=int(claim["attempts"]),
+        )
 
     def wants(self, claim: Claim) -> bool:
         """Whether a commit of `claim` could still count: its round did not change meanwhile."""
@@ -191,3 +206,9 @@ class Rounds:
             verb, command=command, epoch=fresh_id(), memory_s=memory_s, **args
         )
         return RoundStatus.of(answer["status"])
+
+
+@lru_cache(maxsize=8)
+def _config_of(json: str) -> PoCConfig:
+    """Every claim of a round comes with the same one."""
+    return PoCConfig.model_validate_json(json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any
@@ -13,6 +13,7 @@ from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, PoCError, RoundMismatch, RoundNotInitialized, as_fields
 from shared.requests import ValidateRequest
+from shared.store.ask import Ask
 from shared.store.connection import redis_errors
 from shared.store.context import Context
 from shared.store.current import CurrentRound
@@ -102,34 +103,34 @@ class Validations:
 
     def claim(self, worker: str, token: str) -> Chunk | None:
         """The next chunk for `worker`; the caller chooses `token` so that it can ask again."""
+        ask = Ask(worker, token, ("chunk",))
         while True:
-            answer = self._scripts.call(
-                "claim_chunk",
-                token=token,
-                worker=worker,
-                lease_ms=self._context.lease_ms,
-                max_attempts=self._context.settings.max_attempts,
-            )
-            if answer is None:
+            _, answer = self._current.call("claim", ask=ask.as_args(self._context))
+            if "idle" in answer:
                 return None
-            claim = answer["claim"]
-            opened = self._open(claim["job"])
-            _, batch, config = opened or ("", ProofBatch.empty(), _NO_CONFIG)
-            chunk = Chunk(
-                token=token,
-                validation=claim["job"],
-                start=int(claim["start"]),
-                count=int(claim["count"]),
-                attempts=int(claim["attempts"]),
-                given_up=claim["given_up"],
-                error=claim.get("error", ""),
-                batch=batch,
-                config=config,
-            )
-            if opened:
+            if chunk := self.chunk_of(ask, answer):
                 return chunk
-            # The validation ended while the chunk waited: drop it and look on.
-            self.commit(chunk, [])
+
+    def chunk_of(self, ask: Ask, answer: Mapping[str, Any]) -> Chunk | None:
+        """The chunk that `ask` got; None if its validation ended while it waited: it is dropped."""
+        claim = answer["claim"]
+        opened = self._open(claim["job"])
+        _, batch, config = opened or ("", ProofBatch.empty(), _NO_CONFIG)
+        chunk = Chunk(
+            token=ask.token,
+            validation=claim["job"],
+            start=int(claim["start"]),
+            count=int(claim["count"]),
+            attempts=int(claim["attempts"]),
+            given_up=claim["given_up"],
+            error=claim.get("error", ""),
+            batch=batch,
+            config=config,
+        )
+        if opened:
+            return chunk
+        self.commit(chunk, [])
+        return None
 
     def commit(
         self,

@@ -53,6 +53,8 @@ class Verb:
     keys: tuple[KeyUse, ...]
     required: frozenset[str]
     optional: frozenset[str]
+    #: The arguments that have ids of keys.
+    ids: tuple[str, ...]
 
     def keys_for(self, args: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         """The alias, family and id of each key that a call with `args` touches."""
@@ -102,6 +104,7 @@ def _read(name: str) -> Verb:
         keys=tuple(keys),
         required=frozenset(each for each in arguments if not each.endswith("?")),
         optional=frozenset(each[:-1] for each in arguments if each.endswith("?")),
+        ids=tuple(dict.fromkeys(key.of for key in keys if key.of)),
     )
 
 

@@ -623,5 +623,7 @@ def _sizes(samples: list[tuple[float, int]], since: float, until: float) -> list
 
 
 def _used(direct: redis.Redis) -> int:
-    # Of scripts there is always the same.
-    return int(direct.info("memory")["used_memory_dataset"])
+    # Without what clients take for their buffers, which may be 100 MB of poison for a while, and
+    # without scripts, of which there is always the same. Valkey's own difference of the two wraps.
+    memory = direct.info("memory")
+    return int(memory["used_memory"]) - int(memory["used_memory_overhead"])

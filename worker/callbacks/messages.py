@@ -18,7 +18,7 @@ from shared.store import Claim, ComputedValidation, Message
 
 def generated_message(claim: Claim, valid: Sequence[tuple[int, float]]) -> Message | None:
     """What tells a claim's `valid` nonces; None when there are none, or nobody wants to know."""
-    if not valid:
+    if not valid or claim.config.callback_url is None:
         return None
     batch = ProofBatch.of(claim.config, [n for n, _ in valid], [d for _, d in valid])
     key = f"{claim.round_id}:{claim.token}"

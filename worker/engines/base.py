@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from shared.config import PoCConfig
 from shared.errors import EngineError
@@ -29,11 +29,27 @@ class Job:
     strong_rng: bool = False
     #: Rather fail than halve a tile for want of memory, which may move the last bits.
     whole_tiles: bool = False
+    #: In no tile with other jobs, which would share what becomes of it.
+    alone: bool = False
 
     @classmethod
-    def of(cls, config: PoCConfig, public_key: str, nonces: Sequence[int]) -> Self:
+    def of(
+        cls, config: PoCConfig, public_key: str, nonces: Sequence[int], *, alone: bool = False
+    ) -> Self:
         """The job that computes `nonces` of `public_key` in a round of `config`."""
-        return cls(config.block_hash, public_key, tuple(nonces), config.seq_len, config.strong_rng)
+        return cls(
+            config.block_hash,
+            public_key,
+            tuple(nonces),
+            config.seq_len,
+            config.strong_rng,
+            alone=alone,
+        )
+
+
+def tile_of(size: int, max_tokens: int | None, seq_len: int) -> int:
+    """The sequences of one forward: `size`, or as many as have `max_tokens` positions together."""
+    return size if max_tokens is None else min(size, max_tokens // seq_len)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,9 @@ class EngineInfo:
     profile: dict[str, str] = field(default_factory=dict)
     #: Whether a nonce has the same bits each time that this engine computes it, in any batch.
     exact: bool = False
+    #: Sequences that it computes at a time, of several jobs if need be, and their positions.
+    tile: int = 1
+    max_tokens: int | None = None
 
     def check_length(self, seq_len: int, or_else: str = "") -> None:
         """Raise `EngineError` for a `seq_len` that the model has no positions for.
@@ -135,4 +154,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End the engine: the running job fails with `EngineError`, queued ones are cancelled."""
+        ...
+
+
+@runtime_checkable
+class TimesForwards(Protocol):
+    """What an engine may have besides, so that `poc bench` can tell its forward from all else."""
+
+    def time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
+        """Nonces, and the seconds that the device took for their forwards alone.
+
+        It computes for at least `seconds`: whole tiles of random inputs, by the very path of jobs,
+        but no generator and no distances. Call it while there are no jobs. Raises as `submit` does.
+        """
         ...

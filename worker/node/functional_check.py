@@ -19,7 +19,7 @@ from shared.errors import EngineDied, EngineError, Quarantined
 from shared.settings import Settings
 from shared.status import Commit
 from shared.store import Reference
-from worker.engines import Engine, Job
+from worker.engines import Engine, Job, JobCancelled
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,11 @@ class FunctionalCheck:
         return 0.0 if self._engine.info.exact else self._tolerance
 
     def _compute(self) -> tuple[float, ...]:
-        return tuple(self._engine.submit(self._job).result())
+        try:
+            return tuple(self._engine.submit(self._job).result())
+        except JobCancelled:  # as an engine ends
+            self._engine.ensure_alive()
+            raise EngineError("the functional check was cancelled") from None
 
     def _passed(self) -> None:
         self.passed_at, self._due_at = time.time(), time.monotonic() + self._every_s

@@ -1,9 +1,10 @@
 """The work of one device: claimed in the store, computed by the engine, committed in the store.
 
-    claim ──▶ submit ──▶ collect ──▶ commit
+    claim ──▶ submit ──▶ collect ──▶ commit, and claim the next
     store     engine     engine      store
 
-One batch computes while the one before it is committed, so the device never waits for Redis.
+One batch computes while the one before it is committed, so the device never waits for Redis. A
+commit claims the next batch in the same step, so each batch is one call of Redis.
 Whatever raises `StoreUnavailable` may be called again: nothing is lost and nothing counts twice.
 """
 
@@ -12,21 +13,23 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 from shared.config import PoCConfig, PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
 from shared.status import Commit, printable
-from shared.store import Chunk, Claim, Store, fresh_id
+from shared.store import Ask, Chunk, Claim, Kind, Store, fresh_id
 from worker.callbacks.messages import generated_message
-from worker.engines import Engine, Job, JobCancelled, Pending
+from worker.engines import Engine, EngineInfo, Job, JobCancelled, Pending
+from worker.engines.base import tile_of
 from worker.node.functional_check import FunctionalCheck
 
 log = logging.getLogger(__name__)
 
-#: Batches that an engine has at a time: one computes, one waits behind it.
+#: Batches that an engine has at a time, or tiles where these are larger: one computes, one waits
+#: behind it.
 DEPTH = 2
 
 #: A batch of the round, or a part of a validation.
@@ -39,6 +42,11 @@ class InFlight:
 
     work: Work
     pending: Pending
+
+
+def depth_of(info: EngineInfo, seq_len: int, batch_size: int) -> int:
+    """Batches that keep an engine busy."""
+    return max(DEPTH, DEPTH * tile_of(info.tile, info.max_tokens, seq_len) // batch_size)
 
 
 class Pipeline:
@@ -67,26 +75,28 @@ class Pipeline:
         # Replaced, never changed: other threads look at them.
         self._in_flight: tuple[InFlight, ...] = ()
         self._reserved: tuple[Claim, ...] = ()
-        # The next claims' tokens outlive a lost answer, so that the same claim is asked for again.
-        self._chunk_token, self._batch_token = fresh_id(), fresh_id()
+        # The next claim's token outlives a lost answer, so that the same claim is asked for again.
+        self._token = fresh_id()
         # Validations go first, but get at most every second batch.
         self._validated = False
+        # Set once nothing is to follow what the device computes now.
+        self._ends = False
         # The round that the log has named.
         self._round_id = ""
 
     def step(self) -> bool:
-        """Claim and submit the next batch, collect and commit the one before; False if idle.
+        """Claim and submit what the engine has room for, collect and commit a batch; False if idle.
 
         Raises `EngineError` after the batch that failed was given back, and `Quarantined` after
         everything was.
         """
         if self.check and self.check.is_due:
             self._examine()
-        work = self._claim() if len(self._in_flight) < DEPTH else None
+        work = None if self._is_full else self._claim()
         if work:
-            self._in_flight += (InFlight(work, self._submit(work)),)
-        if self._in_flight and (not work or len(self._in_flight) == DEPTH):
-            self._complete(self._in_flight[0])
+            self._begin(work)
+        if self._in_flight and (not work or self._is_full):
+            self._complete(self._in_flight[0], and_claim=True)
         return bool(work or self._in_flight)
 
     def drain(self) -> None:
@@ -111,9 +121,10 @@ class Pipeline:
 
     def abandon(self, error: str | None = None) -> None:
         """Give everything back; `error` is held against what the device computes now."""
-        self.cancel_waiting()
-        for place, each in enumerate(self._in_flight):
-            self._give_back(each.work, error if place == 0 else None)
+        self._ends = True
+        for each in self._in_flight:
+            waited = each.pending.cancel()
+            self._give_back(each.work, None if waited else error)
         self._in_flight = ()
 
     def cancel_unwanted(self) -> None:
@@ -123,9 +134,21 @@ class Pipeline:
                 each.pending.cancel()
 
     def cancel_waiting(self) -> None:
-        """Cancel what the device has not begun; what it computes now is still committed."""
+        """Cancel what the device has not begun, before the end.
+
+        What it computes now is still committed, and nothing is claimed along with it.
+        """
+        self._ends = True
         for each in self._in_flight:
             each.pending.cancel()
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the engine has enough to do."""
+        if not self._in_flight:
+            return False
+        work = self._in_flight[-1].work
+        return len(self._in_flight) >= depth_of(self.engine.info, work.config.seq_len, work.count)
 
     # One batch at a time, for use without a loop.
 
@@ -184,52 +207,60 @@ class Pipeline:
     # Claim.
 
     def _claim(self) -> Work | None:
-        """A validation's chunk or the round's next batch, in turns while there are both."""
-        order: tuple[Callable[[], Work | None], ...] = (self._claim_chunk, self._claim_batch)
-        for claim in reversed(order) if self._validated else order:
-            if work := claim():
-                self._validated = isinstance(work, Chunk)
-                return work
-        return None
-
-    def _claim_chunk(self) -> Chunk | None:
-        chunk = self.store.validations.claim(self.worker, self._chunk_token)
-        if chunk:
-            self._chunk_token = fresh_id()
-        return chunk
+        """The next work; None if there is none, or none for this model."""
+        return self._claimed(self.store.work.claim(self._ask()))
 
     def _claim_batch(self) -> Claim | None:
-        fingerprint = self.engine.info.fingerprint
-        claim = self.store.rounds.claim(self.worker, self._batch_token, fingerprint)
-        if claim:
-            self._batch_token = fresh_id()
-            if claim.round_id != self._round_id:
-                self._round_id = claim.round_id
-                log.info("takes part in round %s: %s", claim.round_id, _describe(claim.config))
+        """The round's next batch."""
+        ask = self._ask()
+        claim = self.store.rounds.claim(ask.worker, ask.token, ask.fingerprint)
+        self._claimed(claim)
         return claim
 
+    def _ask(self) -> Ask:
+        """For a validation's chunk or the round's next batch, in turns while there are both."""
+        kinds: tuple[Kind, Kind] = ("batch", "chunk") if self._validated else ("chunk", "batch")
+        return Ask(self.worker, self._token, kinds, self.engine.info.fingerprint)
+
+    def _claimed(self, work: Work | None) -> Work | None:
+        """Note what an ask got."""
+        if work:
+            self._token = fresh_id()
+            self._validated = isinstance(work, Chunk)
+        if isinstance(work, Claim) and work.round_id != self._round_id:
+            self._round_id = work.round_id
+            log.info("takes part in round %s: %s", work.round_id, _describe(work.config))
+        return work
+
     # Submit.
+
+    def _begin(self, work: Work) -> None:
+        self._in_flight += (InFlight(work, self._submit(work)),)
 
     def _submit(self, work: Work) -> Pending:
         if isinstance(work, Chunk) and work.given_up:
             return _NotComputed()
         try:
-            return self.engine.submit(Job.of(work.config, work.public_key, work.nonces))
+            # What failed before must not fail others with it.
+            alone = work.attempts > 0
+            job = Job.of(work.config, work.public_key, work.nonces, alone=alone)
+            return self.engine.submit(job)
         except EngineError as error:
             return _NotTaken(error)
 
     # Collect, and commit or give back.
 
-    def _complete(self, one: InFlight) -> list[float] | None:
+    def _complete(self, one: InFlight, *, and_claim: bool = False) -> list[float] | None:
         """Collect and commit, or give back; without Redis it stays in flight.
 
-        Gives the distances, or None if they did not count.
+        Gives the distances, or None if they did not count. The commit of a batch may claim and
+        begin the next work as well.
         """
         try:
             dist = self._collect(one)
             if not all(map(isfinite, dist)):
                 self._examine()  # before any of it counts
-            counted = self._commit(one.work, dist)
+            counted, work = self._commit(one.work, dist, and_claim=and_claim)
         except JobCancelled:
             self._give_back(one.work)
             self._forget(one)
@@ -249,6 +280,8 @@ class Pipeline:
             self._forget(one)
             raise
         self._forget(one)
+        if work:
+            self._begin(work)
         return dist if counted else None
 
     def _collect(self, one: InFlight) -> list[float]:
@@ -263,38 +296,44 @@ class Pipeline:
             raise ValueError(f"the engine gave {len(dist)} distances for {expected} nonces")
         return dist
 
-    def _commit(self, work: Work, dist: list[float]) -> bool:
-        """Whether they counted."""
-        if isinstance(work, Claim):
-            refused = self._commit_batch(work, dist)
-        else:
+    def _commit(
+        self, work: Work, dist: list[float], *, and_claim: bool
+    ) -> tuple[bool, Work | None]:
+        """Whether they counted, and what was claimed in the same step."""
+        claimed = None
+        if isinstance(work, Chunk):
             error = work.error or None
             refused = self.store.validations.commit(work, dist, error, self._profile)
+        elif and_claim and not self._ends:
+            came_of_it = self._came_of(work, dist)
+            refused, claimed = self.store.work.commit_and_claim(work, self._ask(), **came_of_it)
+            self._claimed(claimed)
+        else:
+            refused = self.store.rounds.commit(work, **self._came_of(work, dist))
         self.computed += len(dist)
         if refused:
             log.info("%d nonces do not count: %s", len(dist), refused)
         elif dist and self.check:
             self.check.committed(_range_of(work))
-        return not refused
+        return not refused, claimed
 
-    def _commit_batch(self, claim: Claim, dist: list[float]) -> str | None:
-        """Count a batch; None, or why it did not count."""
-        pairs = list(zip(claim.nonces, dist, strict=True))
-        valid = [(n, d) for n, d in pairs if d < claim.config.valid_below]
+    def _came_of(self, claim: Claim, dist: list[float]) -> dict[str, Any]:
+        """What a commit takes of a computed batch."""
+        limit, pairs = claim.config.valid_below, list(zip(claim.nonces, dist, strict=True))
+        valid = [pair for pair in pairs if pair[1] < limit]
         failed = [n for n, d in pairs if not isfinite(d)]
         error = None
         if failed:
             error = f"no finite distance for {len(failed)} nonces, the first is {failed[0]}"
             log.error("%s: they count as failed", error)
-        return self.store.rounds.commit(
-            claim,
-            checked=len(pairs) - len(failed),
-            valid=valid,
-            failed=len(failed),
-            error=error,
-            message=generated_message(claim, valid),
-            profile=self._profile,
-        )
+        return {
+            "checked": len(dist) - len(failed),
+            "valid": valid,
+            "failed": len(failed),
+            "error": error,
+            "message": generated_message(claim, valid),
+            "profile": self._profile,
+        }
 
     def _give_back(self, work: Work, error: str | None = None) -> None:
         if isinstance(work, Claim):

@@ -39,40 +39,6 @@ end
 
 local function publish(topic) redis.call('PUBLISH', A.wake, topic) end
 
--- The caller declared the keys of the round that it took for the current one. When it was wrong
--- it gets the right id and calls again. Without A.round the current one is none of its business.
-local function moved()
-  local current = redis.call('HGET', K.status, 'round_id') or ''
-  if A.round and current ~= A.round then return cjson.encode({moved = current}) end
-end
-
--- Claims: a token -> positions, and a token -> end of its lease. Rounds and validations have a
--- pair each. An ended lease is a worker that died; a lease of 0 was given back by a live one.
-
--- Take over the oldest claim whose lease ended. Gives it with its failures counted, or nil.
-local function take_expired(claims, leases)
-  for _, token in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', int(now_ms()), 'LIMIT', 0, 64)) do
-    local raw = redis.call('HGET', claims, token)
-    local died = number(redis.call('ZSCORE', leases, token)) > 0
-    redis.call('ZREM', leases, token)
-    redis.call('HDEL', claims, token)
-    if raw then
-      local claim = cjson.decode(raw)
-      if died then
-        claim.attempts = claim.attempts + 1
-        claim.error = 'worker ' .. claim.worker .. ' did not finish it'
-      end
-      return claim
-    end
-  end
-end
-
-local function hold(claims, leases, claim)
-  claim.worker, claim.at = A.worker, int(now_ms())
-  redis.call('HSET', claims, A.token, cjson.encode(claim))
-  redis.call('ZADD', leases, int(now_ms() + A.lease_ms), A.token)
-end
-
 -- Ends.
 
 -- Queue the end of a ticket: a clerk moves it into Celery's result backend.

@@ -1,7 +1,14 @@
 -- What the scripts that change a round share. K.round, K.run, ... are the current round's.
 
-local state = redis.call('HGET', K.status, 'state') or 'IDLE'
+local seen = redis.call('HMGET', K.status, 'state', 'round_id')
+local state, current = seen[1] or 'IDLE', seen[2] or ''
 local round = A.round
+
+-- The caller declared the keys of the round that it took for the current one. When it was wrong
+-- it gets the right id and calls again. Without A.round the current one is none of its business.
+local function moved()
+  if A.round and current ~= A.round then return cjson.encode({moved = current}) end
+end
 
 local function put(...)
   redis.call('HSET', K.status, ...)
@@ -14,14 +21,16 @@ local function count(field, by)
   redis.call('HINCRBY', K.round, field, by)
 end
 
--- Bring the fields that flow with time up to date.
-local function refresh()
+-- Bring the fields that flow with time up to date, and put `changes` (name, value, ...) with them.
+-- A caller that knows what K.run holds, and the new total_checked, saves reading them.
+local function refresh(run, checked, changes)
   if round == '' then return end
-  local now, run = now_ms(), hash(K.run)
+  run = run or hash(K.run)
+  checked = checked or number(redis.call('HGET', K.round, 'total_checked'))
+  local now = now_ms()
   local elapsed, generating = number(run.elapsed_ms), number(run.generating_ms)
   if number(run.elapsed_since) > 0 then elapsed = elapsed + now - run.elapsed_since end
   if number(run.generating_since) > 0 then generating = generating + now - run.generating_since end
-  local checked = number(redis.call('HGET', K.round, 'total_checked'))
   local rate = 0
   if elapsed > 0 then rate = checked * 1000 / elapsed end
   -- The recent rate looks back over five to ten seconds of generating, more if batches take more.
@@ -39,7 +48,7 @@ local function refresh()
   put('elapsed_seconds', seconds(elapsed), 'generating_seconds', seconds(generating),
     'rate_per_second', string.format('%.3f', rate),
     'recent_rate_per_second', string.format('%.3f', recent),
-    'updated_at', seconds(now))
+    'updated_at', seconds(now), unpack(changes or {}))
 end
 
 -- A new state. `epoch` fences: what was in flight under the old one is refused.

@@ -1,41 +1,57 @@
--- Count a computed batch and keep its valid nonces, once and only while its claim holds.
+-- Count a computed batch and keep its valid nonces, once and only while its claim holds. In the same
+-- step its worker gets the next work, if it asks for it.
 -- with _round
+-- with _claim
 -- K writes: status, clock, endings, outbox, round(round), nonces(round), found(round), run(round),
---   claims(round), leases(round), tickets(round)
--- A: round, token, epoch, next_epoch, checked, failed, valid, max_valid, profile, error?, message?
+--   claims(round), leases(round), tickets(round), chunks, chunk_claims, chunk_leases
+-- A: round, token, epoch, checked, failed, valid, max_valid, profile, error?, message?, ask?
 
-local other = moved()
-if other then return cjson.encode({refused = 'the round is over'}) end
-if state ~= 'GENERATING' then return cjson.encode({refused = 'the round is ' .. state}) end
-if redis.call('HGET', K.run, 'epoch') ~= A.epoch then
-  return cjson.encode({refused = 'the round went on without it'})
-end
-if redis.call('HEXISTS', K.claims, A.token) == 0 then
-  return cjson.encode({refused = 'its positions were taken over'})
-end
-local valid = number(redis.call('HGET', K.round, 'total_valid'))
-if valid + #A.valid > A.max_valid then
+-- Of another round the keys are not declared: its worker asks again.
+if moved() then return cjson.encode({refused = 'the round is over'}) end
+local run = hash(K.run)
+local totals = redis.call('HMGET', K.round, 'total_checked', 'total_failed', 'total_valid')
+local checked, failed, valid = number(totals[1]), number(totals[2]), number(totals[3])
+
+local function refusal()
+  if state ~= 'GENERATING' then return 'the round is ' .. state end
+  if run.epoch ~= A.epoch then return 'the round went on without it' end
+  if redis.call('HEXISTS', K.claims, A.token) == 0 then return 'its positions were taken over' end
+  if valid + #A.valid / 2 <= A.max_valid then return nil end
   local message = 'the round holds ' .. int(valid) .. ' valid nonces and POC_MAX_VALID is ' ..
     int(A.max_valid) .. ': it was stopped; raise the limit or lower r_target'
   put('error', message)
-  A.epoch = A.next_epoch
+  A.epoch = A.token  -- as random as an epoch has to be
   leave_for('STOPPED', {error = 'RoundFailed', message = message})
-  return cjson.encode({refused = message})
+  return message
 end
-redis.call('HDEL', K.claims, A.token)
-redis.call('ZREM', K.leases, A.token)
-count('total_checked', A.checked)
-count('total_failed', A.failed)
-count('total_valid', #A.valid)
-for _, pair in ipairs(A.valid) do
-  redis.call('HSET', K.nonces, pair[1], pair[2])
-  redis.call('RPUSH', K.found, pair[1])
+
+local function commit()
+  redis.call('HDEL', K.claims, A.token)
+  redis.call('ZREM', K.leases, A.token)
+  -- A call takes some thousand words at most.
+  for first = 1, #A.valid, 2000 do
+    local last, nonces = math.min(first + 1999, #A.valid), {}
+    for at = first, last, 2 do nonces[#nonces + 1] = A.valid[at] end
+    redis.call('HSET', K.nonces, unpack(A.valid, first, last))
+    redis.call('RPUSH', K.found, unpack(nonces))
+  end
+  local changes = {
+    'total_checked', int(checked + A.checked), 'total_failed', int(failed + A.failed),
+    'total_valid', int(valid + #A.valid / 2), 'profile', A.profile,
+  }
+  if A.error then
+    changes[#changes + 1] = 'error'
+    changes[#changes + 1] = A.error
+  end
+  if A.message then
+    post(A.message)
+    count('callbacks_pending', 1)
+  end
+  refresh(run, checked + A.checked, changes)
 end
-put('profile', A.profile)
-if A.error then put('error', A.error) end
-if A.message then
-  post(A.message)
-  count('callbacks_pending', 1)
-end
-refresh()
-return cjson.encode({committed = true})
+
+local refused = refusal()
+if not refused then commit() end
+local answer = A.ask and next_work(run) or {idle = true}
+answer.refused = refused
+return cjson.encode(answer)

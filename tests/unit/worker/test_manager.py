@@ -228,7 +228,7 @@ class TestRunBatch:
     ) -> None:
         """Given a script that ran unheard, then the same positions come, and none are skipped."""
         manager.start_generate(config)
-        unheard = store.rounds.claim("w", manager.pipeline._batch_token)
+        unheard = store.rounds.claim("w", manager.pipeline._token)
         assert unheard
         assert manager.get_next_nonces() == unheard.nonces
         assert manager.get_next_nonces() == (4, 5, 6, 7)
@@ -236,16 +236,15 @@ class TestRunBatch:
     def test_a_batch_whose_answer_was_lost_is_not_forgotten_over_a_chunk(
         self, manager: PoCManager, store: Store, config: PoCConfig
     ) -> None:
-        """Given a validation that comes in between, the same positions are asked for after it."""
+        """Given a validation that comes in between, then the same positions come before it."""
         manager.start_generate(config)
-        unheard = store.rounds.claim("w", manager.pipeline._batch_token)
+        unheard = store.rounds.claim("w", manager.pipeline._token)
         assert unheard
         manager.open_validation(
             ValidateRequest(batch=ProofBatch.of(config, [9], [0.5]), config=config)
         )
         manager.pipeline.step()
-        manager.pipeline.step()
-        assert unheard.token in manager.pipeline.tokens
+        assert manager.pipeline.tokens == [unheard.token]
 
     def test_a_batch_is_computed_and_counted(
         self, manager: PoCManager, store: Store, config: PoCConfig

@@ -11,14 +11,25 @@ from hypothesis import strategies as st
 
 from shared.config import PoCConfig
 from shared.requests import GenerateRequest
-from shared.store import Claim, Store
+from shared.store import Ask, Claim, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
 
 #: What happens, and to which of the claims that a worker ever had.
 steps = st.tuples(
     st.sampled_from(
-        ["claim", "claim", "commit", "commit", "give_back", "fail", "beat", "expire", "stop", "go"]
+        [
+            "claim",
+            "claim",
+            "commit",
+            "commit and claim",
+            "give_back",
+            "fail",
+            "beat",
+            "expire",
+            "stop",
+            "go",
+        ]
     ),
     st.integers(0, 7),
 )
@@ -51,9 +62,16 @@ def test_every_position_is_counted_once(
             claims.append(got)
         return got
 
-    def commit(store: Store, claim: Claim) -> None:
-        valid = [(nonce, 0.5) for nonce in claim.nonces[::2]]
-        if store.rounds.commit(claim, claim.count, valid) is None:
+    def commit(store: Store, claim: Claim, *, and_claim: bool = False) -> None:
+        found = {"checked": claim.count, "valid": [(nonce, 0.5) for nonce in claim.nonces[::2]]}
+        if and_claim:
+            ask = Ask("w", next(ids), ("chunk", "batch"))
+            refused, got = store.work.commit_and_claim(claim, ask, **found)
+            if isinstance(got, Claim):
+                claims.append(got)
+        else:
+            refused = store.rounds.commit(claim, **found)
+        if refused is None:
             committed.extend(range(claim.start, claim.start + claim.count))
 
     def check() -> int:
@@ -83,8 +101,8 @@ def test_every_position_is_counted_once(
             store.rounds.generate(next(ids))
         elif claims:
             one = claims[-1 - which % len(claims)]
-            if step == "commit":
-                commit(store, one)
+            if step.startswith("commit"):
+                commit(store, one, and_claim=step == "commit and claim")
             elif step == "beat":
                 store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [one.token])
             else:

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 
 from fake_engine import FakeEngine
-from node_model import FULL, Claims, Held, Limits, Node
+from node_model import FULL, OVER, Claims, Held, Limits, Node
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, ModelMismatch, PoCError
@@ -83,7 +83,7 @@ configs = st.sampled_from(CONFIGS)
 #: Who works, what comes of it, which nonces are valid, how many have no distance.
 turns = st.tuples(
     workers,
-    st.sampled_from(["commit", "hold", "fail"]),
+    st.sampled_from(["commit", "commit and claim", "hold", "fail"]),
     st.integers(0, 15),
     st.sampled_from([0, 0, 0, 1]),
 )
@@ -248,22 +248,24 @@ class NodeMachine(RuleBasedStateMachine):
         """Take work and commit it, fail at it, or keep it: then it is late, or never comes."""
         for worker, then, bits, failed in shift:
             if taken := self._take(worker):
-                if then == "commit":
-                    self._commit(taken, bits, failed)
+                if then.startswith("commit"):
+                    self._commit(taken, bits, failed, and_claim=then == "commit and claim")
                 elif then == "fail":
                     self._give_back(taken, failed=True)
 
     def _take(self, worker: int) -> Taken | None:
         """A validation's chunk or a batch of the round, in turns while there are both."""
         mine = self.pipelines[worker]
-        tokens = {"chunk": mine._chunk_token, "batch": mine._batch_token}
-        got = mine._claim()
+        token = mine._token
+        return self._got(worker, token, mine._claim())
+
+    def _got(self, worker: int, token: str, got: Claim | Chunk | None) -> Taken | None:
         for kind in ("batch", "chunk") if self.validated[worker] else ("chunk", "batch"):
-            work = self._model_claim(kind, tokens[kind], worker)
+            work = self._model_claim(kind, token, worker)
             if work:
                 self.validated[worker] = kind == "chunk"
                 assert got is not None
-                self._is_work(got, tokens[kind], work)
+                self._is_work(got, token, work)
                 self.taken.append(Taken(got, worker, self._epoch()))
                 return self.taken[-1]
         assert got is None
@@ -315,12 +317,12 @@ class NodeMachine(RuleBasedStateMachine):
         """In time, late, or once more."""
         self._commit(self._one_of(self.taken, at), bits, failed)
 
-    def _commit(self, taken: Taken, bits: int, failed: int) -> None:
+    def _commit(self, taken: Taken, bits: int, failed: int, *, and_claim: bool = False) -> None:
+        taken.ended = True
         if isinstance(taken.work, Chunk):
             self._commit_chunk(taken, taken.work, failed)
         else:
-            self._commit_batch(taken, taken.work, bits, failed)
-        taken.ended = True
+            self._commit_batch(taken, taken.work, bits, failed, and_claim=and_claim)
 
     def _commit_chunk(self, taken: Taken, chunk: Chunk, failed: int) -> None:
         dist = [nan if failed else n / 8 for n in chunk.nonces] if not chunk.given_up else []
@@ -330,20 +332,28 @@ class NodeMachine(RuleBasedStateMachine):
         )
         assert refused == self.model.commit_chunk(chunk.token, dist, fingerprint)
 
-    def _commit_batch(self, taken: Taken, claim: Claim, bits: int, failed: int) -> None:
+    def _commit_batch(
+        self, taken: Taken, claim: Claim, bits: int, failed: int, *, and_claim: bool
+    ) -> None:
         computed = claim.nonces[failed:]
         valid = [(n, n / 8) for place, n in enumerate(computed) if bits >> place & 1]
         message = None
         if claim.config.callback_url and valid:
             message = Message("http://c", "{}", f"m{next(self.ids)}", claim.round_id, 60)
-        refused = self.stores[taken.worker].rounds.commit(
-            claim,
-            len(computed),
-            valid,
-            failed,
-            error=f"no finite distance for {failed}" if failed else None,
-            message=message,
-        )
+        came_of_it: dict[str, Any] = {
+            "checked": len(computed),
+            "valid": valid,
+            "failed": failed,
+            "error": f"no finite distance for {failed}" if failed else None,
+            "message": message,
+        }
+        store, mine, got = self.stores[taken.worker], self.pipelines[taken.worker], None
+        token = mine._token
+        if and_claim:
+            refused, got = store.work.commit_and_claim(claim, mine._ask(), **came_of_it)
+            mine._claimed(got)
+        else:
+            refused = store.rounds.commit(claim, **came_of_it)
         expected = self.model.commit(
             claim.token,
             claim.round_id,
@@ -353,6 +363,11 @@ class NodeMachine(RuleBasedStateMachine):
             message and message.key,
         )
         assert refused == expected or (expected == FULL and str(refused).startswith(FULL))
+        # A worker that knows another round than the current one has to ask by itself.
+        if and_claim and expected != OVER:
+            self._got(taken.worker, token, got)
+        else:
+            assert got is None
 
     @precondition(lambda self: self.taken)
     @rule(at=which, failed=st.sampled_from([True, True, False]))

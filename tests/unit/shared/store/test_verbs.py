@@ -13,7 +13,7 @@ from shared.data import ProofBatch
 from shared.errors import CouldNotCompute
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.settings import load_settings
-from shared.store import Message, Store
+from shared.store import Ask, Message, Store
 from shared.store.commands import OF_THE_DEAD
 from shared.store.keys import KEYS, Keys
 from shared.store.verbs import VERBS, Verb
@@ -171,6 +171,12 @@ def history(store: Store, client: redis.Redis) -> None:
     for task in ("j1", "j2"):
         validations.open(task, ValidateRequest(batch=BATCH, config=CONFIG))
     validations.open("j3", ValidateRequest(batch=BATCH.sub_batch(0), config=CONFIG))
+    busy("r8")
+    batch = rounds.claim("w", "r8-2")
+    assert batch
+    ask = Ask("w", "t0", ("chunk", "batch"))
+    refused, work = store.work.commit_and_claim(batch, ask, checked=2, valid=[])
+    assert (refused, work and work.token) == (None, "t0")
     for n in range(3):
         chunk = validations.claim("w", f"t{n}")
         assert chunk
@@ -181,7 +187,7 @@ def history(store: Store, client: redis.Redis) -> None:
         chunk = validations.claim("w", token)
         assert chunk
         validations.commit(chunk, [0.5] * chunk.count, "why", '{"fingerprint": "f"}')
-    for counted in ("r7", ""):
+    for counted in ("r8", ""):
         done = validations.next_computed()
         assert done
         told = message(counted)

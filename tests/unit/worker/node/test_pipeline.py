@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.client import Monitor
 
 from fake_engine import FakeEngine
 from fake_round import computed, distances, free, status, theirs, two_in_the_engine
@@ -18,6 +20,7 @@ from shared.errors import EngineDied, EngineError, Quarantined, StoreUnavailable
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.store import Store
+from shared.store.connection import Client
 from support import wait_until
 from worker.engines import Job, Pending
 from worker.manager import PoCManager
@@ -25,6 +28,13 @@ from worker.node.functional_check import FunctionalCheck
 from worker.node.pipeline import DEPTH, Pipeline
 
 Away = Callable[[], AbstractContextManager[None]]
+
+
+def _calls(monitor: Monitor) -> Iterator[str]:
+    """What clients asked for until the echo, without what scripts did."""
+    while (seen := monitor.next_command())["command"] != "ECHO the end":
+        if seen["client_type"] != "lua":
+            yield seen["command"].split()[0]
 
 
 class Observed(FakeEngine):
@@ -66,14 +76,17 @@ class TestStep:
     def test_a_batch_computes_while_the_one_before_is_committed(
         self, new_engine: Callable[..., FakeEngine], store: Store, config: PoCConfig
     ) -> None:
-        """Given five steps, then each batch was submitted with only the last uncommitted."""
+        """Given five steps, then each batch was submitted with only the last uncommitted.
+
+        One more than was stepped for: what follows is claimed with a commit.
+        """
         engine = new_engine(Observed)
         assert isinstance(engine, Observed)
         engine.look = lambda: status(store).total_checked
         manager = PoCManager(engine, store)
         manager.start_generate(config)
         assert all(manager.pipeline.step() for _ in range(5))
-        assert engine.counted == [0, 0, 4, 8, 12]
+        assert engine.counted == [0, 0, 4, 8, 12, 16]
         assert status(store).total_checked == 16
         assert engine.most == DEPTH
         assert computed(engine)[:4] == [
@@ -82,6 +95,119 @@ class TestStep:
             (8, 9, 10, 11),
             (12, 13, 14, 15),
         ]
+
+    def test_a_batch_is_one_round_trip(
+        self, manager: PoCManager, store: Store, redis: Client, config: PoCConfig
+    ) -> None:
+        """Given a round that runs, then its commit and the next claim are one call of Redis."""
+        manager.start_generate(config)
+        manager.pipeline.step()
+        manager.pipeline.step()
+        with redis.monitor() as monitor:
+            for _ in range(10):
+                manager.pipeline.step()
+            redis.echo("the end")
+            calls = [each for each in _calls(monitor) if each not in ("PING", "HELLO", "CLIENT")]
+        assert calls == ["EVALSHA"] * 10
+        assert status(store).total_checked == 44
+
+    def test_an_engine_with_large_tiles_gets_as_many_batches_as_fill_two(
+        self, new_engine: Callable[..., FakeEngine], store: Store, config: PoCConfig
+    ) -> None:
+        """Given tiles of 13 nonces, and batches of 4."""
+        engine = new_engine(Observed)
+        assert isinstance(engine, Observed)
+        engine.info = replace(engine.info, tile=13)
+        manager = PoCManager(engine, store)
+        manager.start_generate(config)
+        assert all(manager.pipeline.step() for _ in range(9))
+        assert engine.most == 6
+        assert status(store).total_checked == (9 - 5) * 4
+
+    def test_what_failed_before_is_computed_alone(
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
+    ) -> None:
+        """In a tile with others it would fail them, too."""
+        manager.start_generate(config)
+        engine.fail = 1
+        manager.pipeline.step()
+        with pytest.raises(EngineError):
+            manager.pipeline.step()
+        engine.fail = 0
+        for _ in range(5):
+            with suppress(EngineError):  # the one behind it has failed as well
+                manager.pipeline.step()
+        tries = [(job.nonces[0], job.alone) for job in engine.jobs]
+        assert tries.count((0, False)) == tries.count((0, True)) == 1
+        assert [nonce for nonce, alone in tries if alone] in ([0], [0, 4])
+
+    @pytest.mark.parametrize("lost", ["request", "answer"])
+    def test_a_commit_whose_answer_was_lost(
+        self,
+        lost: str,
+        manager: PoCManager,
+        engine: FakeEngine,
+        store: Store,
+        config: PoCConfig,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It counted once, and what was claimed with it comes again under its token."""
+        manager.start_generate(config)
+        manager.pipeline.step()
+        call = store.work.commit_and_claim
+
+        def lose(*args: Any, **named: Any) -> Any:
+            monkeypatch.undo()
+            if lost == "answer":
+                call(*args, **named)
+            raise StoreUnavailable("the connection broke")
+
+        monkeypatch.setattr(store.work, "commit_and_claim", lose)
+        with pytest.raises(StoreUnavailable):
+            manager.pipeline.step()
+        for _ in range(3):
+            manager.pipeline.step()
+        assert status(store).total_checked == 12
+        manager.pipeline.drain()
+        assert computed(engine) == sorted(set(computed(engine)))
+
+    def test_nothing_is_claimed_with_the_last_commit(
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
+    ) -> None:
+        """Given a worker that is to end, then it ends with what its device computes now."""
+        manager.start_generate(config)
+        with two_in_the_engine(manager.pipeline, engine):
+            manager.pipeline.cancel_waiting()
+        assert len(manager.pipeline.tokens) == 1  # what waited
+        assert status(store).total_checked == 4
+        assert computed(engine) == [(0, 1, 2, 3)]
+
+    def test_a_commit_that_is_refused_claims_all_the_same(
+        self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig
+    ) -> None:
+        """Given a round that went on meanwhile, then its positions come again."""
+        manager.start_generate(config)
+        with two_in_the_engine(manager.pipeline, engine):
+            manager.stop_round()
+            manager.start_generate()
+        assert len(manager.pipeline.tokens) == 2
+        assert status(store).total_checked == 0
+        for _ in range(2):
+            manager.pipeline.step()
+        assert status(store).total_checked == 4
+        assert (0, 1, 2, 3) in computed(engine)[2:]
+
+    def test_a_chunk_comes_with_the_commit_of_a_batch(
+        self, manager: PoCManager, engine: FakeEngine, config: PoCConfig
+    ) -> None:
+        """A validation waits for no idle device."""
+        manager.start_generate(config)
+        with two_in_the_engine(manager.pipeline, engine):
+            asked = ValidateRequest(batch=theirs(config, 1, 2), config=config)
+            manager.open_validation(asked)
+        manager.pipeline.step()
+        manager.pipeline.step()
+        assert computed(engine)[:3] == [(0, 1, 2, 3), (4, 5, 6, 7), (1, 2)]
 
     def test_the_last_batches_land_when_nothing_follows(
         self, manager: PoCManager, store: Store, config: PoCConfig
@@ -215,11 +341,12 @@ class TestStep:
             trouble.enter_context(away())
         assert len(manager.pipeline.tokens) == 2
         assert status(store).total_checked == 0
+        held = manager.pipeline.tokens
         manager.pipeline.step()
-        assert len(manager.pipeline.tokens) == 1  # of the two, and no third was claimed
-        manager.pipeline.drain()
+        assert manager.pipeline.tokens[0] == held[1]
+        manager.pipeline.step()
         assert status(store).total_checked == 8
-        assert computed(engine) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+        assert computed(engine)[:2] == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
     def test_without_redis_nothing_is_claimed(
         self, manager: PoCManager, engine: FakeEngine, config: PoCConfig, away: Away
