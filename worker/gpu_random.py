@@ -36,7 +36,7 @@ _BLOCK_ELEMENTS_ELSEWHERE = 1 << 22
 _STRONG_SEGMENTS = 8
 
 #: The least u1 of Box-Muller: hash 0 would give log(0).
-_MIN_UNIFORM = 1e-10
+MIN_UNIFORM = 1e-10
 
 _UINT32_MASK = 0xFFFFFFFF
 _INT32_MIN = -(1 << 31)
@@ -107,21 +107,39 @@ def generate_inputs(
     ceil(seq_len * dim / 8) normals, each of its own seed, the last ones shorter. Otherwise
     from its first 32 bits.
     """
-    texts = [f"{block_hash}_{public_key}_nonce{nonce}" for nonce in nonces]
-    n = seq_len * dim
-    if not strong_rng:
-        seeds = [seed(text) for text in texts]
-        return normal(seeds, n, device, dtype).view(len(texts), seq_len, dim)
-
-    out = torch.empty(len(texts), n, dtype=dtype, device=device)
-    digests = [each for text in texts for each in strong_seeds(text)]
-    segments = _upload(digests, out.device).view(len(texts), _STRONG_SEGMENTS)
-    length = -(-n // _STRONG_SEGMENTS)
+    seeds = input_seeds(block_hash, public_key, nonces, device, strong_rng=strong_rng)
+    n, (rows, segments) = seq_len * dim, seeds.shape
+    out = torch.empty(rows, n, dtype=dtype, device=seeds.device)
+    length = -(-n // segments)
     whole, rest = divmod(n, length)
-    _fill_normal(out[:, : whole * length].view(len(texts), whole, length), segments[:, :whole])
+    _fill_normal(out[:, : whole * length].view(rows, whole, length), seeds[:, :whole])
     if rest:
-        _fill_normal(out[:, None, whole * length :], segments[:, whole : whole + 1])
-    return out.view(len(texts), seq_len, dim)
+        _fill_normal(out[:, None, whole * length :], seeds[:, whole : whole + 1])
+    return out.view(rows, seq_len, dim)
+
+
+def input_seeds(
+    block_hash: str,
+    public_key: str,
+    nonces: Sequence[int],
+    device: torch.device | str,
+    *,
+    strong_rng: bool = False,
+) -> Tensor:
+    """The seeds of the inputs of `nonces`, one a segment: int32 bits [len(nonces), 1 or 8]."""
+    texts = [f"{block_hash}_{public_key}_nonce{nonce}" for nonce in nonces]
+    if not strong_rng:
+        return _upload([seed(text) for text in texts], torch.device(device))[:, None]
+    seeds = [each for text in texts for each in strong_seeds(text)]
+    return _upload(seeds, torch.device(device)).view(len(texts), _STRONG_SEGMENTS)
+
+
+def permutation_seeds(
+    block_hash: str, public_key: str, nonces: Sequence[int], device: torch.device | str
+) -> Tensor:
+    """The seeds of the permutations of `nonces`: int32 bits [len(nonces)]."""
+    texts = [f"{block_hash}_{public_key}_nonce_{nonce}_permutations" for nonce in nonces]
+    return _upload([seed(text) for text in texts], torch.device(device))
 
 
 def generate_permutations(
@@ -133,15 +151,17 @@ def generate_permutations(
 ) -> Tensor:
     """The permutation of the vocabulary of each nonce: int64 [len(nonces), vocab_size]."""
     out = torch.empty(len(nonces), vocab_size, dtype=torch.int64, device=device)
-    seeds = _upload(
-        [seed(f"{block_hash}_{public_key}_nonce_{nonce}_permutations") for nonce in nonces],
-        out.device,
-    )
+    seeds = permutation_seeds(block_hash, public_key, nonces, device)
     keys = _mix_keys(torch.arange(vocab_size, dtype=torch.int32, device=out.device))
     for rows in _row_blocks(len(nonces), vocab_size, out.device):
         # Flipping the sign bit maps uint32 order to int32 order, which sorts at half the cost.
         hashes = _seeded_hash(keys, seeds[rows, None]).bitwise_xor_(_INT32_MIN)
-        out[rows] = torch.argsort(hashes, dim=1, stable=True)
+        if out.device.type == "cpu":
+            # By radix, as only a single row is: several at once take eight times as long.
+            for row, each in zip(out[rows], hashes, strict=True):
+                torch.argsort(each, stable=True, out=row)
+        else:
+            out[rows] = torch.argsort(hashes, dim=1, stable=True)
     return out
 
 
@@ -232,7 +252,7 @@ def _fill_normal(out: Tensor, seeds: Tensor) -> None:
     budget = _block_elements(out.device) // max(1, seeds.shape[1])
     for rows, start, stop in _blocks(len(out), pairs, budget):
         u1 = _uniform_block(column[rows], start, stop)
-        radius = u1.clamp_(min=_MIN_UNIFORM).log_().mul_(-2.0).sqrt_()
+        radius = u1.clamp_(min=MIN_UNIFORM).log_().mul_(-2.0).sqrt_()
         angle = _uniform_block(column[rows], pairs + start, pairs + stop).mul_(2.0 * math.pi)
         out[rows, :, start:stop] = torch.cos(angle).mul_(radius)
         sines = angle.sin_().mul_(radius)

@@ -1,23 +1,28 @@
 """How a nonce becomes a distance: the one place for it, whatever computes the forward.
 
     nonces ──▶ tiles ──▶ inputs ──▶ forward ──▶ last logits ──▶ distances
-                                    engine      permutations, target
+                         generator  engine                      generator
 
 Work is cut into tiles of a constant shape, the last one padded, so that a nonce meets the same
-kernels whatever batch it came in. An engine supplies the forward alone.
+kernels whatever batch it came in. An engine supplies the forward alone. The generator is made of
+kernels on a GPU (`worker.kernels`), and of plain torch elsewhere (`worker.gpu_random`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from worker import gpu_random
-from worker.engines.base import Job
+from worker.engines.base import Job, tile_of
 
 #: Inputs [tile, seq_len, hidden_size], which it may overwrite, to the logits of the last positions,
 #: [tile, at least vocab_size]; None on a device that has no logits.
@@ -25,6 +30,9 @@ Forward = Callable[[Tensor], Tensor | None]
 
 #: A job, some of its nonces and the size of their tile, to what `Tiles.distances` gives.
 Compute = Callable[[Job, Sequence[int], int], Tensor | None]
+
+#: Tiles whose inputs and permutations there is memory for: one computes, one waits behind it.
+_AHEAD = 2
 
 #: Targets kept: a round's own, and those of the blocks that validators ask about.
 _TARGETS_KEPT = 8
@@ -50,16 +58,24 @@ class Tiles:
         self._max_tokens = max_tokens
         self._hidden_size, self._vocab_size = hidden_size, vocab_size
         self._device, self._dtype = device, dtype
+        self._generator = generator_for(device)
+        #: What the last tiles were computed from, and the event of their ends.
+        self._made: deque[tuple[Any, ...]] = deque()
+        streams: Any = torch.cuda.Stream  # without types
+        self._side = streams(device) if self.generator == "triton" else None
         # Bound to values, not to self: a cycle would keep tensors until the next collection.
         self._target = lru_cache(maxsize=_TARGETS_KEPT)(
             partial(gpu_random.generate_target, vocab_size=vocab_size, device=device)
         )
 
+    @property
+    def generator(self) -> str:
+        """What makes inputs and distances: `triton` or `torch`, which differ in the last bits."""
+        return "torch" if self._generator is gpu_random else "triton"
+
     def size_of(self, job: Job) -> int:
         """The sequences of a tile of `job`."""
-        if self._max_tokens is None:
-            return self.size
-        return min(self.size, self._max_tokens // job.seq_len)
+        return tile_of(self.size, self._max_tokens, job.seq_len)
 
     def launch(self, job: Job, compute: Compute) -> Tensor | None:
         """Distances of all nonces of `job`, on the device: what `compute` gives for each tile."""
@@ -75,26 +91,65 @@ class Tiles:
         None where the forward has no logits. Does not wait for the device.
         """
         padded = [*nonces, *[nonces[-1]] * (size - len(nonces))]
-        inputs = gpu_random.generate_inputs(
-            job.block_hash,
-            job.public_key,
-            padded,
-            self._hidden_size,
-            job.seq_len,
-            self._device,
-            self._dtype,
-            strong_rng=job.strong_rng,
-        )
-        logits = forward(inputs)
-        if logits is None:
-            return None
-        permutations = gpu_random.generate_permutations(
-            job.block_hash, job.public_key, padded, self._vocab_size, self._device
-        )
-        distances = gpu_random.compute_distances(
-            logits[:, : self._vocab_size], permutations, self._target(job.block_hash)
-        )
-        return distances[: len(nonces)]
+        given = job.block_hash, job.public_key, padded
+        with self._ahead():
+            inputs = self._generator.generate_inputs(
+                *given,
+                self._hidden_size,
+                job.seq_len,
+                self._device,
+                self._dtype,
+                strong_rng=job.strong_rng,
+            )
+            permutations = self._generator.generate_permutations(
+                *given, self._vocab_size, self._device
+            )
+        try:
+            logits = forward(inputs)
+            if logits is None:
+                return None
+            distances: Tensor = self._generator.compute_distances(
+                logits[:, : self._vocab_size], permutations, self._target(job.block_hash)
+            )
+            return distances[: len(nonces)]
+        finally:
+            self._keep(inputs, permutations)
+
+    def forget(self) -> None:
+        """Give the memory of past tiles back, once the device is through with them."""
+        while self._made:
+            self._made.popleft()[0].synchronize()
+
+    @contextmanager
+    def _ahead(self) -> Iterator[None]:
+        """In it a GPU works while it still computes the tile before."""
+        if self._side is None:
+            yield
+            return
+        with torch.cuda.stream(self._side):
+            if len(self._made) == _AHEAD:
+                # Its memory is free after that, and this stream's: however many tiles a job has,
+                # they take that of two.
+                ended, *made = self._made.popleft()
+                self._side.wait_event(ended)
+                del made
+            yield
+        torch.cuda.current_stream(self._device).wait_stream(self._side)
+
+    def _keep(self, *made: Any) -> None:
+        """Keep what was made ahead until the device is through with it."""
+        if self._side is not None:
+            ended = torch.cuda.current_stream(self._device).record_event()
+            self._made.append((ended, *made))
+
+
+def generator_for(device: torch.device) -> Any:
+    """The module that makes inputs and distances on `device`."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return gpu_random
+    from worker import kernels
+
+    return kernels
 
 
 def cut(nonces: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shared.errors import EngineError
 from shared.settings import Settings
@@ -25,6 +25,8 @@ from worker.engines.checkpoint import first_line
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from worker.engines.tile import Tiles
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class TransformersEngine:
         dtype: str = "auto",
         device: str = "auto",
         gpu: str | None = None,
-        tile: int | None = None,
+        tile: int | Literal["auto"] = "auto",
     ) -> None:
         """Load `model`, a checkpoint directory or a hub id.
 
@@ -79,7 +81,7 @@ class TransformersEngine:
         self._model = weights.load(directory, config, dtype, target)
         self._device = target
         self._tiles = Tiles(
-            tile or DEFAULT_TILE[target.type],
+            DEFAULT_TILE[target.type] if tile == "auto" else tile,
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
             device=target,
@@ -92,7 +94,7 @@ class TransformersEngine:
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             max_seq_len=checkpoint.longest(config),
-            profile=_profile(self._model, target, self._tiles.size),
+            profile=_profile(self._model, target, self._tiles),
             exact=True,
         )
         self._busy_seconds = 0.0
@@ -119,6 +121,11 @@ class TransformersEngine:
             return FuturePending(self._thread.submit(self._run, job))
         except RuntimeError:
             raise EngineError("the engine is closed; load another to compute") from None
+
+    def time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
+        """Nonces and seconds of forwards alone (see `TimesForwards`), in the thread of jobs."""
+        self._info.check_length(seq_len)
+        return self._thread.submit(self._time_forwards, seq_len, seconds).result()
 
     def ensure_alive(self) -> None:
         """It lives as long as its process."""
@@ -159,6 +166,17 @@ class TransformersEngine:
         if self._closing.is_set():
             raise EngineError("the engine was closed while it computed this job")
         return self._tiles.distances(job, nonces, self._forward, size)
+
+    def _time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
+        import torch
+
+        from worker.engines.clock import keep_busy
+
+        shape = self._tiles.size, seq_len, self._info.hidden_size
+        inputs = torch.randn(shape, dtype=self._model.dtype, device=self._device)
+        with torch.inference_mode():
+            forwards, spent = keep_busy(lambda: self._forward(inputs), seconds, self._device)
+        return forwards * self._tiles.size, spent
 
     def _forward(self, inputs: Tensor) -> Tensor:
         output = self._model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
@@ -205,16 +223,17 @@ def _describe(device: torch.device) -> str:
     return str(device)
 
 
-def _profile(model: Any, device: torch.device, tile: int) -> dict[str, str]:
+def _profile(model: Any, device: torch.device, tiles: Tiles) -> dict[str, str]:
     """What moves the last bits of a distance, weights aside."""
     return {
         "engine": "transformers",
+        "generator": tiles.generator,
         "forward": "stock",
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device.type,
         # Nothing public says which one the library chose.
         "attention": str(model.config._attn_implementation),  # noqa: SLF001
-        "tile": str(tile),
+        "tile": str(tiles.size),
         "tensor_parallel": "1",
         "quantization": "none",
     }

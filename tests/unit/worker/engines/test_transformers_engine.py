@@ -243,6 +243,19 @@ class TestInfo:
         engine.submit(job(1)).result()
         assert engine.busy_seconds > 0
 
+    def test_forwards_alone_are_timed_in_whole_tiles(
+        self, checkpoint: Callable[[str], Path], load: LoadEngine
+    ) -> None:
+        """For `poc bench`: they are no jobs, so they do not make the engine busy."""
+        engine = load(checkpoint("qwen3"), tile=3)
+        nonces, seconds = engine.time_forwards(8, 0.01)
+        assert nonces > 0
+        assert nonces % 3 == 0
+        assert seconds >= 0.01
+        assert engine.busy_seconds == 0
+        with pytest.raises(EngineError, match="seq_len=0"):
+            engine.time_forwards(0, 0.01)
+
     def test_fingerprint_names_values_not_notes(self, model_dir: Path) -> None:
         before = fingerprint(model_dir)
         edit_json(model_dir / "config.json", transformers_version="9", _name_or_path="/elsewhere")

@@ -1,0 +1,83 @@
+"""The kernels against their specification in plain torch, run by Triton's interpreter on a CPU.
+
+The interpreter takes seconds for what a GPU does in microseconds, so vocabularies are small and
+buckets, too. `tests/gpu/test_kernels.py` has the real sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from worker import gpu_random, kernels
+
+NONCES = (0, 7, 2**32, 2**63 - 1)
+TOLERANCE = 2e-6
+
+
+def distances_of(module: ModuleType, logits: Tensor, target: Tensor, **options: int) -> Tensor:
+    """By a module of the two."""
+    made = module.generate_permutations("b", "k", NONCES, logits.shape[1], "cpu", **options)
+    found: Tensor = module.compute_distances(logits, made, target)
+    return found
+
+
+def logits_of(vocab_size: int) -> Tensor:
+    """One row for each nonce, with more columns than the vocabulary has."""
+    seeded = torch.Generator().manual_seed(vocab_size)
+    return torch.randn(len(NONCES), vocab_size + 5, generator=seeded)[:, :vocab_size]
+
+
+@pytest.mark.parametrize("strong", [False, True], ids=["plain", "strong"])
+@pytest.mark.parametrize(("dim", "seq_len"), [(1, 1), (3, 3), (64, 33)])
+def test_inputs(dim: int, seq_len: int, strong: bool) -> None:
+    """Also of an odd length, and of fewer values than a strong input has segments."""
+    given = "b", "k", NONCES, dim, seq_len, "cpu", torch.float32, strong
+    ours, specified = kernels.generate_inputs(*given), gpu_random.generate_inputs(*given)
+    torch.testing.assert_close(ours, specified, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("slots", [4, 8], ids=lambda slots: f"{slots} slots")
+@pytest.mark.parametrize("vocab_size", [1, 2, 160])
+def test_distances(vocab_size: int, slots: int) -> None:
+    """With buckets of four some spill, and their ranks are right all the same."""
+    logits, target = logits_of(vocab_size), gpu_random.generate_target("b", vocab_size, "cpu")
+    ours = distances_of(kernels, logits, target, slots=slots)
+    specified = distances_of(gpu_random, logits, target)
+    torch.testing.assert_close(ours, specified, rtol=0, atol=TOLERANCE)
+
+
+def test_logits_may_lie_in_memory_as_they_like() -> None:
+    """Also column by column."""
+    logits, target = logits_of(40), gpu_random.generate_target("b", 40, "cpu")
+    other = logits.t().contiguous().t()
+    assert torch.equal(
+        distances_of(kernels, other, target, slots=8),
+        distances_of(kernels, logits, target, slots=8),
+    )
+
+
+def test_buckets_of_four_do_spill() -> None:
+    """Or the test above shows nothing of it."""
+    made = kernels.generate_permutations("b", "k", NONCES, 160, "cpu", slots=4)
+    spilled = made.counts[:, -1].tolist()  # the last count of each row
+    assert all(0 < each < 80 for each in spilled)
+    assert made.counts[:, :-1].sum(1).tolist() == [160] * len(NONCES)
+
+
+# numpy, which the interpreter computes with, says more than a device.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38])
+def test_what_has_no_direction_has_no_distance(bad: float) -> None:
+    """No other row feels it."""
+    logits, target = logits_of(40), gpu_random.generate_target("b", 40, "cpu")
+    expected = distances_of(kernels, logits, target, slots=8)
+    logits[1] = bad
+    logits[2] = 0.0
+    found = distances_of(kernels, logits, target, slots=8)
+    assert found.isnan().tolist() == [False, True, True, False]
+    assert torch.equal(found[[0, 3]], expected[[0, 3]])
