@@ -10,7 +10,6 @@ host is through with a batch long before the device is, the device never waits.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from dataclasses import asdict
@@ -36,14 +35,12 @@ def main() -> None:
     engine = VllmEngine(load_settings(engine="vllm", model=options.model))
     job = Job("timeline", "node", tuple(range(options.batch_size)), options.seq_len)
     try:
-        owner = engine._owner
-        call = owner._call("poc_timeline", asdict(job))
-        (times,) = asyncio.run_coroutine_threadsafe(call, owner._loop).result()
+        times = engine.call("poc_timeline", asdict(job))
     finally:
         engine.close()
-    print(f"{'stage':20} {'device ms':>10} {'host ms':>10}")
+    print(f"{'stage':26} {'device ms':>10} {'host ms':>10}")
     for name, (device, host) in times.items():
-        print(f"{name:20} {device:10.3f} {host:10.3f}")
+        print(f"{name:26} {device:10.3f} {host:10.3f}")
     print(json.dumps(times))
 
 

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from worker import gpu_random
+from worker import kernels
 from worker.engines.vllm.extension import PoCWorkerExtension
 from worker.engines.vllm.recording import Recorder
 
@@ -15,10 +15,10 @@ from worker.engines.vllm.recording import Recorder
 WARM_UP, BATCHES = 10, 50
 #: What is clocked, in the order of a batch: who has it, under which name.
 STAGES = {
-    "inputs": (gpu_random, "generate_inputs"),
+    "inputs": (kernels, "generate_inputs"),
     "forward and logits": (Recorder, "__call__"),
-    "permutations": (gpu_random, "generate_permutations"),
-    "distances": (gpu_random, "compute_distances"),
+    "permutations": (kernels, "generate_permutations"),
+    "distances": (kernels, "compute_distances"),
 }
 
 

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -124,8 +124,11 @@ class Settings(BaseModel):
         "them for POC_TENSOR_PARALLEL",
         pattern=r"^[\w-]+(,[\w-]+)*$",
     )
-    tile: int | None = Field(
-        None, ge=1, le=4096, description="sequences in one forward; default 8 on CPU, 32 on GPU"
+    tile: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
+        "auto",
+        description="sequences in one forward; auto is 8 on a CPU and 32 on a GPU, where vllm "
+        "takes more if that is faster, unless it serves requests. Pin it where profiles must be "
+        "equal between nodes",
     )
     tensor_parallel: int = Field(
         1, ge=1, le=64, description="vllm: GPUs that the model is spread over"
@@ -173,7 +176,7 @@ class Settings(BaseModel):
         gt=0,
         le=86400,
         description="seconds without progress after which a worker counts as hung: it frees its "
-        "claims and ends. Set it above the time of two batches, since one waits behind another, "
+        "claims and ends. Set it above the time of two tiles, since one waits behind another, "
         "and above the 15 s that a silent Redis may take",
     )
     load_deadline: float = Field(

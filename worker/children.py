@@ -4,8 +4,9 @@ The embedded server, the demo and the functional tests start processes. A parent
 that run no clean-up (kill -9, a crash in native code), so on Linux the kernel is asked to kill
 the child with its parent. Elsewhere `end` is all there is.
 
-Children that `multiprocessing` spawns for others (vLLM's engine) are covered by `end_with_us`, for
-which this file is also a program that becomes another one.
+Children that `multiprocessing` spawns are covered by `end_with_us`, for which this file is also a
+program that becomes another one. What others take from it (vLLM's engine) is forked, by `forks_of`,
+from a process that has imported already what they need.
 
 Mind: the kernel counts the *thread* that started a child as its parent. Start children from a
 thread that lives as long as they shall, normally the main thread.
@@ -17,6 +18,8 @@ import contextlib
 import ctypes
 import functools
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import multiprocessing.spawn
 import os
@@ -25,9 +28,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 #: prctl(2): the signal that the kernel sends to a process when its parent ends.
 _PR_SET_PDEATHSIG = 1
@@ -119,8 +124,70 @@ def end_with_us() -> Iterator[None]:
         multiprocessing.set_executable(before)
 
 
+class Forks(multiprocessing.context.ForkServerContext):
+    """A context of `multiprocessing` whose processes are forks of one that `forks_of` started."""
+
+    class Process(multiprocessing.context.ForkServerProcess):
+        """With the environment of whoever makes it."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._environment = dict(os.environ)
+
+        def run(self) -> None:
+            """In the child."""
+            if os.getsid(0) != os.getpid():  # the server could not import its module
+                _lead_and_follow(os.getppid())
+            os.environ.clear()
+            os.environ.update(self._environment)
+            super().run()
+
+
+@functools.cache
+def forks_of(module: str) -> Forks:
+    """Start a process that imports `module`, and return at once; what forks it.
+
+    `module` is to call `lead_and_follow`. Then a fork leads a session, and the kernel kills it with
+    this process. There is one such process to fork, for one module, until this process ends.
+    """
+    forks = Forks()
+    forks.set_forkserver_preload([module])
+    started: Future[None] = Future()
+
+    def start_and_stay() -> None:
+        try:
+            with end_with_us():
+                multiprocessing.forkserver.ensure_running()
+            started.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            started.set_exception(error)
+            return
+        threading.Event().wait()  # for the kernel this thread is the parent
+
+    threading.Thread(target=start_and_stay, name="poc-forks", daemon=True).start()
+    started.result()
+    return forks
+
+
+def lead_and_follow() -> None:
+    """Have each fork of this process lead a session of its own, and end with this process."""
+    parent = 0
+
+    def note() -> None:
+        nonlocal parent
+        parent = os.getpid()  # a child that asked might hear of another, once this one is gone
+
+    os.register_at_fork(before=note, after_in_child=lambda: _lead_and_follow(parent))
+
+
+def _lead_and_follow(parent: int) -> None:
+    os.setsid()
+    if (ask := _die_with(parent)) is not None:
+        ask()
+
+
 def kill_spawned() -> None:
-    """Kill what was spawned within `end_with_us`, each child with all that it has started.
+    """Kill what was spawned within `end_with_us`, or forked, with all that it has started.
 
     For an end without clean-up: a grandchild that hangs in a device does not notice that its
     parent is gone.

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from faulty_extension import FaultyExtension
 
+from worker.engines.vllm import internals
+
 
 class ComparingExtension(FaultyExtension):
     """The real one, with eyes on what must not change."""
@@ -19,6 +21,14 @@ class ComparingExtension(FaultyExtension):
         if not records:
             forward.forget()
         return recorded
+
+    def poc_direct(self, direct: bool) -> str:
+        """Let attention read keys and values as they are computed, or from scratch pages."""
+        device = self.poc_device
+        device._direct = internals.direct_attention(device._layers) if direct else None
+        device._scratch = {} if direct else device._allocate()
+        device._forward.forget()
+        return str(device.facts["keys_and_values"])
 
     def poc_write_live_pages(self) -> None:
         """Leave the scratch alone; what was recorded with it is forgotten."""

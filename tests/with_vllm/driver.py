@@ -23,7 +23,7 @@ class Driver:
 
     def call(self, method: str, *args: Any) -> Any:
         """What the extension's `method` gives."""
-        return self.run(self.engine._owner._call(method, *args))[0]
+        return self.run(self.engine._owner.call(method, *args))[0]
 
     def distances(self, *nonces: int, **changes: Any) -> list[float]:
         """Compute one job."""

@@ -15,7 +15,7 @@ import torch
 
 from worker import gpu_random
 from worker.engines.vllm import internals
-from worker.engines.vllm.extension import PoCWorkerExtension
+from worker.tools.bench.published_extension import PublishedExtension
 
 _REAL = {
     "generate_inputs": gpu_random.generate_inputs,
@@ -29,7 +29,7 @@ def _not_swapped(*_: Any) -> Iterator[None]:
     yield
 
 
-class FaultyExtension(PoCWorkerExtension):
+class FaultyExtension(PublishedExtension):
     """The real one, with knobs."""
 
     def poc_mend(self) -> None:

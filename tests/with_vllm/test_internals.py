@@ -36,8 +36,12 @@ CONTRACTS = [
         {"hf_text_config", "get_hidden_size", "dtype", "max_model_len", "quantization"}
         | {"enforce_eager", "enable_prompt_embeds"},
     ),
-    ("config/scheduler.py", "SchedulerConfig", {"max_num_batched_tokens", "max_num_seqs"}),
+    ("config/scheduler.py", "SchedulerConfig", {"max_num_batched_tokens"}),
     ("config/parallel.py", "ParallelConfig", {"tensor_parallel_size", "worker_extension_cls"}),
+    # kernels
+    ("model_executor/layers/quantization/fp8.py", "Fp8LinearMethod", {"fp8_linear"}),
+    ("model_executor/layers/quantization/fp8.py", "Fp8MoEMethod", {"fp8_backend"}),
+    ("utils/deep_gemm.py", "", {"is_deep_gemm_e8m0_used"}),
     # kv_groups
     (
         "v1/worker/utils.py",
@@ -59,6 +63,18 @@ CONTRACTS = [
         {"kv_cache", "kv_sharing_target_layer_name"},
     ),
     ("model_executor/layers/attention/attention.py", "get_attention_context", {"kv_cache"}),
+    # direct_attention
+    (
+        "v1/attention/backends/flash_attn.py",
+        "FlashAttentionImpl",
+        {"attn_type", "sliding_window", "kv_cache_dtype", "_forward_encoder_attention"},
+    ),
+    (
+        "v1/attention/backends/flash_attn.py",
+        "FlashAttentionImpl.do_kv_cache_update",
+        {"attn_type", "ENCODER_ONLY"},
+    ),
+    ("v1/attention/backend.py", "AttentionType", {"ENCODER_ONLY"}),
     # live_blocks
     ("v1/kv_cache_interface.py", "KVCacheConfig", {"num_blocks", "kv_cache_groups"}),
     ("v1/kv_cache_interface.py", "KVCacheGroupSpec", {"layer_names", "kv_cache_spec"}),
@@ -88,6 +104,11 @@ CONTRACTS = [
         {"input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
     ),
     ("model_executor/models/qwen3.py", "Qwen3ForCausalLM.compute_logits", {"hidden_states"}),
+    # What its engine's process imports, and where that is started.
+    ("v1/engine/core.py", "EngineCoreProc", {"run_engine_core"}),
+    ("v1/executor/uniproc_executor.py", "", {"UniProcExecutor"}),
+    ("v1/worker/gpu_worker.py", "", {"Worker"}),
+    ("v1/engine/utils.py", "CoreEngineProcManager.__init__", {"get_mp_context", "Process"}),
     # platform
     (
         "platforms/interface.py",

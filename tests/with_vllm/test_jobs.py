@@ -42,10 +42,11 @@ class TestTiles:
     def test_a_forward_has_no_more_tokens_than_vllm_measured_memory_for(
         self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A tile of 4 with 128 tokens: three sequences of 40, one of 128, none longer."""
+        """A tile of 8 with 128 tokens: three sequences of 40, one of 128, none longer."""
         monkeypatch.setattr(EXTENSION, "faulty_extension.FaultyExtension")
         options = {"max_num_batched_tokens": 128, "max_num_seqs": 16}
-        engine = VllmEngine(settings_of(checkpoint("qwen3"), options, max_model_len=256))
+        settings = settings_of(checkpoint("qwen3"), options, max_model_len=256, tile="auto")
+        engine = VllmEngine(settings)
         try:
             driver = Driver(engine)
             driver.call("poc_shapes")
@@ -73,7 +74,7 @@ class TestTiles:
 
         config = AutoConfig.from_pretrained(checkpoint("qwen3"))
         reserve = reserve_bytes(config, tile=4, tokens=8192, ranks=1, width=4)
-        scratch = driver.call("poc_prepare", 4)["scratch_bytes"]
+        scratch = driver.call("poc_prepare", 4, 8192)["scratch_bytes"]
         assert scratch < reserve < 512 << 20
 
 
@@ -130,16 +131,16 @@ class TestTrouble:
 
 
 class TestQueue:
-    """One job computes, one waits behind it."""
+    """One tile computes, jobs wait behind it."""
 
     def test_a_job_that_is_not_begun_can_be_cancelled(self, driver: Driver) -> None:
         """What the device has can't."""
         driver.call("poc_dawdle", 1.0)
-        running, waiting = driver.engine.submit(job(1)), driver.engine.submit(job(2))
+        running, waiting = (driver.engine.submit(job(*range(4))) for _ in range(2))
         time.sleep(0.3)
         assert not running.cancel()
         assert waiting.cancel()
-        assert len(running.result()) == 1
+        assert len(running.result()) == 4
         with pytest.raises(JobCancelled):
             waiting.result()
 
@@ -160,7 +161,7 @@ class TestQueue:
         monkeypatch.setattr(EXTENSION, "faulty_extension.FaultyExtension")
         engine = VllmEngine(settings_of(checkpoint("qwen3")))
         Driver(engine).call("poc_dawdle", 60.0)
-        running, waiting = engine.submit(job(1)), engine.submit(job(2))
+        running, waiting = (engine.submit(job(*range(4))) for _ in range(2))
         time.sleep(0.3)
         began = time.monotonic()
         engine.close()

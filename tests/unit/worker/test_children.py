@@ -16,13 +16,15 @@ from support import ROOT, assert_gone, wait_until
 pytestmark = pytest.mark.functional
 
 
-def running_script(directory: Path, script: str, stdin: int | None = None) -> subprocess.Popen[str]:
-    """Python with `script`, whose standard output, and input, are ours."""
+def running_script(
+    directory: Path, script: str, stdin: int | None = None, path: Path = ROOT
+) -> subprocess.Popen[str]:
+    """Python with `script`, whose output, and input, are ours; it finds modules in `path`."""
     path = directory / "a parent.py"
     path.write_text(script)
     return subprocess.Popen(
         [sys.executable, path],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{path}"},
         stdin=stdin,
         stdout=subprocess.PIPE,
         text=True,
@@ -124,3 +126,53 @@ def test_a_process_that_others_spawned_ends_with_its_parent(tmp_path: Path) -> N
         parent.kill()
         parent.wait()
     assert_gone([child], within=10)
+
+
+FORKING = """
+import multiprocessing, os, sys, time
+from worker.children import forks_of, kill_spawned
+
+def child():
+    print(os.getpid(), os.getppid(), os.getsid(0), os.environ["LATE"], flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    forks = forks_of("forked")
+    os.environ["LATE"] = "late"
+    forks.Process(target=child).start()
+    if sys.stdin.readline() == "kill\\n":
+        kill_spawned()
+        print("killed", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("imports", [True, False], ids=["imported", "not imported"])
+@pytest.mark.parametrize("end", ["of the parent", "of what was forked"])
+def test_a_fork_ends_with_its_parent(end: str, imports: bool, tmp_path: Path) -> None:
+    """It leads a session, has its parent's environment, and is killed with those it started.
+
+    So does the process that it is a fork of. Whether that could import its module or not.
+    """
+    if imports:
+        (tmp_path / "forked.py").write_text(
+            "from worker.children import lead_and_follow\nlead_and_follow()\n"
+        )
+    with running_script(tmp_path, FORKING, stdin=subprocess.PIPE, path=tmp_path) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        pid, server, session, *late = parent.stdout.readline().split()
+        assert (pid, late) == (session, ["late"])
+        child, forked_from = psutil.Process(int(pid)), psutil.Process(int(server))
+        if end == "of the parent":
+            parent.send_signal(signal.SIGKILL)
+            parent.wait()
+            assert_gone([child, forked_from], within=10)
+        else:
+            parent.stdin.write("kill\n")
+            parent.stdin.flush()
+            assert parent.stdout.readline() == "killed\n"
+            assert_gone([child], within=10)
+            assert forked_from.is_running()
+            parent.kill()
+            assert_gone([forked_from], within=10)

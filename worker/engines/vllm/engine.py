@@ -8,23 +8,30 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from shared.errors import EngineError
 from shared.listener import listen
 from shared.settings import Settings
 from worker.engines import checkpoint
-from worker.engines.base import DEFAULT_TILE, EngineInfo, FuturePending, Job
+from worker.engines.base import EngineInfo, FuturePending, Job, tile_of
 from worker.engines.vllm.options import (
+    Device,
     check_options,
     check_version,
     device_of,
     engine_arguments,
     installed,
+    tiles_of,
 )
 from worker.engines.vllm.owner import Owner
+from worker.engines.vllm.timing import time_forwards
+
+log = logging.getLogger(__name__)
 
 #: With a mixture of experts, whose distances do not depend on the other nonces of a tile here.
 ARCHITECTURES = checkpoint.DENSE | {"qwen3_moe"}
@@ -65,25 +72,32 @@ class VllmEngine:
 
         Raises `EngineError` that says what is wrong; then no process of vLLM is left.
         """
-        version = check_version()
-        from worker.engines import weights  # which needs torch, and a doctor may have none
-
-        options = check_options(settings)
-        directory = checkpoint.find(settings.model, serving=settings.serve_port is not None)
-        config = checkpoint.read_config(directory, ARCHITECTURES, quantized=True)
-        weights.check(directory, config)  # its messages say more than vLLM's
+        version, options = check_version(), check_options(settings)
         with contextlib.ExitStack() as undo:
+            self._owner = Owner(str(settings.model))  # which has vLLM imported from now on
+            undo.callback(self._owner.close)
+            from worker.engines import weights  # which needs torch, and a doctor may have none
+
+            directory = checkpoint.find(settings.model, serving=settings.serve_port is not None)
+            log.info("checking %s", directory)
+            config = checkpoint.read_config(directory, ARCHITECTURES, quantized=True)
+            weights.check(directory, config)  # its messages say more than vLLM's
             if listener := _listen(settings, directory):
                 undo.callback(listener.close)
             fingerprint = checkpoint.fingerprint(directory)
             if settings.quantization:
                 fingerprint += f"+{settings.quantization}"  # other weights, made from the same
             kind, total = device_of(settings)
-            tile = settings.tile or DEFAULT_TILE[kind]
-            arguments = engine_arguments(settings, options, directory, config, kind, total, tile)
-            self._owner = Owner(arguments, tile, listener, str(settings.model))
-            facts = self._owner.start()
-            undo.callback(self._owner.close)
+            size = sum(path.stat().st_size for path in checkpoint.weight_files(directory))
+            # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
+            dtype = checkpoint.dtype_of(directory, config, settings.dtype)
+            device = Device(kind, total, 4 if dtype == "float32" else 2)
+            tiles = tiles_of(settings, options, config, device, size)
+            arguments = engine_arguments(
+                settings, options, directory, config, device, dtype, tiles[-1]
+            )
+            tokens = options.get("max_num_batched_tokens")
+            facts = self._owner.start(arguments, tiles, listener, tokens)
             self._info = EngineInfo(
                 model=str(settings.model),
                 device=f"{kind} (vLLM {version}, {facts['tensor_parallel']} ranks)",
@@ -94,19 +108,24 @@ class VllmEngine:
                 profile={
                     "engine": f"vllm {version}",
                     "runner": facts["runner"],
+                    "generator": facts["generator"],
                     "forward": "compiled" if facts["compiled"] else "eager",
                     "dtype": facts["dtype"],
                     "device": kind,
                     "attention": facts["attention"],
+                    "keys_and_values": facts["keys_and_values"],
                     # Sequences in one forward: fewer where they would have more tokens together.
                     "tile": str(facts["tile"]),
                     "max_tokens": str(facts["max_tokens"]),
                     "tensor_parallel": str(facts["tensor_parallel"]),
                     "quantization": facts["quantization"],
+                    "kernels": facts["kernels"],
                     "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),
                     "options": json.dumps(settings.vllm_options or {}, sort_keys=True),
                 },
                 exact=True,
+                tile=facts["tile"],
+                max_tokens=facts["max_tokens"],
             )
             undo.pop_all()
 
@@ -131,6 +150,22 @@ class VllmEngine:
             or_else="raise POC_MAX_MODEL_LEN, or max_num_batched_tokens in POC_VLLM_OPTIONS",
         )
         return FuturePending(self._owner.submit(job))
+
+    def time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
+        """Nonces and device seconds of forwards alone, recorded ones (see `TimesForwards`)."""
+        self._info.check_length(seq_len)
+        tile = tile_of(self._info.tile, self._info.max_tokens, seq_len)
+        forwards, spent = self._owner.run(
+            time_forwards(self._owner.call, tile, seq_len, at_least_s=seconds)
+        )
+        return forwards * tile, spent
+
+    def call(self, method: str, *args: Any) -> Any:
+        """What the extension's `method` gives on the first rank; all take part.
+
+        For measurements: it must not meet jobs. Raises what the method raises, or `EngineDied`.
+        """
+        return self._owner.run(self._owner.call(method, *args))[0]
 
     def ensure_alive(self) -> None:
         """Raise `EngineDied` once vLLM has ended."""

@@ -2,9 +2,9 @@
 
 vLLM mixes `PoCWorkerExtension` into its worker (`worker_extension_cls`); the engine calls its
 methods by name (`collective_rpc`), each on every rank of a tensor parallel group. The forward is
-the deployed model's, with scratch pages in the place of the live ones. Inputs are made on the
-device, so nothing but nonces and distances leaves the process. `poc_launch` queues a job on the
-device and returns, `poc_collect` waits for it.
+the deployed model's, without its live pages: keys and values are read as they are computed, or by
+way of scratch pages. Inputs are made on the device, so nothing but nonces and distances leaves the
+process. `poc_launch` queues a job on the device and returns, `poc_collect` waits for it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from worker.children import die_with_parent
 from worker.engines.base import Job
 from worker.engines.tile import Forward, Tiles, cut, join, to_floats
 from worker.engines.vllm import internals
-from worker.engines.vllm.recording import Recorder
+from worker.engines.vllm.recording import FIRST_AFTER, Recorder
 
 log = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
 
@@ -38,13 +39,21 @@ die_with_parent()
 class PoCWorkerExtension:
     """Mixed into vLLM's worker. Only what starts with `poc_`, so that no name of its own is hit."""
 
-    def poc_prepare(self, tile: int) -> dict[str, Any]:
-        """Allocate the scratch for tiles of at most `tile` sequences, for good; what vLLM is.
+    def poc_prepare(self, tile: int, max_tokens: int) -> dict[str, Any]:
+        """Allocate the scratch for tiles of `tile` sequences, `max_tokens` at most; what vLLM is.
 
-        Called once, before any job.
+        Called before any job, and again if another tile was found to be better.
         """
-        self.poc_device = _Device(self, tile)
+        vars(self).pop("poc_device", None)  # its memory, before the next takes its own
+        self.poc_device = _Device(self, tile, max_tokens)
         return self.poc_device.facts
+
+    def poc_time(self, tile: int, seq_len: int, forwards: int) -> float:
+        """Seconds on the device of `forwards` of `tile` sequences, at most the tile prepared for.
+
+        They are counted, not clocked: the ranks of a group must do equally many.
+        """
+        return self.poc_device.time(tile, seq_len, forwards)
 
     def poc_launch(self, handle: int, job: dict[str, Any]) -> bool:
         """Queue `job` (the fields of `Job`) under `handle`; whether the device still computes.
@@ -61,16 +70,19 @@ class PoCWorkerExtension:
 class _Device:
     """The deployed model and its scratch pages on one rank."""
 
-    def __init__(self, worker: Any, tile: int) -> None:
+    def __init__(self, worker: Any, tile: int, max_tokens: int) -> None:
         self._worker, self._device = worker, internals.device_of(worker)
         facts = internals.facts(worker)
+        facts["max_tokens"] = min(facts["max_tokens"], max_tokens)
         self._max_tokens: int = facts["max_tokens"]
+        self._hidden_size: int = facts["hidden_size"]
+        self._dtype: torch.dtype = getattr(torch, facts["dtype"])
         self._tiles = Tiles(
-            min(tile, facts["max_sequences"]),
-            hidden_size=facts["hidden_size"],
+            tile,
+            hidden_size=self._hidden_size,
             vocab_size=facts["vocab_size"],
             device=self._device,
-            dtype=getattr(torch, facts["dtype"]),
+            dtype=self._dtype,
             max_tokens=self._max_tokens,
         )
         self._alone = facts["tensor_parallel"] == 1
@@ -86,10 +98,13 @@ class _Device:
         most_blocks = min(facts["max_model_len"], self._max_tokens)
         self._layers = internals.kv_layers(worker)
         self._groups = internals.kv_groups(worker, block_table_width=most_blocks)
-        self._scratch = self._allocate()
+        self._direct = internals.direct_attention(self._layers)
+        self._scratch = {} if self._direct else self._allocate()
         self._launched: dict[int, _Launched] = {}
         self.facts = facts | {
             "tile": self._tiles.size,
+            "generator": self._tiles.generator,
+            "keys_and_values": "direct" if self._direct else "pages",
             "scratch_bytes": sum(
                 pages.untyped_storage().nbytes() for pages in set(self._scratch.values())
             ),
@@ -115,6 +130,30 @@ class _Device:
                     shared[looks] = internals.scratch_like(live, live_blocks, blocks)
                 scratch[name] = shared[looks]
         return scratch
+
+    def time(self, tile: int, seq_len: int, forwards: int) -> float:
+        """Seconds of `forwards` of `tile` sequences in a row, recorded if they can be."""
+        try:
+            return self._time(tile, seq_len, forwards)
+        except Exception as error:
+            self._forward.forget()
+            self._end_if_lost(error)
+            raise
+
+    @torch.inference_mode()
+    def _time(self, tile: int, seq_len: int, forwards: int) -> float:
+        shape = tile, seq_len, self._hidden_size
+        # Random, as in a round: what a GPU draws, and so its clock, depends on the numbers.
+        inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
+        if self._forward.recorded != inputs.shape:
+            self._forward.forget()
+            for _ in range(FIRST_AFTER):
+                self._forward(inputs.clone())
+        launched = _Launched(self._device)
+        for _ in range(forwards):
+            self._forward(inputs.clone())
+        launched.close(None)
+        return launched.result()[1]
 
     def launch(self, handle: int, job: Job) -> bool:
         launched = _Launched(self._device)
@@ -157,9 +196,8 @@ class _Device:
             reason,
             half,
         )
+        self._tiles.forget()
         self._forward.forget()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
         plain = self._forward.plain
         return join([self._tiles.distances(job, part, plain, half) for part in cut(nonces, half)])
 
@@ -177,10 +215,16 @@ class _Device:
             # left there must not reach a healthy nonce.
             for each in pages:
                 each.zero_()
-            with internals.swapped(self._layers, self._scratch):
+            with self._apart():
                 return internals.last_logits(self._worker, inputs, self._groups, metadata)
 
         return forward
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """The layers without their live pages."""
+        if self._direct:
+            return internals.swapped(self._layers, "impl", self._direct)
+        return internals.swapped(self._layers, "kv_cache", self._scratch)
 
     def _end_if_lost(self, error: Exception) -> None:
         """End this process, which vLLM reports as a dead engine, if it can't go on as it is."""

@@ -1,22 +1,25 @@
 """Every vLLM internal that this project touches, one function each, with where it comes from.
 
 Nothing else in the project names them, so this is the page to read when vLLM changes; each has a
-contract test (`tests/with_vllm/test_internals.py`). All but the last two functions run in vLLM's
+contract test (`tests/with_vllm/test_internals.py`). All but the last four functions run in vLLM's
 worker process, where `worker` is vLLM's own (`vllm.v1.worker.gpu_worker.Worker`, or the CPU's).
 Read in vLLM 0.26.0, 0.32.0 and 0.33.0.
 """
 
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.forward_context import set_forward_context
-from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +65,38 @@ def facts(worker: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "max_model_len": model.max_model_len,
         "max_tokens": config.scheduler_config.max_num_batched_tokens,
-        "max_sequences": config.scheduler_config.max_num_seqs,
         "quantization": model.quantization or "none",
+        "kernels": kernels(worker),
         "compiled": not model.enforce_eager,
         "tensor_parallel": config.parallel_config.tensor_parallel_size,
         "attention": "+".join(sorted(backends)),
         "runner": type(runner).__module__,
     }
+
+
+def kernels(worker: Any) -> str:
+    """What computes the quantized products, as vLLM names it; empty where nothing is quantized.
+
+    Each gives other numbers: CUTLASS, DeepGEMM with or without scales that are powers of two
+    (E8M0), Triton, Marlin, FlashInfer.
+
+    Source: attributes of the quantization methods in `vllm.model_executor.layers.quantization`,
+    `is_deep_gemm_e8m0_used` in `vllm.utils.deep_gemm`.
+    """
+    found = set()
+    for module in model_of(worker).modules():
+        # compressed-tensors keeps it with the layer.
+        for method in (getattr(module, "quant_method", None), getattr(module, "scheme", None)):
+            for attribute in ("fp8_linear", "kernel", "linear_kernel", "fp8_backend"):
+                kernel = getattr(method, attribute, None)
+                if kernel is not None:
+                    found.add(kernel.name if isinstance(kernel, Enum) else type(kernel).__name__)
+    if any("deepgemm" in name.lower().replace("_", "") for name in found):
+        from vllm.utils.deep_gemm import is_deep_gemm_e8m0_used
+
+        if is_deep_gemm_e8m0_used():
+            found.add("E8M0")
+    return "+".join(sorted(found))
 
 
 def kv_groups(worker: Any, block_table_width: int) -> list[KVGroup]:
@@ -150,20 +178,41 @@ def live_blocks(worker: Any, group: KVGroup) -> int:
     return int(config.num_blocks * (spec.block_size // group.block_size))
 
 
-@contextmanager
-def swapped(layers: Mapping[str, Any], scratch: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let `layers` read and write `scratch` instead of the live pages, whatever happens in it.
+def direct_attention(layers: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of each layer an attention over keys and values as they are computed, without any pages.
 
-    Nothing else runs meanwhile: vLLM's worker process calls one method at a time.
+    It is the layer's own, taken for an encoder's, whose way this is; a window without a right
+    side makes that causal. None if one of the layers has a backend or a cache without this way.
+
+    Source: `FlashAttentionImpl` in `vllm.v1.attention.backends.flash_attn`, its `forward`,
+    `_forward_encoder_attention` and `do_kv_cache_update`.
     """
-    live = {name: layer.kv_cache for name, layer in layers.items()}
+    found = {}
+    for name, layer in layers.items():
+        impl = layer.impl
+        if type(impl).__name__ != "FlashAttentionImpl" or impl.kv_cache_dtype != "auto":
+            return None
+        found[name] = copy.copy(impl)
+        found[name].attn_type = AttentionType.ENCODER_ONLY
+        found[name].sliding_window = (impl.sliding_window[0], 0)
+    return found
+
+
+@contextmanager
+def swapped(layers: Mapping[str, Any], attribute: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Let `attribute` of each of `layers` be what `values` has for it, whatever happens in it.
+
+    `kv_cache` are the pages, `impl` is the attention. Nothing else runs meanwhile: vLLM's worker
+    process calls one method at a time.
+    """
+    live = {name: getattr(layer, attribute) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            layer.kv_cache = scratch[name]
+            setattr(layer, attribute, values[name])
         yield
     finally:
         for name, layer in layers.items():
-            layer.kv_cache = live[name]
+            setattr(layer, attribute, live[name])
 
 
 def prefill_metadata(
@@ -239,6 +288,31 @@ def last_logits(
     last = torch.arange(seq_len - 1, tokens, seq_len, device=device)
     logits: Tensor | None = model.compute_logits(hidden[last])
     return logits
+
+
+def import_engine() -> None:
+    """Import what a process of vLLM's engine imports, without starting CUDA.
+
+    Source: `vllm.v1.engine.core` and what it imports by name, as configured.
+    """
+    for name in ("engine.core", "executor.uniproc_executor", "worker.gpu_worker"):
+        importlib.import_module(f"vllm.v1.{name}")
+
+
+@contextmanager
+def processes_from(context: Any) -> Iterator[None]:
+    """Let vLLM take the process of its engine from `context`, of `multiprocessing`.
+
+    Source: `CoreEngineProcManager` in `vllm.v1.engine.utils`.
+    """
+    from vllm.v1.engine import utils
+
+    before = utils.get_mp_context
+    utils.get_mp_context = lambda: context
+    try:
+        yield
+    finally:
+        utils.get_mp_context = before
 
 
 def platform() -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from shared.errors import EngineError
 from shared.settings import Settings
 from worker.engines.base import DEFAULT_TILE
-from worker.engines.checkpoint import dtype_of, first_line, longest
+from worker.engines.checkpoint import first_line, longest
 
 #: Versions of vLLM that are supported: the first, and the first that is not any more.
 FIRST, BEYOND = (0, 26), (0, 34)
@@ -23,8 +24,15 @@ INSTALL = (
     "poc-worker's source is"
 )
 
-#: Tokens in one forward, unless the options say otherwise: 32 sequences of 256.
+#: Positions of a sequence in a round, as most rounds have them.
+USUAL_LEN = 256
+#: Tokens in one forward at least, unless the options say otherwise: 32 sequences of 256.
 DEFAULT_TOKENS = 8192
+#: Tiles of which `auto` takes the smallest that is about as fast as any: larger ones gain nothing
+#: (docs/benchmarks.md).
+TILES = (32, 64, 128, 256)
+#: Sequences in one forward that vLLM allows by itself.
+DEFAULT_SEQUENCES = 128
 #: Bytes of KV cache on a CPU, where the engine is for trying things out.
 CPU_KV_CACHE = 1 << 30
 
@@ -54,6 +62,26 @@ _OPTIONS = frozenset(
         "tokenizer", "tokenizer_mode", "use_tqdm_on_load",
     }
 )  # fmt: skip
+
+
+#: For weights in float8 with a scale for each block. vLLM's own kernels that quantize along with a
+#: norm or an activation are slower than what it compiles without them (docs/benchmarks.md).
+_UNFUSED = {
+    "custom_ops": ["none"],
+    "pass_config": {"fuse_norm_quant": False, "fuse_act_quant": False},
+}
+
+#: What says which graphs vLLM captures.
+_CAPTURES = {"cudagraph_capture_sizes", "max_cudagraph_capture_size", "compilation_config"}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a model computes on: cuda or cpu, its bytes, and those of one of the model's numbers."""
+
+    kind: str
+    total: int
+    width: int
 
 
 def installed() -> tuple[str, str] | None:
@@ -91,22 +119,78 @@ def reserve_bytes(config: Any, *, tile: int, tokens: int, ranks: int, width: int
     - scratch pages for keys and values: one layer's, blocks of at most 128 tokens, twice for
       models with two kinds of layers,
     - what a recorded forward keeps for itself between two layers, twice what one layer makes,
-    - inputs, and the generator's temporaries (128 MiB) while it makes them,
-    - logits in the model's dtype and in float32, permutations with what sorting them takes, and
-      the shuffled logits.
+    - inputs of two tiles, the recorded forward's own, and a copy while it is recorded,
+    - permutations of two tiles, at most 17 bytes for an entry of the vocabulary, and logits.
     """
-    heads = max(1, config.num_key_value_heads // ranks)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, head_dim = _heads(config, ranks)
     kinds = len(set(getattr(config, "layer_types", None) or [None]))
     scratch = kinds * (tokens + 128 * (tile + 1)) * 2 * heads * head_dim * width
-    inputs = 2 * tokens * config.hidden_size * width
+    inputs = 4 * tokens * config.hidden_size * width
     experts = getattr(config, "num_experts_per_tok", 0)
     wide = max(config.intermediate_size, experts * getattr(config, "moe_intermediate_size", 0))
     layer = 2 * wide + 4 * config.hidden_size
     layer += (config.num_attention_heads // ranks + 2 * heads) * head_dim
     recorded = 2 * tokens * layer * width
-    outputs = tile * config.vocab_size * (width + 4 + 8 + 4)
+    outputs = tile * config.vocab_size * (width + 2 * 17)
     return int(scratch + recorded + inputs + outputs + (256 << 20))
+
+
+def tiles_of(
+    settings: Settings, options: dict[str, Any], config: Any, device: Device, weights: int
+) -> tuple[int, ...]:
+    """The tiles to choose from, in rising order: those that options and memory have room for.
+
+    `weights` are the bytes of the checkpoint. Raises `EngineError` if options cap the tile that was
+    asked for.
+    """
+
+    def needs(tile: int) -> dict[str, int]:
+        return {"max_num_seqs": tile, "max_num_batched_tokens": tile * USUAL_LEN}
+
+    def capped(tile: int) -> dict[str, int]:
+        return {k: v for k, v in needs(tile).items() if options.get(k, v) < v}
+
+    if settings.tile != "auto":
+        for name, needed in capped(settings.tile).items():
+            raise EngineError(
+                f"POC_TILE={settings.tile}: capped by {name}={options[name]} in POC_VLLM_OPTIONS; "
+                f"set that to {needed} or more, leave it out, or lower POC_TILE"
+            )
+        return (settings.tile,)
+    usual = min(DEFAULT_TILE[device.kind], options.get("max_num_seqs", DEFAULT_SEQUENCES))
+    # Requests wait for a tile between two of their tokens.
+    if device.kind != "cuda" or settings.serve_port is not None:
+        return (usual,)
+    ranks, width = settings.tensor_parallel, device.width
+    room = settings.gpu_memory_utilization * device.total - weights / ranks
+    # vLLM wants pages for one sequence of full length.
+    room -= page_bytes(config, settings.max_model_len or longest(config), ranks, width)
+
+    def fits(tile: int) -> bool:
+        # vLLM's own forward takes about what jobs take beside it.
+        tokens = tile * USUAL_LEN
+        reserve = reserve_bytes(config, tile=tile, tokens=tokens, ranks=ranks, width=width)
+        return 2 * reserve < room
+
+    found = [tile for tile in TILES if not capped(tile) and fits(tile)]
+    return tuple(found) or (usual,)
+
+
+def page_bytes(config: Any, positions: int, ranks: int, width: int) -> int:
+    """Bytes of all keys and values of a sequence of `positions`, on each of `ranks` devices."""
+    heads, head_dim = _heads(config, ranks)
+    return int(config.num_hidden_layers * 2 * heads * head_dim * width * positions)
+
+
+def _heads(config: Any, ranks: int) -> tuple[int, int]:
+    """Heads of keys and values on a device, and the width of one."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return max(1, config.num_key_value_heads // ranks), head_dim
+
+
+def tokens_of(tile: int) -> int:
+    """The positions that a tile may have, unless the options say so."""
+    return max(DEFAULT_TOKENS, tile * USUAL_LEN)
 
 
 def device_of(settings: Settings) -> tuple[str, int]:
@@ -147,8 +231,13 @@ def device_of(settings: Settings) -> tuple[str, int]:
     return kind, total
 
 
+def _in_blocks(config: Any) -> bool:
+    quantization = getattr(config, "quantization_config", None) or {}
+    return quantization.get("quant_method") == "fp8" and "weight_block_size" in quantization
+
+
 def check_options(settings: Settings) -> dict[str, Any]:
-    """Those of `settings.vllm_options`, and our defaults for what they don't have.
+    """Those of `settings.vllm_options`.
 
     Raises `EngineError` for one that can't be set.
     """
@@ -159,11 +248,10 @@ def check_options(settings: Settings) -> dict[str, Any]:
         if name not in _OPTIONS:
             known = ", ".join(sorted(_OPTIONS))
             raise EngineError(f"POC_VLLM_OPTIONS: {name} can't be set; what can is {known}")
-    options = {"max_num_batched_tokens": DEFAULT_TOKENS} | given
-    tokens = options["max_num_batched_tokens"]
-    if type(tokens) is not int or tokens < 1:
-        raise EngineError("POC_VLLM_OPTIONS: max_num_batched_tokens is no number of 1 or more")
-    return options
+    for name in ("max_num_batched_tokens", "max_num_seqs"):
+        if name in given and (type(given[name]) is not int or given[name] < 1):
+            raise EngineError(f"POC_VLLM_OPTIONS: {name} is no number of 1 or more")
+    return given
 
 
 def engine_arguments(
@@ -171,30 +259,36 @@ def engine_arguments(
     options: dict[str, Any],
     directory: Path,
     config: Any,
-    kind: str,
-    total: int,
+    device: Device,
+    dtype: str,
     tile: int,
 ) -> Any:
-    """The `AsyncEngineArgs` of vLLM, with room left on the device for what jobs need."""
-    # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
-    dtype = dtype_of(directory, config, settings.dtype)
+    """The `AsyncEngineArgs` of vLLM, with room on the device for jobs of `tile` sequences."""
+    budgets: dict[str, Any] = {"max_num_batched_tokens": tokens_of(tile)}
+    if tile > DEFAULT_SEQUENCES:
+        budgets["max_num_seqs"] = tile
+    if settings.serve_port is None and not options.keys() & _CAPTURES:
+        budgets["cudagraph_capture_sizes"] = [1]  # vLLM's graphs are for the steps of requests
+    if _in_blocks(config):
+        budgets["compilation_config"] = _UNFUSED
+    budgets |= options
     reserve = reserve_bytes(
         config,
         tile=tile,
-        tokens=options["max_num_batched_tokens"],
+        tokens=budgets["max_num_batched_tokens"],
         ranks=settings.tensor_parallel,
-        width=4 if dtype == "float32" else 2,
+        width=device.width,
     )
-    share = settings.gpu_memory_utilization - reserve / total
-    if kind == "cuda" and share <= 0:
+    share = settings.gpu_memory_utilization - reserve / device.total
+    if device.kind == "cuda" and share <= 0:
         raise EngineError(
             f"POC_GPU_MEMORY_UTILIZATION={settings.gpu_memory_utilization:g}: jobs alone need "
-            f"{reserve >> 20} MiB of {total >> 20}; lower POC_TILE, or max_num_batched_tokens in "
-            "POC_VLLM_OPTIONS"
+            f"{reserve >> 20} MiB of {device.total >> 20}; lower POC_TILE, or "
+            "max_num_batched_tokens in POC_VLLM_OPTIONS"
         )
     memory = (
         {"gpu_memory_utilization": share}
-        if kind == "cuda"
+        if device.kind == "cuda"
         else {"kv_cache_memory_bytes": CPU_KV_CACHE}
     )
     # Of its own accord vLLM would multiply them by a factor of the rotary positions.
@@ -212,7 +306,7 @@ def engine_arguments(
             **{
                 "disable_log_stats": settings.serve_port is None,
                 **memory,
-                **options,
+                **budgets,
             },
             model=str(directory),
             served_model_name=str(settings.model),

@@ -6,8 +6,9 @@
                           ▼           │
                   PoCWorkerExtension in vLLM's process(es)     also serves requests, if asked to
 
-It queues the next job on the device before it waits for the last one, so the device computes
-without a break. vLLM's processes live in a session of their own and end with this one.
+It queues the next jobs on the device before it waits for the last ones, so the device computes
+without a break. Jobs of one shape go together until a tile is full. vLLM's processes live in a
+session of their own and end with this one.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ import logging
 import os
 import socket
 import threading
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import asdict, dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from shared.errors import EngineDied, EngineError
-from worker.children import end_with_us
-from worker.engines.base import Job
-from worker.engines.vllm.options import cause_of
+from worker.children import Forks, end_with_us, forks_of
+from worker.engines.base import Job, tile_of
+from worker.engines.vllm.options import USUAL_LEN, cause_of, tokens_of
+from worker.engines.vllm.timing import best_of, seconds_a_nonce
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds between two looks at whether vLLM still lives, while an answer is awaited.
 HEALTH_S = 1.0
@@ -43,12 +50,20 @@ WAIT_SHARE = 0.5
 FIRST_JOB_S = 0.1
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """A job, and who waits for it."""
+
+    job: Job
+    future: Future[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Launched:
-    """A job that the device has."""
+    """Jobs that the device has, as one."""
 
     handle: int
-    future: Future[list[float]]
+    parts: Sequence[_Submitted]
     #: Whether the device still computes: a CPU has already done it when the launch returns.
     running: bool
 
@@ -56,17 +71,24 @@ class _Launched:
 class Owner:
     """The one thread that talks to vLLM: it starts it, feeds it jobs, serves it, and ends it."""
 
-    def __init__(
-        self, arguments: Any, tile: int, listener: socket.socket | None, served_name: str
-    ) -> None:
-        self._arguments, self._tile = arguments, tile
-        self._listener, self._served_name = listener, served_name
+    def __init__(self, served_name: str) -> None:
+        """Begin to import vLLM, in a process that its own will be forks of."""
+        self._served_name = served_name
+        #: What it is started with; cancelled if it never is.
+        self._given: Future[tuple[Any, Sequence[int], socket.socket | None, int | None]] = Future()
+        self._loop: Any = None
         self.busy_seconds = 0.0
         self._job_seconds = FIRST_JOB_S
         self._handles = count()
         self._llm: Any = None
-        self._queue: asyncio.Queue[tuple[Job, Future[list[float]]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Submitted] = asyncio.Queue()
+        #: Taken off the queue, and not launched yet.
+        self._waiting: deque[_Submitted] = deque()
+        #: What failed together, to be computed one by one.
+        self._again: deque[_Submitted] = deque()
         self._outstanding: set[Future[list[float]]] = set()
+        # The sequences and the positions of a tile, once vLLM has said so.
+        self._tile = 0, 0
         # Why no job is taken any more, once there is a reason. Read and set under the lock,
         # so that no job slips into the queue after it was emptied.
         self._over: EngineError | None = None
@@ -74,10 +96,24 @@ class Owner:
         self._ready: Future[dict[str, Any]] = Future()
         # The kernel ends vLLM's processes when the thread that started them ends: this one.
         self._thread = threading.Thread(target=self._run, name="poc-vllm", daemon=True)
-
-    def start(self) -> dict[str, Any]:
-        """Start vLLM and wait until it can compute; what the extension says of it."""
         self._thread.start()
+
+    def start(
+        self,
+        arguments: Any,
+        tiles: Sequence[int],
+        listener: socket.socket | None = None,
+        tokens: int | None = None,
+    ) -> dict[str, Any]:
+        """Start vLLM and wait until it can compute; what the extension says of it.
+
+        `tiles` are those to choose from, in rising order, and `tokens` the positions of one, unless
+        these follow from it; `listener` is where requests come in.
+        """
+        with self._lock:
+            if self._over:
+                raise self._over
+            self._given.set_result((arguments, tiles, listener, tokens))
         try:
             return self._ready.result()
         except BaseException:
@@ -90,8 +126,17 @@ class Owner:
         with self._lock:
             if self._over:
                 raise self._over
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (job, future))
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, _Submitted(job, future))
         return future
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What `coroutine` gives in the thread's loop. Raises the reason why it runs no more."""
+        with self._lock:
+            if self._over:
+                coroutine.close()
+                raise self._over
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return future.result()
 
     def ensure_alive(self) -> None:
         """Raise `EngineDied` once vLLM has ended."""
@@ -111,25 +156,37 @@ class Owner:
                 self._over = reason
                 if isinstance(reason, EngineDied):
                     log.critical("%s", reason)
-            if self._ready.done():
-                with contextlib.suppress(RuntimeError):  # the loop has ended already
+            self._given.cancel()
+            if self._loop and self._ready.done():
+                with contextlib.suppress(RuntimeError):  # it has ended already
                     self._loop.call_soon_threadsafe(self._ending.set)
 
     def _run(self) -> None:
         try:
+            log.info("importing vLLM")
+            self._forks = _forks()
+            try:
+                self._arguments, self._tiles, self._listener, self._tokens = self._given.result()
+            except CancelledError:
+                return
             asyncio.run(self._main())
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             # Also what a library ends its thread with, as sys.exit does.
             if not self._ready.done():
-                self._ready.set_exception(_cant_start(self._arguments.model, error))
+                self._ready.set_exception(_cant_start(self._served_name, error))
 
     async def _main(self) -> None:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         feed: asyncio.Task[None] | None = None
         server, serving = None, None
         try:
-            self._llm = _start_vllm(self._arguments)
-            facts = (await self._call("poc_prepare", self._tile))[0]
+            log.info(
+                "starting vLLM: weights are loaded, the forward is compiled, memory is measured"
+            )
+            began = time.monotonic()
+            self._llm = _start_vllm(self._arguments, self._forks)
+            log.info("vLLM has started after %.0f s", time.monotonic() - began)
+            facts = await self._prepare()
             if self._listener:
                 server = await _server(self._llm, self._served_name)
                 serving = asyncio.create_task(server.serve(sockets=[self._listener]), name="server")
@@ -156,6 +213,28 @@ class Owner:
             if self._listener:
                 self._listener.close()
 
+    async def _prepare(self) -> dict[str, Any]:
+        """Let vLLM's processes make room for the best of the tiles; what they say of themselves."""
+        *smaller, largest = self._tiles
+        facts = await self._prepare_for(largest)
+        if smaller:
+            log.info("timing forwards of %s sequences", ", ".join(map(str, self._tiles)))
+            seq_len = min(USUAL_LEN, facts["max_model_len"])
+            seconds = await seconds_a_nonce(self.call, self._tiles, seq_len)
+            tile = best_of(self._tiles, seconds)
+            rates = ", ".join(
+                f"{tile}: {1 / each:.0f}" for tile, each in zip(self._tiles, seconds, strict=True)
+            )
+            log.info("tile %d of %d positions (forwards alone: %s nonces/s)", tile, seq_len, rates)
+            facts = await self._prepare_for(tile)
+        self._tile = facts["tile"], facts["max_tokens"]
+        return facts
+
+    async def _prepare_for(self, tile: int) -> dict[str, Any]:
+        facts: dict[str, Any]
+        facts, *_ = await self.call("poc_prepare", tile, self._tokens or tokens_of(tile))
+        return facts
+
     async def _watch(self, *tasks: asyncio.Task[None] | None) -> None:
         """Wait for the end: ours, or that of vLLM, or that of a task, which is a defect."""
         while not self._ending.is_set() and self._over is None:
@@ -173,52 +252,103 @@ class Owner:
         last: _Launched | None = None
         try:
             while True:
-                item = await self._next(last)
-                launched = await self._launch(*item) if item else None
+                parts = await self._next(last)
+                launched = await self._launch(parts) if parts else None
                 if last:
                     await self._collect(last)
                 last = launched
         except EngineDied as error:
             self._end(error)
 
-    async def _next(self, last: _Launched | None) -> tuple[Job, Future[list[float]]] | None:
-        """The next job; none if there is none before the device may need to be waited for."""
-        wait_s = None if last is None else WAIT_SHARE * self._job_seconds * last.running
-        try:
-            async with asyncio.timeout(wait_s):
-                while True:
-                    job, future = await self._queue.get()
-                    if future.set_running_or_notify_cancel():
-                        self._outstanding.add(future)
-                        return job, future
-        except TimeoutError:
-            return None
+    async def _next(self, last: _Launched | None) -> Sequence[_Submitted]:
+        """The next jobs, which fill one tile if there are enough of them.
 
-    async def _launch(self, job: Job, future: Future[list[float]]) -> _Launched | None:
+        None if there are none before the device may need to be waited for.
+        """
+        if last and (last.parts[0].job.alone or self._again):
+            return []  # it has the device for itself, and so has what failed with others
+        if self._again:
+            return [self._again.popleft()]
+        running = last is not None and last.running
+        wait_s = None if last is None else WAIT_SHARE * self._job_seconds * running
+        parts: list[_Submitted] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while not self._fill(parts):
+                    if parts and not running and self._queue.empty():
+                        break  # an idle device waits for nobody
+                    self._waiting.append(await self._queue.get())
+        if last and parts and parts[0].job.alone:
+            return []
+        for each in parts:
+            self._waiting.remove(each)
+        return [each for each in parts if self._begin(each.future)]
+
+    def _fill(self, parts: list[_Submitted]) -> bool:
+        """Let `parts` be what waits and fits into one tile; whether no more will fit."""
+        parts.clear()
+        count = 0
+        for each in self._waiting:
+            job = each.job
+            if parts and (job.alone or replace(job, nonces=()) != replace(parts[0].job, nonces=())):
+                return True
+            count += len(job.nonces)
+            if parts and count > self._tile_of(job):
+                return True
+            parts.append(each)
+        return bool(parts) and (parts[0].job.alone or count >= self._tile_of(parts[0].job))
+
+    def _begin(self, future: Future[list[float]]) -> bool:
+        """Whether it was not cancelled; from now on it can't be."""
+        if not future.set_running_or_notify_cancel():
+            return False
+        self._outstanding.add(future)
+        return True
+
+    def _tile_of(self, job: Job) -> int:
+        return tile_of(*self._tile, job.seq_len)
+
+    async def _launch(self, parts: Sequence[_Submitted]) -> _Launched | None:
         handle = next(self._handles)
-        running = await self._attempt(future, "poc_launch", handle, asdict(job))
-        return None if running is None else _Launched(handle, future, running[0])
+        nonces = tuple(nonce for each in parts for nonce in each.job.nonces)
+        job = replace(parts[0].job, nonces=nonces)
+        running = await self._attempt(parts, "poc_launch", handle, asdict(job))
+        return None if running is None else _Launched(handle, parts, running[0])
 
     async def _collect(self, launched: _Launched) -> None:
-        answer = await self._attempt(launched.future, "poc_collect", launched.handle)
-        if answer is not None:
-            distances, self._job_seconds = answer[0]  # rank 0 has logits in any case
-            self.busy_seconds += self._job_seconds
-            self._settle(launched.future).set_result(distances)
+        answer = await self._attempt(launched.parts, "poc_collect", launched.handle)
+        if answer is None:
+            return
+        distances, self._job_seconds = answer[0]  # rank 0 has logits in any case
+        self.busy_seconds += self._job_seconds
+        start = 0
+        for each in launched.parts:
+            stop = start + len(each.job.nonces)
+            self._settle(each.future).set_result(distances[start:stop])
+            start = stop
 
-    async def _attempt(self, future: Future[list[float]], method: str, *args: Any) -> Any:
-        """What `method` gives; None if it failed, which ends `future` with an `EngineError`."""
+    async def _attempt(self, parts: Sequence[_Submitted], method: str, *args: Any) -> Any:
+        """What `method` gives; None if it failed.
+
+        That ends the future of a single job with an `EngineError`. Several are tried again one by
+        one, so that none fails for another.
+        """
         try:
-            return await self._call(method, *args)
+            return await self.call(method, *args)
         except EngineDied:
             raise
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits
-            log.error("vLLM could not compute a job: %s", error)
+            log.error("vLLM could not compute %s: %s", _named(parts), error)
+            if len(parts) > 1:
+                self._again.extend(
+                    replace(each, job=replace(each.job, alone=True)) for each in parts
+                )
+                return None
             problem = EngineError(f"vLLM can't compute the batch: {cause_of(error)}")
-            self._settle(future).set_exception(problem)
+            self._settle(parts[0].future).set_exception(problem)
             return None
 
-    async def _call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the extension on all ranks; a list of what they give.
 
         Raises `EngineDied` if vLLM has ended, which would leave the call without an answer.
@@ -244,31 +374,42 @@ class Owner:
         return future
 
     def _clear(self) -> None:
-        """End all jobs: those that run fail, those that wait are cancelled, or fail if it died."""
+        """End all jobs: those that run fail, those that wait are cancelled: they are not to blame.
+
+        In this order, so that who waits for one of them does not submit another meanwhile.
+        """
         with self._lock:
             over = self._over = self._over or EngineDied("the engine's thread has ended")
-        for future in self._outstanding:
-            if isinstance(over, EngineDied):
-                future.set_exception(over)
-            else:
-                future.set_exception(EngineError("the engine was closed while it computed"))
-        self._outstanding.clear()
         while not self._queue.empty():
-            _, future = self._queue.get_nowait()
-            if isinstance(over, EngineDied) and future.set_running_or_notify_cancel():
-                future.set_exception(over)
-            else:
-                future.cancel()
+            self._waiting.append(self._queue.get_nowait())
+        for each in self._waiting:
+            each.future.cancel()
+        closed = EngineError("the engine was closed while it computed")
+        for future in self._outstanding:
+            future.set_exception(over if isinstance(over, EngineDied) else closed)
+        self._outstanding.clear()
 
 
-def _start_vllm(arguments: Any) -> Any:
-    """Start vLLM and load the model, in processes that end with the calling thread."""
-    # This process has threads, and CUDA must not be started before a fork.
+def _named(parts: Sequence[_Submitted]) -> str:
+    return "a job" if len(parts) == 1 else f"{len(parts)} jobs at once, so one by one"
+
+
+def _forks() -> Forks:
+    """What vLLM takes its process from: it ends with the calling thread."""
+    # For the ranks of a group: their process has threads, and may have started CUDA.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # an operator who wants to report may
+    return forks_of("worker.engines.vllm.forked")
+
+
+def _start_vllm(arguments: Any, forks: Forks) -> Any:
+    """Start vLLM and load the model, in processes that end with the calling thread."""
     from vllm import AsyncLLMEngine
 
-    with end_with_us():
+    from worker.engines.vllm.internals import processes_from
+
+    # A server that was killed meanwhile is started anew.
+    with end_with_us(), processes_from(forks):
         return AsyncLLMEngine.from_engine_args(arguments)
 
 

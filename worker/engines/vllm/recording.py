@@ -51,6 +51,8 @@ class Recorder:
         """Give the memory of what is recorded back; it may be recorded again."""
         self._recording = None
         self._in_a_row = 0
+        if torch.cuda.is_available():  # a graph's memory is its own until then
+            torch.cuda.empty_cache()
 
     def _recording_of(self, inputs: Tensor) -> Recording | None:
         """What is recorded of this shape, once it has come often enough."""
@@ -61,7 +63,8 @@ class Recorder:
         enough = FIRST_AFTER if self._recording is None else ANOTHER_AFTER
         if not self.records or self._in_a_row < enough:
             return None
-        self._recording = None  # its memory, before the next takes its own
+        if self._recording:
+            self.forget()  # its memory, before the next takes its own
         self._recording = self._record(inputs)
         return self._recording
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +15,12 @@ from shared.errors import EngineError
 from shared.settings import load_settings
 from worker.engines.vllm import options as module
 from worker.engines.vllm.options import (
-    DEFAULT_TOKENS,
+    Device,
     check_options,
     check_version,
+    engine_arguments,
     reserve_bytes,
+    tiles_of,
 )
 
 
@@ -25,25 +30,83 @@ def test_supported_versions(version: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert check_version() == version
 
 
+#: Of Qwen3-8B.
+CONFIG = SimpleNamespace(
+    num_key_value_heads=8,
+    num_attention_heads=32,
+    head_dim=128,
+    hidden_size=4096,
+    intermediate_size=12_288,
+    num_hidden_layers=36,
+    vocab_size=151_936,
+    max_position_embeddings=40_960,
+)
+
+
 def test_what_jobs_need_of_a_gpu() -> None:
     """For Qwen3-8B about 2 GiB a GPU, and less where two share the heads."""
-    config = SimpleNamespace(
-        num_key_value_heads=8,
-        num_attention_heads=32,
-        head_dim=128,
-        hidden_size=4096,
-        intermediate_size=12_288,
-        vocab_size=151_936,
-    )
     one, two = (
-        reserve_bytes(config, tile=32, tokens=8192, ranks=ranks, width=2) for ranks in (1, 2)
+        reserve_bytes(CONFIG, tile=32, tokens=8192, ranks=ranks, width=2) for ranks in (1, 2)
     )
     assert 1 << 30 < two < one < 5 << 29
 
 
-def test_an_option_of_the_operators_stands_beside_our_defaults() -> None:
+class TestTiles:
+    """Which tiles there are to choose from."""
+
+    def tiles(self, *, kind: str = "cuda", total: int = 80, weights: int = 16, **more: Any) -> Any:
+        """Of a device with `total` GiB, for weights of so many."""
+        settings = load_settings({}, engine="vllm", **more)
+        options = check_options(settings)
+        device = Device(kind, total << 30, 2)
+        return tiles_of(settings, options, CONFIG, device, weights << 30)
+
+    def test_all_that_the_memory_has_room_for(self) -> None:
+        """Fewer beside large weights or a long sequence's pages; 32 in any case."""
+        assert self.tiles() == (32, 64, 128, 256)
+        assert self.tiles(weights=40) == (32, 64, 128)
+        assert self.tiles(weights=40, tensor_parallel=4) == (32, 64, 128, 256)
+        assert self.tiles(max_model_len=262_144) == (32, 64, 128)
+        assert self.tiles(total=16, weights=15) == (32,)
+
+    def test_what_the_operators_options_allow(self) -> None:
+        """A budget of vLLM's is theirs."""
+        assert self.tiles(vllm_options='{"max_num_seqs": 100}') == (32, 64)
+        assert self.tiles(vllm_options='{"max_num_batched_tokens": 16384}') == (32, 64)
+        assert self.tiles(vllm_options='{"max_num_seqs": 8}') == (8,)
+        assert self.tiles(vllm_options='{"max_num_seqs": 8}', serve_port=8000) == (8,)
+
+    def test_requests_wait_for_no_large_tile(self) -> None:
+        """Each of their tokens takes as long as one."""
+        assert self.tiles(serve_port=8000) == (32,)
+
+    def test_a_cpu_has_one(self) -> None:
+        """There is nothing to gain."""
+        assert self.tiles(kind="cpu") == (8,)
+
+    def test_one_that_is_pinned(self) -> None:
+        """It is measured against none."""
+        assert self.tiles(tile="48") == (48,)
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"max_num_seqs": 63}, "max_num_seqs=63 in POC_VLLM_OPTIONS; set that to 64 or more"),
+            (
+                {"max_num_batched_tokens": 8192},
+                "max_num_batched_tokens=8192 in POC_VLLM_OPTIONS; set that to 16384 or more",
+            ),
+        ],
+    )
+    def test_one_that_is_capped_is_refused(self, options: dict[str, int], says: str) -> None:
+        """In silence it would change nothing."""
+        with pytest.raises(EngineError, match=f"POC_TILE=64: capped by {says}"):
+            self.tiles(tile="64", vllm_options=json.dumps(options))
+
+
+def test_an_option_of_the_operators() -> None:
     settings = load_settings({}, engine="vllm", vllm_options='{"seed": 7}')
-    assert check_options(settings) == {"max_num_batched_tokens": DEFAULT_TOKENS, "seed": 7}
+    assert check_options(settings) == {"seed": 7}
 
 
 @pytest.mark.parametrize("version", ["0.25.1", "0.34.0rc1", "1.0"])
@@ -61,6 +124,7 @@ def test_other_versions_are_refused(version: str, monkeypatch: pytest.MonkeyPatc
         ({"trust_remote_code": True}, "trust_remote_code can't be set; what can is .*block_size"),
         ({"max_num_batched_tokens": True}, "max_num_batched_tokens is no number of 1 or more"),
         ({"max_num_batched_tokens": 0}, "max_num_batched_tokens is no number of 1 or more"),
+        ({"max_num_seqs": "8"}, "max_num_seqs is no number of 1 or more"),
     ],
 )
 def test_options_that_are_not_the_operators(options: dict[str, Any], message: str) -> None:
@@ -68,3 +132,55 @@ def test_options_that_are_not_the_operators(options: dict[str, Any], message: st
     settings = load_settings({}, engine="vllm", vllm_options=json.dumps(options))
     with pytest.raises(EngineError, match=f"^POC_VLLM_OPTIONS: {message}"):
         check_options(settings)
+
+
+class TestArguments:
+    """What vLLM is started with, seen without it."""
+
+    @pytest.fixture
+    def arguments(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+        """Of settings, for a tile."""
+        vllm = ModuleType("vllm")
+        vllm.AsyncEngineArgs = dict  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "vllm", vllm)
+
+        def arguments(tile: int = 32, quantization: object = None, **more: Any) -> dict[str, Any]:
+            config = SimpleNamespace(**vars(CONFIG), quantization_config=quantization)
+            settings = load_settings({}, engine="vllm", **more)
+            options = check_options(settings)
+            given: dict[str, Any] = engine_arguments(
+                settings, options, Path(), config, Device("cuda", 80 << 30, 2), "bfloat16", tile
+            )
+            return given
+
+        return arguments
+
+    def test_a_tile_has_the_budgets_that_it_needs(
+        self, arguments: Callable[..., dict[str, Any]]
+    ) -> None:
+        """For the positions that most rounds have; what the operator set stays."""
+        assert arguments(32)["max_num_batched_tokens"] == 8192
+        large = arguments(256)
+        assert (large["max_num_batched_tokens"], large["max_num_seqs"]) == (65_536, 256)
+        mine = arguments(256, vllm_options='{"max_num_seqs": 300}')
+        assert mine["max_num_seqs"] == 300
+
+    def test_graphs_are_captured_for_requests_only(
+        self, arguments: Callable[..., dict[str, Any]]
+    ) -> None:
+        """Rounds have their own; what the operator says of them counts."""
+        assert arguments()["cudagraph_capture_sizes"] == [1]
+        assert "cudagraph_capture_sizes" not in arguments(serve_port=8000)
+        mine = arguments(vllm_options='{"max_cudagraph_capture_size": 8}')
+        assert "cudagraph_capture_sizes" not in mine
+
+    def test_float8_in_blocks_is_quantized_by_what_is_compiled(
+        self, arguments: Callable[..., dict[str, Any]]
+    ) -> None:
+        """Unless the operator says how to compile."""
+        blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        passes = {"fuse_norm_quant": False, "fuse_act_quant": False}
+        assert arguments(quantization=blocks)["compilation_config"]["pass_config"] == passes
+        assert "compilation_config" not in arguments(quantization={"quant_method": "fp8"})
+        mine = arguments(quantization=blocks, vllm_options='{"compilation_config": {"mode": 3}}')
+        assert mine["compilation_config"] == {"mode": 3}
