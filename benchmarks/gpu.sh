@@ -6,6 +6,7 @@
 # Stages, all of them unless named; minutes are those of an H100 or H200:
 #   tests      tests/gpu                                            12
 #   rounds     whole rounds of the 0.6B and the 8B shape             6
+#   bench      a round beside its forward, the published algorithm and a limit: poc bench    5
 #   timeline   what the device does in one batch of the 0.6B shape   2
 #   numerics   the tables of docs/numerics.md                        8
 # Logs and figures go to the directory OUT; models are made in a temporary one. A stage that
@@ -18,9 +19,9 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
 stages=("$@")
-[ $# -gt 0 ] || stages=(tests rounds timeline numerics)
+[ $# -gt 0 ] || stages=(tests rounds bench timeline numerics)
 for stage in "${stages[@]}"; do
-  case $stage in tests | rounds | timeline | numerics) ;; *)
+  case $stage in tests | rounds | bench | timeline | numerics) ;; *)
     echo "gpu.sh: there is no stage $stage" >&2; usage >&2; exit 2 ;;
   esac
 done
@@ -54,6 +55,15 @@ rounds() {
   for shape in 0.6B 8B; do
     step "round-$shape" "${VLLM[@]}" python3 benchmarks/gpu_round.py --shape "$shape" --seconds 20
   done
+}
+
+bench() {
+  step model-0.6B model 0.6B 0.6B
+  step bench-0.6B "${VLLM[@]}" python3 -m worker.cli bench --gpu --model "$models/0.6B" \
+    --seconds 20 --rounds 10 --picture "$out/bench-0.6B.svg"
+  step bench-0.6B-tiles "${VLLM[@]}" python3 -m worker.cli bench --gpu --model "$models/0.6B" \
+    --seconds 10 --sweep tile=16,32,64
+  step generator python3 benchmarks/generator.py --device cuda --nonces 32
 }
 
 timeline() {

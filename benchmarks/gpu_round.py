@@ -31,20 +31,8 @@ from shared.settings import load_settings
 from shared.store import Store
 from worker.children import end, spawn, vanishing_directory
 from worker.tools.embedded import EmbeddedRedis
-from worker.tools.make_model import make_model
+from worker.tools.make_model import SHAPES, make_model
 
-_COMMON: dict[str, Any] = {
-    "vocab_size": 151_936,
-    "head_dim": 128,
-    "kv_heads": 8,
-    "max_seq_len": 40_960,
-    "dtype": "bfloat16",
-}
-#: The sizes of published Qwen3 models.
-SHAPES: dict[str, dict[str, Any]] = {
-    "0.6B": {"hidden_size": 1024, "layers": 28, "heads": 16, "intermediate_size": 3072},
-    "8B": {"hidden_size": 4096, "layers": 36, "heads": 32, "intermediate_size": 12_288},
-}
 #: The share of nonces that is valid, as in a real round, and how many of them are validated.
 VALID_SHARE, SAMPLE = 0.01, 64
 #: Seconds that are not measured: kernels are tuned and clocks settle.
@@ -69,13 +57,13 @@ def main() -> None:
     _check_gpu()
     shape = SHAPES[options.shape] | ({"layers": options.layers} if options.layers else {})
     if options.make:
-        make_model(options.make, **_COMMON, **shape, device="cuda")
+        make_model(options.make, **shape, device="cuda")
         return
     with vanishing_directory("poc-gpu-round-") as directory, EmbeddedRedis() as server:
         model = options.model
         if model is None:
             _say(f"making a random Qwen3 of the {options.shape} shape")
-            model = make_model(directory / "model", **_COMMON, **shape, device="cuda")
+            model = make_model(directory / "model", **shape, device="cuda")
         figures = run(server.url, model, directory, options)
     for name, value in figures.items():
         print(f"{name:28} {value}")

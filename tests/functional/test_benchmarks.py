@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from worker.engines.vllm.options import installed
 
 pytestmark = pytest.mark.functional
 
-SCRIPTS = ("gpu_round.py", "numerics.py", "timeline.py")
+SCRIPTS = ("bookkeeping.py", "generator.py", "gpu_round.py", "numerics.py", "timeline.py")
 
 
 def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -31,6 +34,31 @@ def test_it_helps_wherever_it_is(script: str) -> None:
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{script}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "figure", "right"),
+    [
+        (("rate", "--seconds", "0.2"), "scripts per batch", lambda n: n < 1.5),
+        (
+            ("workers", "--count", "4", "--seconds", "0.2", "--batch-seconds", "0.1"),
+            "counted after the stop",
+            lambda n: n == 0,
+        ),
+        (("large", "--valid", "5000"), "valid nonces", lambda n: n == 5000),
+        (("long", "--nonces", "10"), "nonces, by tenths", lambda counts: len(counts) == 10),
+    ],
+    ids=lambda word: word[0] if isinstance(word, tuple) else "",
+)
+def test_what_counting_costs(
+    words: tuple[str, ...], figure: str, right: Callable[[Any], bool]
+) -> None:
+    """It needs no GPU, and says it as a table and as JSON; here in small."""
+    done = run("bookkeeping.py", *words)
+    assert done.returncode == 0, done.stderr
+    *table, figures = done.stdout.splitlines()
+    assert right(json.loads(figures)[figure])
+    assert any(line.startswith(f"{figure} ") for line in table)
 
 
 @pytest.mark.parametrize(

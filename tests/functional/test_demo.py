@@ -102,7 +102,9 @@ def test_the_benchmark_of_a_model_that_is_not_there() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_benchmark_prints_its_figures() -> None:
+def test_the_benchmark_prints_its_figures(tmp_path: Path) -> None:
+    """A round through Celery and Redis beside its forward, its engine, and both opponents."""
+    picture = tmp_path / "bench.svg"
     done = subprocess.run(
         [
             sys.executable,
@@ -110,23 +112,70 @@ def test_the_benchmark_prints_its_figures() -> None:
             "worker.cli",
             "bench",
             "--seconds",
-            "0.2",
+            "0.1",
+            "--rounds",
+            "2",
             "--batch-size",
-            "4",
+            "8",
             "--seq-len",
             "8",
+            "--against",
+            "published,limit",
+            "--picture",
+            str(picture),
             "--json",
         ],
         cwd=ROOT,
+        # Threads that wait for each other would burn what the tests beside this one need.
+        env=clean_environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=150,
         check=True,
     )
-    figures = json.loads(done.stdout)
-    assert figures["nonces_per_second"] > 0
+    (figures,) = json.loads(done.stdout)["points"]
+    candidates = {"forward", "engine", "round", "published", "published_our_forward", "limit"}
+    assert set(figures["nonces_per_second"]) == candidates
+    assert all(len(each["turns"]) == 2 for each in figures["nonces_per_second"].values())
+    assert set(figures["ratios"]) >= {"round/forward", "round/published"}
     assert 0 < figures["engine_busy_share"] <= 1
     assert figures["batches"] > 0
+    assert picture.read_text().startswith("<svg")
+
+
+def test_a_benchmark_over_tiles_loads_an_engine_for_each() -> None:
+    """One worker after the other in one process; and an engine of one's own need not do it all."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "worker.cli",
+            "bench",
+            "--model",
+            "fake?seconds=0.01",
+            "--seconds",
+            "0.1",
+            "--rounds",
+            "2",
+            "--sweep",
+            "tile=4,8",
+            "--json",
+        ],
+        cwd=ROOT,
+        env=clean_environment(
+            POC_ENGINE="fake_engine:load", PYTHONPATH=os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
+        ),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    points = json.loads(done.stdout)["points"]
+    assert len(points) == 2
+    for figures in points:
+        assert set(figures["nonces_per_second"]) == {"engine", "round"}
+        assert figures["not_measured"] == {"forward": "this engine has no time_forwards"}
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

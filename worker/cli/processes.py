@@ -174,7 +174,11 @@ def make_model(
 
 def bench(
     model: Annotated[
-        str | None, typer.Option(help="Directory or hub id; a small random model unless given.")
+        str | None,
+        typer.Option(
+            help="Directory or hub id. Unless given a random one: small, or with --gpu of the "
+            "shape of Qwen3-0.6B."
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="<int>", help="Nonces in one batch.")
@@ -183,19 +187,65 @@ def bench(
         int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")
     ] = 256,
     seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="<seconds>", help="How long to measure.")
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="<seconds>",
+            help="How long to measure each candidate, in all its turns.",
+        ),
     ] = 10.0,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="<int>", help="Turns of each candidate.")
+    ] = 5,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="<names>",
+            help="Opponents, with commas. published: the published algorithm, nonce by nonce, on "
+            "transformers and on our forward. limit: forwards at the pace of one large matrix "
+            "product.",
+        ),
+    ] = "",
+    sweep: Annotated[
+        str,
+        typer.Option(
+            metavar="<values>",
+            help="Measure each of them: tile=32,64 loads the engine for each, seq_len=128,256 does "
+            "not.",
+        ),
+    ] = "",
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the bars into an SVG.")
+    ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="With all opponents, on a GPU or not at all.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how many nonces a second this machine computes.
+    """Measure how many nonces a second this machine computes, and what keeps it from more.
 
-    poc bench --model ./model --seq-len 256
+    Candidates take short turns in one run, and ratios are of turns side by side:
+
+    forward only (the engine's forward on random inputs), engine alone (with inputs and distances),
+    end to end (a round through Celery and Redis), and the opponents that are asked for.
+
+    Settings of the engine come from variables, such as POC_ENGINE and POC_TILE.
+
+    poc bench --model ./model --against published,limit --picture bench.svg
     """
-    from worker.tools.bench import run
+    from worker.tools.bench.run import Plan, run
 
-    raise typer.Exit(
-        run(model=model, batch_size=batch_size, seq_len=seq_len, seconds=seconds, json=as_json)
+    plan = Plan.of(
+        model=model,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        seconds=seconds,
+        rounds=rounds,
+        against=against,
+        sweep=sweep,
+        gpu=gpu,
     )
+    raise typer.Exit(run(plan, json=as_json, picture=picture))
 
 
 @contextmanager

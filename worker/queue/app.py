@@ -65,15 +65,14 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         # With each outage, about late acknowledgements, which nobody asks for. Celery has just
         # turned it on.
         warnings.simplefilter("ignore", CPendingDeprecationWarning)
-        # Celery would start the whole worker anew, or leave it to the system to end it at once.
-        end = signal.SIG_IGN if parent.app.outlives_terminal else signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGHUP, end)
+        if threading.current_thread() is threading.main_thread():  # else signals are not ours
+            _end_with_terminal(parent.app)
         try:
             node.start(parent.hostname, CeleryTickets(parent.app, node.store, parent.hostname))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - said, and ends the worker
             told_to_end = node.closing.is_set()
             if not told_to_end:
-                log.critical("the worker can't start: %s", error, exc_info=defect(error))
+                parent.app.on_start_error(error)
             node.stop()  # Celery does not stop what failed to start
             status = QUARANTINED if isinstance(error, Quarantined) else START_FAILED
             raise SystemExit(0 if told_to_end else status) from None
@@ -98,13 +97,27 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.app.node.stop()
 
 
-def create_app(settings: Settings) -> Celery:
-    """The application of a worker process, pinned to its GPU."""
+def _say_why(error: Exception) -> None:
+    log.critical("the worker can't start: %s", error, exc_info=defect(error))
+
+
+def _end_with_terminal(app: Celery) -> None:
+    """Celery would start the whole worker anew, or leave it to the system to end it at once."""
+    end = signal.SIG_IGN if app.outlives_terminal else signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGHUP, end)
+
+
+def pin(settings: Settings) -> None:
+    """Let this process see no other GPU than that of `settings`; before torch is imported."""
     if settings.gpu is not None:
-        # Before torch is imported, so that it sees no other device.
         os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
         # Numbers as nvidia-smi has them; CUDA's own order is fastest first.
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+
+
+def create_app(settings: Settings) -> Celery:
+    """The application of a worker process, pinned to its GPU."""
+    pin(settings)
     url = settings.redis
     kind = "Sentinel" if url.name else ""
     transport = f"worker.queue.transport:{kind}Transport"
@@ -131,6 +144,8 @@ def create_app(settings: Settings) -> Celery:
     app.control_cls, app.events_cls = GuardedControl, PatientEvents
     logging.getLogger(consumer.__name__).addFilter(_shorten)
     take_no_more()
+    app.manager = None  # until the worker is ready
+    app.on_start_error = _say_why
     app.signalled = threading.Event()
     # By nohup, say. Before Celery installs a handler of its own.
     app.outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -153,7 +168,12 @@ def create_app(settings: Settings) -> Celery:
 
 def run_worker(settings: Settings) -> int:
     """Run a worker in this process until it is told to end; its exit status."""
-    app = create_app(settings)
+    return run_app(create_app(settings))
+
+
+def run_app(app: Celery) -> int:
+    """Run the worker of `app` until it is told to end; its exit status."""
+    settings: Settings = app.node.settings
     if settings.log_level != "DEBUG":
         logging.getLogger(trace.__name__).addFilter(lambda line: line.msg not in _CELERYS_LINES)
     worker = app.Worker(
@@ -164,7 +184,7 @@ def run_worker(settings: Settings) -> int:
         without_mingle=True,
     )
     worker.start()
-    if hasattr(app, "manager"):  # it did start
+    if app.manager:  # it did start
         # Not before Celery has closed the channel: until then it may still take one.
         try:
             app.node.store.commands.put_back_of_the_dead()

@@ -7,9 +7,23 @@ of the system, and the same arguments give the same fingerprint.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from shared.errors import ConfigError
 from worker.tools.extras import require_installed
+
+_QWEN3: dict[str, Any] = {
+    "vocab_size": 151_936,
+    "head_dim": 128,
+    "kv_heads": 8,
+    "max_seq_len": 40_960,
+    "dtype": "bfloat16",
+}
+#: The sizes of published Qwen3 models, as arguments of `make_model`.
+SHAPES: dict[str, dict[str, Any]] = {
+    "0.6B": _QWEN3 | {"hidden_size": 1024, "layers": 28, "heads": 16, "intermediate_size": 3072},
+    "8B": _QWEN3 | {"hidden_size": 4096, "layers": 36, "heads": 32, "intermediate_size": 12_288},
+}
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

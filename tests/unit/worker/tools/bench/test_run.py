@@ -1,0 +1,51 @@
+"""What `poc bench` takes, and what it refuses before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.errors import ConfigError
+from worker.tools.bench.run import OPPONENTS, Plan, run
+
+
+def test_a_plan_of_words() -> None:
+    plan = Plan.of(against="limit, published", sweep="tile=8,4", seq_len=64)
+    assert set(plan.against) == {"limit", "published"}
+    assert plan.tiles == [4, 8]
+    assert not plan.seq_lens
+    assert Plan.of(sweep="seq_len=16").seq_lens == [16]
+
+
+def test_a_gpu_asks_for_all_opponents() -> None:
+    assert set(Plan.of(gpu=True).against) == set(OPPONENTS)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"against": "everybody"}, "--against everybody: choose of published, limit"),
+        ({"sweep": "dtype=float16"}, r"--sweep dtype=float16: give tile=32,64"),
+        ({"sweep": "tile"}, "give whole numbers"),
+        ({"sweep": "tile=a,b"}, "give whole numbers"),
+        ({"sweep": "tile=0,8"}, "give whole numbers"),
+    ],
+)
+def test_words_that_mean_nothing(words: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Plan.of(**words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_are_no_ratios_of_one() -> None:
+    """Figures of another process or machine are no opponents."""
+    with pytest.raises(ConfigError, match=r"--gpu: torch .* sees no GPU"):
+        run(Plan.of(gpu=True))
+
+
+def test_a_picture_that_could_not_be_written_is_refused_first() -> None:
+    """Rather than after minutes of measuring."""
+    with pytest.raises(ConfigError, match=r"--picture /nowhere/bench\.svg: there is no directory"):
+        run(Plan(), picture=Path("/nowhere/bench.svg"))

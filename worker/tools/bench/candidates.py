@@ -1,0 +1,177 @@
+"""What a worker is measured by: its forward alone, its engine alone, a whole round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from shared.client import PoCClient
+from shared.config import PoCConfig, PoCState
+from shared.errors import EngineError
+from worker.engines import Engine, Job, Pending
+from worker.engines.base import TimesForwards
+from worker.node.node import Node
+from worker.node.pipeline import depth_of
+
+#: Batches at the beginning of a turn that do not count: a device that was idle is slow, or fast.
+WARM_UP = 2
+#: Seconds between two looks at a round: a share of a batch, within bounds.
+LOOK_SHARE, LOOK_S = 0.01, (0.0005, 0.005)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was measured while `batches` were computed in `seconds`."""
+
+    batches: int
+    nonces: int
+    seconds: float
+    busy_seconds: float
+
+    @property
+    def busy(self) -> float:
+        """The share of the time that the engine computed."""
+        # A batch counts when it ends, so more may end than began.
+        return min(1.0, self.busy_seconds / self.seconds)
+
+    @property
+    def batch_seconds(self) -> float:
+        """Seconds from one batch to the next."""
+        return self.seconds / self.batches
+
+
+class Forward:
+    """The engine's forward on random inputs, and nothing else: what no worker with it can beat."""
+
+    name = "forward"
+
+    def __init__(self, engine: TimesForwards, seq_len: int) -> None:
+        self._engine, self._seq_len = engine, seq_len
+
+    def turn(self, seconds: float) -> tuple[float, float]:
+        """Nonces, and the seconds of their forwards."""
+        return self._engine.time_forwards(self._seq_len, seconds)
+
+
+class EngineAlone:
+    """Jobs back to back: generator, forward and distances, without Redis, Celery and a loop."""
+
+    name = "engine"
+
+    def __init__(self, engine: Engine, config: PoCConfig) -> None:
+        self._engine, self._config = engine, config
+        self._position = 0
+
+    def turn(self, seconds: float) -> tuple[float, float]:
+        """Nonces and seconds between the ends of two batches."""
+        depth = depth_of(self._engine.info, self._config.seq_len, self._config.batch_size)
+        in_flight = deque(self._submit() for _ in range(depth))
+        measured = _Measuring(self._engine)
+        while measured.goes_on(seconds):
+            in_flight.popleft().result()
+            in_flight.append(self._submit())
+            measured.saw(self._config.batch_size)
+        for each in in_flight:
+            each.result()
+        sample = measured.sample()
+        return sample.nonces, sample.seconds
+
+    def _submit(self) -> Pending:
+        config = self._config
+        nonces = config.nonces(self._position * config.batch_size, config.batch_size)
+        self._position += 1
+        return self._engine.submit(Job.of(config, config.public_key, nonces))
+
+
+class Round:
+    """A whole round: commands through Celery and Redis, claims, commits, heartbeats, callbacks.
+
+    Each turn is a round of its own. Its begin and its end do not count.
+    """
+
+    name = "round"
+
+    def __init__(self, node: Node, client: PoCClient, config: PoCConfig) -> None:
+        self._node, self._client, self._config = node, client, config
+        #: Of each turn: what was measured, and the seconds from the command to the first batch.
+        self.samples: list[Sample] = []
+        self.start_s: list[float] = []
+
+    def turn(self, seconds: float) -> tuple[float, float]:
+        """Nonces and seconds between the ends of two batches.
+
+        Raises `EngineError` once the worker has failed, and what its commands raise.
+        """
+        with ThreadPoolExecutor(1) as commands:
+            began = time.perf_counter()
+            asked = commands.submit(self._client.generate, self._config)
+            # A command that is refused begins nothing.
+            self._wait_until(lambda: self._generates or (asked.done() and not asked.result()))
+            self.start_s.append(time.perf_counter() - began)
+            sample = self._measure(seconds)
+            asked.result()
+        self._client.stop()
+        self._wait_until(lambda: not self._generates)
+        self.samples.append(sample)
+        return sample.nonces, sample.seconds
+
+    @property
+    def batch_seconds(self) -> float:
+        """The median of all turns."""
+        return statistics.median(each.batch_seconds for each in self.samples)
+
+    @property
+    def _generates(self) -> bool:
+        return self._node.pipeline.state != PoCState.IDLE
+
+    def _measure(self, seconds: float) -> Sample:
+        pipeline, measured = self._node.pipeline, _Measuring(self._node.engine)
+        look = LOOK_S[0]
+        if self.samples:
+            look = min(max(look, LOOK_SHARE * self.batch_seconds), LOOK_S[1])
+        seen = pipeline.computed
+        while measured.goes_on(seconds):
+            now = seen
+            while now == seen:
+                self._look_again(look)
+                now = pipeline.computed
+            measured.saw(now - seen)
+            seen = now
+        return measured.sample()
+
+    def _wait_until(self, so: Callable[[], object]) -> None:
+        while not so():
+            self._look_again(LOOK_S[0])
+
+    def _look_again(self, after: float) -> None:
+        if self._node.closing.wait(after):
+            raise EngineError("the worker failed while it was measured: see above")
+
+
+class _Measuring:
+    """Counts nonces between the ends of two batches, after the warm-up."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._batches = -WARM_UP
+        self._nonces = 0
+        self._begin = self._end = (time.perf_counter(), engine.busy_seconds)
+
+    def goes_on(self, seconds: float) -> bool:
+        return self._batches < 1 or self._end[0] - self._begin[0] < seconds
+
+    def saw(self, nonces: int) -> None:
+        self._batches += 1
+        self._end = (time.perf_counter(), self._engine.busy_seconds)
+        if self._batches <= 0:
+            self._begin = self._end
+        else:
+            self._nonces += nonces
+
+    def sample(self) -> Sample:
+        (began, busy_then), (ended, busy_now) = self._begin, self._end
+        return Sample(self._batches, self._nonces, ended - began, busy_now - busy_then)

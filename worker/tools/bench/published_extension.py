@@ -1,0 +1,32 @@
+"""What `poc bench` adds to vLLM's process: the published algorithm around our forward.
+
+vLLM's process alone imports this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from worker.engines.base import tile_of
+from worker.engines.tile import cut
+from worker.engines.vllm.extension import PoCWorkerExtension
+from worker.tools.bench.published import Published
+
+
+class PublishedExtension(PoCWorkerExtension):
+    """The extension, with an opponent beside it."""
+
+    def poc_published(
+        self, block_hash: str, public_key: str, nonces: Sequence[int], seq_len: int
+    ) -> list[float]:
+        """Distances of `nonces`, a tile at a time, by the published algorithm."""
+        ours, facts = self.poc_device, self.poc_device.facts
+        sizes = facts["hidden_size"], facts["vocab_size"]
+        published = Published(*sizes, ours._device, ours._dtype, ours._forward)
+        target = published.target(block_hash)
+        size = tile_of(facts["tile"], facts["max_tokens"], seq_len)
+        return [
+            distance
+            for tile in cut(nonces, size)
+            for distance in published.distances(block_hash, public_key, tile, seq_len, target)
+        ]
