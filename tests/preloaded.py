@@ -25,6 +25,7 @@ _CONTEXT.set_forkserver_preload(
         "celery.worker.components",
         "fake_engine",
         "kombu.transport.redis",
+        "shared.api",
         "shared.client",
         "worker.cli.app",
         "worker.queue.app",

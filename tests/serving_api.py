@@ -1,22 +1,19 @@
-"""The status API in a process of its own."""
+"""`poc api` in a process of its own."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support import ROOT, clean_environment, running
-
-SERVE = "from shared.api import serve; from shared.settings import load_settings; "
+from preloaded import Fork
+from support import ROOT, clean_environment, wait_until
+from worker.children import end
 
 
 @contextmanager
-def serving_api(
-    redis_url: str, log_path: Path, **variables: str
-) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def serving_api(redis_url: str, log_path: Path, **variables: str) -> Iterator[tuple[Fork, str]]:
     """The process and its URL, on a port that the kernel chose; with these variables on top."""
     variables = {
         "POC_REDIS_URL": redis_url,
@@ -25,11 +22,15 @@ def serving_api(
         "POC_API_RATE": "10000",
         **variables,
     }
-    with running(
-        [sys.executable, "-c", SERVE + "serve(load_settings())"],
-        r"listens on (http://[\d.]+:\d+)",
-        log_path,
-        env=clean_environment(**variables),
-        cwd=ROOT,
-    ) as (process, found):
-        yield process, found[1]
+    process = Fork(["api"], env=clean_environment(**variables), cwd=ROOT, log_path=log_path)
+
+    def listens() -> re.Match[str] | None:
+        ended = process.poll()  # before its log is read, so that its last words are there
+        found = re.search(r"listens on (http://[\d.]+:\d+)", log_path.read_text())
+        assert found or ended is None, f"it ended with {ended}: {log_path.read_text()}"
+        return found
+
+    try:
+        yield process, wait_until(listens, 60, "the API to listen")[1]
+    finally:
+        end(process)

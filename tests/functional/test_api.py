@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from preloaded import Fork
 from serving_api import serving_api
 from shared.api import MAX_CONNECTIONS
 from shared.config import MAX_NONCE, PoCConfig
@@ -37,7 +37,7 @@ CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_targe
 class Api:
     """A process that serves the API, and a client of it."""
 
-    process: subprocess.Popen[bytes]
+    process: Fork
     client: httpx.Client
     log_path: Path
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import pytest
 import redis
 
 from fake_engine import fake_distance
+from preloaded import Fork
 from raw import meta, push
 from receiver import Receiver
 from shared.client import PoCClient
@@ -26,12 +25,12 @@ from shared.status import RoundStatus
 from shared.store import Store
 from shared.store.keys import Keys
 from support import ROOT, clean_environment, free_port, wait_until
-from worker.children import end, spawn
+from worker.children import end
 
 pytestmark = pytest.mark.functional
 
 
-StartCallbacks = Callable[[], Popen[bytes]]
+StartCallbacks = Callable[[], Fork]
 
 
 @pytest.fixture
@@ -162,7 +161,7 @@ def test_a_receiver_that_is_not_allowed_is_refused_with_the_command(
 @pytest.fixture
 def start_callbacks(settings: Settings, tmp_path: Path) -> Iterator[StartCallbacks]:
     """Start `poc callbacks`, which logs to the file `callbacks.log`; it is ended after the test."""
-    started: list[Popen[bytes]] = []
+    started: list[Fork] = []
     env = clean_environment() | {
         "POC_REDIS_URL": settings.redis_url,
         "POC_NAMESPACE": settings.namespace,
@@ -170,9 +169,9 @@ def start_callbacks(settings: Settings, tmp_path: Path) -> Iterator[StartCallbac
         "POC_HEARTBEAT_S": str(settings.heartbeat_s),
     }
 
-    def start() -> Popen[bytes]:
-        command = [sys.executable, "-m", "worker.cli", "callbacks"]
-        started.append(spawn(command, env=env, cwd=ROOT, log_path=tmp_path / "callbacks.log"))
+    def start() -> Fork:
+        log = tmp_path / "callbacks.log"
+        started.append(Fork(["callbacks"], env=env, cwd=ROOT, log_path=log))
         return started[-1]
 
     yield start
