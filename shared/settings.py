@@ -26,6 +26,7 @@ from pydantic import (
     ConfigDict,
     Field,
     Json,
+    PlainValidator,
     SecretStr,
     StringConstraints,
     ValidationError,
@@ -39,6 +40,9 @@ from shared.redis_url import RedisUrl
 from shared.signature import read_secret
 
 PREFIX = "POC_"
+
+#: Sequences in one forward at most.
+MOST_TOGETHER = 4096
 
 #: A namespace is part of key and queue names, so only characters that need no quoting there.
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -68,6 +72,15 @@ def _secret(text: SecretStr) -> SecretStr:
 
 def _upper(text: object) -> object:
     return text.upper() if isinstance(text, str) else text
+
+
+def _tile(value: object) -> Literal["auto"] | int:
+    if value == "auto":
+        return "auto"
+    # As a whole, since each half of a union would say what is wrong in its own words.
+    if not re.fullmatch(r"\d{1,4}", str(value)) or not 1 <= int(str(value)) <= MOST_TOGETHER:
+        raise ValueError(f"should be auto, or a number of sequences from 1 to {MOST_TOGETHER}")
+    return int(str(value))
 
 
 def _receivers(text: str) -> str:
@@ -124,7 +137,7 @@ class Settings(BaseModel):
         "them for POC_TENSOR_PARALLEL",
         pattern=r"^[\w-]+(,[\w-]+)*$",
     )
-    tile: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
+    tile: Annotated[Literal["auto"] | int, PlainValidator(_tile)] = Field(
         "auto",
         description="sequences in one forward; auto is 8 on a CPU and 32 on a GPU, where vllm "
         "takes more if that is faster, unless it serves requests. Pin it where profiles must be "

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -153,7 +153,9 @@ def _gathers(
 
 def _option(name: str, annotation: Any, text: str, panel: str) -> inspect.Parameter:
     allowed = (annotation, *get_args(annotation))
-    kind: Any = next((each for each in (bool, int, float) if each in allowed), str)
+    # A word among numbers is text; the setting knows which.
+    words = any(get_origin(each) is Literal for each in allowed)
+    kind: Any = next((each for each in (bool, int, float) if each in allowed and not words), str)
     option = Annotated[
         kind | None, typer.Option(help=text, rich_help_panel=panel, show_default=False)
     ]

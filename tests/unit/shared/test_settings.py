@@ -33,6 +33,7 @@ def test_variables_are_read_and_converted() -> None:
         {"POC_API_PORT": "9000", "POC_RUN_CALLBACKS": "false", "POC_TILE": "4", "PATH": "/bin"}
     )
     assert (settings.api_port, settings.run_callbacks, settings.tile) == (9000, False, 4)
+    assert load_settings({"POC_TILE": "auto"}).tile == load_settings({}).tile == "auto"
 
 
 def test_a_given_environment_is_the_only_source(monkeypatch: pytest.MonkeyPatch) -> None:

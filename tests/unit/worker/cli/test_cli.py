@@ -174,6 +174,16 @@ def test_a_bad_setting_is_named(poc: Poc) -> None:
     assert "POC_NAMESPACE='a b'" in error_of(poc("status", "--namespace", "a b"), 2)
 
 
+def test_a_setting_that_is_a_word_or_a_number_takes_both(poc: Poc) -> None:
+    """And what is neither is refused in one sentence, with what would be right."""
+    for tile in ("auto", "64"):
+        refused = error_of(poc("worker", "--tile", tile, "--namespace", "a b"), 2)
+        assert "POC_NAMESPACE" in refused
+        assert "POC_TILE" not in refused
+    wrong = "should be auto, or a number of sequences from 1 to 4096; the default is auto"
+    assert error_of(poc("worker", "--tile", "x"), 2).count(wrong) == 1
+
+
 @pytest.mark.parametrize("name", ["worker", "api", "callbacks", "status", "stop"])
 @pytest.mark.parametrize("url", ["redis://hunter2@h:x/0", "redis://h/0?password=hunter2"])
 def test_no_command_shows_a_wrong_redis_url(
