@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,8 @@ settings.load_profile("usual")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Where no GPU is tested, Triton's kernels are interpreted: it must know before its import."""
-    if "not gpu" in (config.option.markexpr or ""):
+    chosen = re.sub(r"not (gpu|vllm)\b", "", config.option.markexpr or "")
+    if not re.search(r"\b(gpu|vllm)\b", chosen):
         os.environ["TRITON_INTERPRET"] = "1"
 
 
