@@ -101,16 +101,6 @@ class Validations:
         else:
             self._current.call_by_config("open_validation", args)
 
-    def claim(self, worker: str, token: str) -> Chunk | None:
-        """The next chunk for `worker`; the caller chooses `token` so that it can ask again."""
-        ask = Ask(worker, token, ("chunk",))
-        while True:
-            _, answer = self._current.call("claim", ask=ask.as_args(self._context))
-            if "idle" in answer:
-                return None
-            if chunk := self.chunk_of(ask, answer):
-                return chunk
-
     def chunk_of(self, ask: Ask, answer: Mapping[str, Any]) -> Chunk | None:
         """The chunk that `ask` got; None if its validation ended while it waited: it is dropped."""
         claim = answer["claim"]

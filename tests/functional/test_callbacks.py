@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 from pydantic import SecretStr
 
+from chunks import claim_chunk
 from receiver import Receiver
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
@@ -137,7 +138,7 @@ def test_a_validation_ends_in_a_message(store: Store, settings: Settings) -> Non
         batch = ProofBatch.of(config, [0, 1], [0.5, 0.5])
         for task, second in (("good", 0.5), ("bad", nan)):
             store.validations.open(task, ValidateRequest(batch=batch))
-            chunk = store.validations.claim("w", uuid4().hex)
+            chunk = claim_chunk(store, "w", uuid4().hex)
             assert chunk
             store.validations.commit(chunk, [0.5, second])
             job = store.validations.next_computed()

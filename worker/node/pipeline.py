@@ -212,8 +212,8 @@ class Pipeline:
 
     def _claim_batch(self) -> Claim | None:
         """The round's next batch."""
-        ask = self._ask()
-        claim = self.store.rounds.claim(ask.worker, ask.token, ask.fingerprint)
+        fingerprint = self.engine.info.fingerprint
+        claim = self.store.rounds.claim(self.worker, self._token, fingerprint)
         self._claimed(claim)
         return claim
 

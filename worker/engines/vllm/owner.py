@@ -263,7 +263,7 @@ class Owner:
     async def _next(self, last: _Launched | None) -> Sequence[_Submitted]:
         """The next jobs, which fill one tile if there are enough of them.
 
-        None if there are none before the device may need to be waited for.
+        Empty if there are none before the device may need to be waited for.
         """
         if last and (last.parts[0].job.alone or self._again):
             return []  # it has the device for itself, and so has what failed with others

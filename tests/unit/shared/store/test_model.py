@@ -28,6 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from chunks import claim_chunk
 from fake_engine import FakeEngine
 from node_model import FULL, OVER, Claims, Held, Limits, Node
 from shared.config import PoCConfig
@@ -280,7 +281,7 @@ class NodeMachine(RuleBasedStateMachine):
         name, fingerprint = f"w{taken.worker}", self.fingerprints[taken.worker]
         got: Claim | Chunk | None
         if isinstance(taken.work, Chunk):
-            got = store.validations.claim(name, token)
+            got = claim_chunk(store, name, token)
             work = self._model_claim("chunk", token, taken.worker)
         else:
             got = store.rounds.claim(name, token, fingerprint)

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+from chunks import claim_chunk
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.requests import GenerateRequest, InitRequest, ValidateRequest
@@ -77,7 +78,7 @@ def empty_validation_opened(store: Store, config: PoCConfig) -> Act:
 
 def last_chunk_computed(store: Store, config: PoCConfig) -> Act:
     store.validations.open("j", asked(config, 1))
-    chunk = store.validations.claim("w", "token")
+    chunk = claim_chunk(store, "w", "token")
     assert chunk
     return lambda: store.validations.commit(chunk, [0.5])
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from chunks import claim_chunk
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundFailed, RoundMismatch, RoundNotInitialized
@@ -30,7 +31,7 @@ def in_chunks(config: PoCConfig, nonces: int) -> PoCConfig:
 
 def take(store: Store) -> Chunk:
     """The next chunk, which must be there."""
-    chunk = store.validations.claim("w", uuid4().hex)
+    chunk = claim_chunk(store, "w", uuid4().hex)
     assert chunk
     return chunk
 
@@ -52,7 +53,7 @@ def test_a_batch_is_cut_into_chunks(store: Store, config: PoCConfig) -> None:
         ("j", False, 0)
     }
     assert (chunks[0].batch, chunks[0].config) == (batch, config)
-    assert store.validations.claim("w", "none left") is None
+    assert claim_chunk(store, "w", "none left") is None
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
@@ -150,9 +151,9 @@ def test_asking_again_renews_the_lease(
         "j", ValidateRequest(batch=batch_of(config, 1), config=in_chunks(config, 1))
     )
     for _ in range(3):
-        assert store.validations.claim("w", "t")
+        assert claim_chunk(store, "w", "t")
         advance(20)
-    assert store.validations.claim("other", "u") is None
+    assert claim_chunk(store, "other", "u") is None
 
 
 def test_asking_again_with_a_token_gives_the_same_chunk(store: Store, config: PoCConfig) -> None:
@@ -160,7 +161,7 @@ def test_asking_again_with_a_token_gives_the_same_chunk(store: Store, config: Po
     store.validations.open(
         "j", ValidateRequest(batch=batch_of(config, 1, 2), config=in_chunks(config, 1))
     )
-    assert store.validations.claim("w", "t") == store.validations.claim("w", "t")
+    assert claim_chunk(store, "w", "t") == claim_chunk(store, "w", "t")
     assert take(store).nonces == (2,)
 
 
@@ -190,7 +191,7 @@ def test_a_heartbeat_keeps_a_chunk_until_the_deadline(
     for seconds in (20, 20):
         advance(seconds)
         store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [chunk.token])
-    assert store.validations.claim("w", "too early") is None
+    assert claim_chunk(store, "w", "too early") is None
     advance(300)
     store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [chunk.token])
     assert take(store).nonces == (1,)
@@ -201,7 +202,7 @@ def test_a_chunk_given_back_unharmed_is_no_failure(store: Store, config: PoCConf
         "j", ValidateRequest(batch=batch_of(config, 1), config=in_chunks(config, 1))
     )
     store.validations.give_back(take(store))
-    assert (take(store).attempts, store.validations.claim("w", "t")) == (0, None)
+    assert (take(store).attempts, claim_chunk(store, "w", "t")) == (0, None)
 
 
 def test_a_chunk_that_fails_too_often_is_given_up(store: Store, config: PoCConfig) -> None:
@@ -240,7 +241,7 @@ def test_an_empty_batch_is_ready_at_once(store: Store, config: PoCConfig) -> Non
     store.validations.open(
         "j", ValidateRequest(batch=batch_of(config), config=in_chunks(config, 4))
     )
-    assert store.validations.claim("w", "t") is None
+    assert claim_chunk(store, "w", "t") is None
     assert computed(store).dist == []
 
 
@@ -297,7 +298,7 @@ def test_what_comes_after_the_end_changes_nothing(
     ended = ComputedValidation("j", "", late.batch, config, [], "", "")
     store.validations.finish(ended, error=CouldNotCompute("given up"))
     assert store.validations.commit(late, [0.5]) == "the validation has ended"
-    assert store.validations.claim("w", "t") is None
+    assert claim_chunk(store, "w", "t") is None
     assert not redis.exists(keys("chunks"), keys("chunk_claims"), keys("job_dist", "j"))
 
 
@@ -374,7 +375,7 @@ def test_opening_it_twice_opens_one(store: Store, config: PoCConfig) -> None:
     store.rounds.init("i2", InitRequest(config=config.model_copy(update={"block_hash": "other"})))
     store.validations.open("j", ValidateRequest(batch=batch))
     take(store)
-    assert store.validations.claim("w", "t") is None
+    assert claim_chunk(store, "w", "t") is None
 
 
 class TestWhatIsRefused:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from chunks import claim_chunk
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute
@@ -178,13 +179,13 @@ def history(store: Store, client: redis.Redis) -> None:
     refused, work = store.work.commit_and_claim(batch, ask, checked=2, valid=[])
     assert (refused, work and work.token) == (None, "t0")
     for n in range(3):
-        chunk = validations.claim("w", f"t{n}")
+        chunk = claim_chunk(store, "w", f"t{n}")
         assert chunk
         if n == 0:
             validations.give_back(chunk, "it failed")
         beat("t1", "t2")
     for token in ("t3", "t1", "t2", "t4", "t5", "t6"):
-        chunk = validations.claim("w", token)
+        chunk = claim_chunk(store, "w", token)
         assert chunk
         validations.commit(chunk, [0.5] * chunk.count, "why", '{"fingerprint": "f"}')
     for counted in ("r8", ""):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from chunks import claim_chunk
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, RoundFailed, StoreUnavailable
@@ -74,7 +75,7 @@ def computed(
         job, ValidateRequest(batch=batch, config=config.model_copy(update={"batch_size": 4096}))
     )
     if dist:
-        chunk = store.validations.claim("w", f"token-{job}")
+        chunk = claim_chunk(store, "w", f"token-{job}")
         assert chunk
         store.validations.commit(chunk, dist, profile=profile)
     return batch
@@ -180,7 +181,7 @@ class TestVerdicts:
         store.validations.open(
             "v", ValidateRequest(batch=ProofBatch.of(config, [1, 2], [0.5, 0.5]), config=config)
         )
-        chunk = store.validations.claim("w", "t")
+        chunk = claim_chunk(store, "w", "t")
         assert chunk
         store.validations.commit(chunk, [], error="out of memory")
         new_clerk().turn()
@@ -388,7 +389,7 @@ class TestProgress:
         store.validations.open(
             "v", ValidateRequest(batch=ProofBatch.of(config, range(6), [0.5] * 6), config=config)
         )
-        chunk = store.validations.claim("w", "t")
+        chunk = claim_chunk(store, "w", "t")
         assert chunk
         store.validations.commit(chunk, [0.5] * 4)
         new_clerk().turn()
@@ -414,7 +415,7 @@ class TestProgress:
         a_second_later()
         reporting.turn()
         assert len(sink.reports) == 2
-        chunk = store.validations.claim("w", "t")
+        chunk = claim_chunk(store, "w", "t")
         assert chunk
         store.validations.commit(chunk, [0.5] * 4)
         a_second_later()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from redis.client import Monitor
 
+from chunks import claim_chunk
 from fake_engine import FakeEngine
 from fake_round import computed, distances, free, status, theirs, two_in_the_engine
 from shared.config import PoCConfig, PoCState
@@ -330,7 +331,7 @@ class TestStep:
             assert status(store).total_checked == 0
             assert free(store, 2) == [0, 4]
         else:
-            assert store.validations.claim("other", "t")
+            assert claim_chunk(store, "other", "t")
 
     def test_a_redis_that_goes_away_costs_no_batch(
         self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig, away: Away
@@ -484,7 +485,7 @@ class TestDropping:
         assert manager.pipeline.tokens == []
         assert manager.pipeline.state is PoCState.IDLE
         manager.pipeline.drain()
-        left = store.validations.claim("other", "t")
+        left = claim_chunk(store, "other", "t")
         assert left
         assert left.attempts == 0
 
