@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -24,26 +25,35 @@ REST_S = 5.0
 TELL_EVERY_S = 30.0
 
 
-class Outage:
-    """Says once that Redis is away and once that it is back, for all threads of a process.
+def _caller() -> object:
+    """Who asks Redis: the running task of an event loop, or else the thread."""
+    try:
+        return asyncio.current_task() or threading.get_ident()
+    except RuntimeError:
+        return threading.get_ident()
 
-    It is back when each thread that missed it has its answer: a Redis that refuses writes still
-    answers those who only read.
+
+class Outage:
+    """Says once that Redis is away and once that it is back, for all callers of a process.
+
+    A caller is a thread, or a task of an event loop. Redis is back when each caller that missed it
+    has its answer: a Redis that refuses writes still answers those who only read, and an answer
+    from before the outage may be read after it began.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._where = f"POC_REDIS_URL={settings.safe_redis_url}"
         self._since = self._told = 0.0
-        self._waiting: set[int] = set()
+        self._waiting: set[object] = set()
         self._lock = threading.Lock()
 
     @property
     def goes_on(self) -> bool:
-        """Whether a thread still waits for its answer."""
+        """Whether a caller still waits for its answer."""
         return bool(self._waiting)
 
     def seen(self, error: StoreUnavailable) -> None:
-        """Redis did not answer the calling thread."""
+        """Redis did not answer the caller."""
         with self._lock:
             now = time.monotonic()
             if not self._waiting:
@@ -59,16 +69,21 @@ class Outage:
                     self._where,
                     error,
                 )
-            self._waiting.add(threading.get_ident())
+            self._waiting.add(_caller())
 
     def over(self) -> None:
-        """Redis answered the calling thread."""
-        if threading.get_ident() not in self._waiting:  # the usual case takes no lock
+        """Redis answered the caller."""
+        if not self._waiting or (caller := _caller()) not in self._waiting:  # usual: no lock
             return
         with self._lock:
-            self._waiting.discard(threading.get_ident())
+            self._waiting.discard(caller)
             if not self._waiting:
                 log.warning("Redis answers again, after %.0f s", time.monotonic() - self._since)
+
+    def left(self) -> None:
+        """The caller ends; it no longer waits for an answer."""
+        with self._lock:
+            self._waiting.discard(_caller())
 
     def first_call(self, call: Callable[[], object]) -> None:
         """`call` Redis as a process starts: one that is away is waited for later.
@@ -95,8 +110,7 @@ class Outage:
             except StoreUnavailable as error:
                 self.seen(error)
                 if time.monotonic() > gives_up_at or closing.wait(RETRY_S):
-                    with self._lock:
-                        self._waiting.discard(threading.get_ident())
+                    self.left()
                     raise
             else:
                 self.over()

@@ -203,6 +203,7 @@ class Delivery:
                     self._outage.seen(error)
                     await asyncio.sleep(RETRY_S)
         finally:
+            self._outage.left()
             news.close()
 
     async def _collect(self) -> bool:
@@ -321,13 +322,16 @@ class Delivery:
 
     async def _until_answered(self, call: Callable[[], T]) -> T:
         """What the store gives once Redis answers."""
-        while True:
-            try:
-                async with self._calls:
-                    result = await asyncio.to_thread(call)
-            except StoreUnavailable as error:
-                self._outage.seen(error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                self._outage.over()
-                return result
+        try:
+            while True:
+                try:
+                    async with self._calls:
+                        result = await asyncio.to_thread(call)
+                except StoreUnavailable as error:
+                    self._outage.seen(error)
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    self._outage.over()
+                    return result
+        finally:
+            self._outage.left()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -101,6 +102,34 @@ class TestOutage:
         assert len(caplog.records) == 1
         outage.over()
         assert "Redis answers again" in caplog.records[1].getMessage()
+
+    def test_each_task_of_a_thread_waits_for_its_own_answer(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Given an answer from before the outage that its task reads later, then it goes on."""
+
+        async def missed() -> None:
+            outage.seen(GONE)
+            await asyncio.sleep(0)
+            assert outage.goes_on
+            outage.over()
+
+        async def answered_before() -> None:
+            outage.over()
+
+        async def both() -> None:
+            await asyncio.gather(missed(), answered_before())
+
+        asyncio.run(both())
+        assert len(caplog.records) == 2
+        assert not outage.goes_on
+
+    def test_who_ends_waits_no_more(self, outage: Outage, caplog: pytest.LogCaptureFixture) -> None:
+        """Nobody says that Redis answers again."""
+        outage.seen(GONE)
+        outage.left()
+        assert not outage.goes_on
+        assert len(caplog.records) == 1
 
 
 class TestUntilAnswered:
