@@ -32,7 +32,8 @@ priorities="$(printf '\006\026')?"
 
 # What a status is made of; not the outbox, whose messages are for their receivers.
 status="%R~$node:status %R~$node:round:* %R~$node:nonces:* %R~$node:found:* %R~$node:tombstone:*
-  %R~$node:workers %R~$node:worker:* %R~$node:incidents %R~$node:jobs %R~$node:job:* %R~$node:callbacks"
+  %R~$node:workers %R~$node:worker:* %R~$node:incidents %R~$node:jobs %R~$node:job:* %R~$node:callbacks
+  %R~$node:history:* %R~$node:histogram:* %R~$node:totals %R~$node:outcomes"
 # What tells the names of all keys, of other namespaces as well.
 blind="-scan -randomkey -client|tracking"
 look="+@read -@keyspace +exists +time +@connection -@dangerous $blind"
@@ -61,7 +62,8 @@ user controller on "#$controller" -@all $look +@transaction $status \
   "(-@all" +get +mget "%R~celery-task-meta-*)" \
   "(-@all" +subscribe +unsubscribe "&celery-task-meta-*)" \
   "(-@all" +publish "&/0.celeryev/task.sent)"
-user api on "#$api" -@all $look $status
+user api on "#$api" -@all $look +@transaction $status \
+  "(-@all" +llen "%R~$queue)" "(-@all" +xlen "%R~$node:outbox)"
 user flower on "#$flower" -@all \
   +@read +@write +@transaction +@pubsub +@connection +time -@dangerous \
   -@scripting +evalsha "+script|load" "+script|exists" $blind \

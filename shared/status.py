@@ -36,6 +36,10 @@ def _from_json(value: Any) -> Any:
     return json.loads(value or "{}") if isinstance(value, str) else value
 
 
+def _list_from_json(value: Any) -> Any:
+    return json.loads(value or "[]") if isinstance(value, str) else value
+
+
 class RoundStatus(BaseModel):
     """One round as its hash shows it; all zero before the first init."""
 
@@ -136,6 +140,21 @@ class CallbackCounts(BaseModel):
     callback_error: str = ""
 
 
+class GpuReading(BaseModel):
+    """How a GPU was at a worker's last heartbeat; None where the card does not tell."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = ""
+    uuid: str = ""
+    #: Share of the time, 0 to 1, that kernels ran on it.
+    utilization: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+
+
 class WorkerStatus(BaseModel):
     """One worker as its last heartbeat shows it."""
 
@@ -159,6 +178,17 @@ class WorkerStatus(BaseModel):
     host: str = ""
     #: Length of its model's logits, by which the share of valid nonces can be guessed.
     vocab_size: int = 0
+    #: Sequences of one forward.
+    tile: int = 0
+    #: Batches computed since it started, and the seconds that the device had some.
+    batches: int = 0
+    busy_seconds: float = 0
+    #: Functional checks that passed since it started, and the Unix time of the last.
+    checks: int = 0
+    checked_at: float = 0
+    gpus: Annotated[list[GpuReading], BeforeValidator(_list_from_json)] = Field(
+        default_factory=list
+    )
 
 
 class Commit(BaseModel):

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 
+from shared.overview import Overview
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus
 from shared.store.ask import Ask, Kind
@@ -41,6 +42,7 @@ from shared.store.dead_letters import DeadLetters
 from shared.store.endings import Ending, Endings
 from shared.store.keys import Keys
 from shared.store.outbox import Entry, Message, Outbox
+from shared.store.overview import Views
 from shared.store.results import Results
 from shared.store.rounds import Claim, Rounds
 from shared.store.scripts import Scripts, fresh_id
@@ -90,6 +92,7 @@ class Store:
         self.endings = Endings(context, self.dead_letters)
         self.results = Results(context)
         self.commands = Commands(context)
+        self._views = Views(context)
 
     def status(self, newest: int = 0) -> NodeStatus:
         """The current round with its `newest` valid nonces, the workers, the open validations."""
@@ -101,6 +104,13 @@ class Store:
             validations=self.validations.progress(),
             validation_callbacks=self.outbox.uncounted(),
         )
+
+    def overview(self, newest: int = 0) -> Overview:
+        """All that can be seen of the node at a glance."""
+        node = self.status(newest)
+        vocab_size = max((each.vocab_size for each in node.workers), default=0)
+        seen = self._views.read(node.round_id, vocab_size)
+        return Overview(namespace=self._settings.namespace, node=node, **seen)
 
     def broker_options(self) -> Mapping[str, str]:
         """What Celery's transport must be told: where it keeps what."""

@@ -43,6 +43,8 @@ KEYS: dict[str, Key] = {
     "nonces": Key("hash", "valid nonce -> distance", _ROUND, "round"),
     "found": Key("list", "valid nonces in order of discovery", _ROUND, "round"),
     "run": Key("hash", "config, epoch, cursor and clocks", _ROUND, "round"),
+    "history": Key("list", "course of the round: time, checked, valid", _ROUND, "round"),
+    "histogram": Key("hash", "bin of distances -> nonces in it, nearly", _ROUND, "round"),
     "claims": Key("hash", "token -> claimed positions", _CURRENT, "round"),
     "leases": Key("zset", "token -> end of its lease, ms", _CURRENT, "round"),
     "tickets": Key("set", "tasks that wait for the end", _CURRENT, "round"),
@@ -92,12 +94,23 @@ KEYS: dict[str, Key] = {
     "chunk_claims": Key("hash", "token -> claimed chunk", _EMPTY),
     "chunk_leases": Key("zset", "token -> end of its lease, ms", _EMPTY),
     "verdicts": Key("list", "computed validations that wait for a verdict", _EMPTY),
+    "outcomes": Key("stream", "how validations ended, the newest 100", _NAMESPACE),
     # What callers and receivers have yet to be told.
     "endings": Key("list", "ends to be told to Celery", _EMPTY, also="the clerk"),
     "reporter": Key("string", "who reports progress now", "a second", also="the clerk"),
     "outbox": Key("stream", "callbacks to deliver", _NAMESPACE, also="the sender"),
-    "callbacks": Key("hash", "counts of callbacks that belong to no round", _NAMESPACE),
+    "callbacks": Key(
+        "hash",
+        "counts of callbacks that belong to no round, and since when the oldest of all waits",
+        _NAMESPACE,
+    ),
     # Workers.
+    "totals": Key(
+        "hash",
+        "counts of earlier rounds, and of all else that happened",
+        _NAMESPACE,
+        also="the worker",
+    ),
     "workers": Key("zset", "worker -> last heartbeat, ms", _NAMESPACE),
     "worker": Key("hash", "a worker's device, rate, ...", _ALIVE, "worker"),
     "model": Key("hash", "the model of the namespace", _ALIVE),

@@ -107,8 +107,8 @@ class Outbox:
             found = self._redis.xrange(self._stream, id, id)
         return found[0][1]["body"] if found else None
 
-    def settle(self, entry: Entry, error: str | None = None) -> None:
-        """Take an entry out, once: delivered, or refused with `error`."""
+    def settle(self, entry: Entry, error: str | None = None, reason: str = "other") -> None:
+        """Take an entry out, once: delivered, or refused with `error`, for a `reason` in a word."""
         self._scripts.call(
             "settle",
             round=entry.round,
@@ -116,6 +116,7 @@ class Outbox:
             entry=entry.id,
             outcome="refused" if error else "delivered",
             error=error,
+            reason=reason if error else None,
         )
 
     def defer(self, entry: Entry, error: str) -> None:

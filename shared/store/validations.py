@@ -22,6 +22,10 @@ from shared.store.outbox import Message
 
 log = logging.getLogger(__name__)
 
+#: Ended validations that are kept for viewers, and what is kept of their verdicts.
+KEEP_OUTCOMES = 100
+_OF_A_VERDICT = ("n_invalid", "probability_honest", "fraud_detected")
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -177,7 +181,15 @@ class Validations:
         message: Message | None = None,
     ) -> None:
         """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once."""
-        self._finish(validation.id, validation.round_id, result, error, message)
+        batch = validation.batch
+        of = {
+            "public_key": batch.public_key,
+            "block_hash": batch.block_hash,
+            "block_height": batch.block_height,
+            "node_id": batch.node_id,
+            "nonces": len(batch),
+        }
+        self._finish(validation.id, validation.round_id, of, result, error, message)
 
     def progress(self) -> dict[str, dict[str, int]]:
         """Nonces done and total of each open validation."""
@@ -229,16 +241,25 @@ class Validations:
         log.error("validation %s can't be read: %s", validation, why)
         # Of thousands of bad nonces each has its line.
         message = f"this version of the worker can't read the validation: {str(why)[:500]}"
-        self._finish(validation, "", error=CouldNotCompute(message))
+        self._finish(validation, "", {}, error=CouldNotCompute(message))
 
     def _finish(
         self,
         validation: str,
         round_id: str,
+        of: Mapping[str, Any],
         result: str | None = None,
         error: PoCError | None = None,
         message: Message | None = None,
     ) -> None:
+        verdict = json.loads(result or "{}")
+        summary = {
+            **of,
+            **{name: verdict[name] for name in _OF_A_VERDICT if name in verdict},
+            "id": validation,
+            "error": str(error or ""),
+        }
+        judged = "fraud" if verdict.get("fraud_detected") else "honest"
         self._scripts.call(
             "finish_validation",
             round=round_id,
@@ -247,6 +268,9 @@ class Validations:
             error=error and as_fields(error),
             message=message and message.as_args(),
             keep_s=self._context.settings.keep_rounds_s,
+            outcome="error" if error else judged,
+            summary=json.dumps(summary),
+            keep_outcomes=KEEP_OUTCOMES,
         )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from pydantic import ValidationError
 
@@ -47,6 +48,7 @@ class Workers:
         instance: str | None = None,
         *,
         takes_over: bool = False,
+        counted: tuple[str, Mapping[int, int]] | None = None,
     ) -> Reference | None:
         """Show that `worker` lives, renew its leases and the round's clocks.
 
@@ -56,6 +58,9 @@ class Workers:
 
         `instance` tells its process from others of that name. Raises `NameTaken`, with the time of
         the holder's last heartbeat, unless this process `takes_over`.
+
+        `counted` is a round, and how many of its nonces have distances in which bin (see
+        `shared.histogram`). After a lost answer it may count twice: it is only to be looked at.
         """
         _, answer = self._current.call(
             "heartbeat",
@@ -68,6 +73,7 @@ class Workers:
             fields=flat(fields),
             tokens=list(tokens),
             distances=json.dumps(list(distances)) if distances else None,
+            counted=counted and {"round": counted[0], "bins": list(chain(*counted[1].items()))},
             reference_s=REFERENCE_S,
             live_ms=round(self._settings.worker_lives_s * 1000),
             lease_ms=self._context.lease_ms,
@@ -101,6 +107,7 @@ class Workers:
             pipe.lpush(key, incident.model_dump_json())
             pipe.ltrim(key, 0, KEEP_INCIDENTS - 1)
             pipe.expire(key, KEEP_S)
+            pipe.hincrby(self._keys("totals"), "incidents", 1)
             pipe.execute()
 
     def incidents(self, newest: int = SHOWN) -> list[Incident]:

@@ -247,6 +247,8 @@ def test_a_refusal_is_final_and_shown(
     assert [path for path, _, _ in receiver.requests] == ["/poc/generated"] * 2
     assert status(store).callback_error.startswith(receiver.url.removesuffix("/poc"))
     assert says in status(store).callback_error
+    totals = store.overview().totals
+    assert (totals.delivered, totals.refused) == (1, {f"status_{answer}": 1})
 
 
 def test_an_address_that_cannot_be_is_refused(store: Store, settings: Settings) -> None:
@@ -256,6 +258,7 @@ def test_an_address_that_cannot_be_is_refused(store: Store, settings: Settings) 
         find(store)
         until_counts(store, 0, 0, 1)
     assert "the message can't be sent" in status(store).callback_error
+    assert store.overview().totals.refused == {"never_sent": 1}
 
 
 @pytest.mark.parametrize("trouble", ["hang", "drip"])
@@ -326,6 +329,7 @@ def test_a_deadline_that_passes_is_shown(store: Store, settings: Settings) -> No
         wait_until(lambda: "tried again" in status(store).callback_error, 10, "an attempt")
         until_counts(store, 0, 0, 3)
     assert re.search("its deadline passed; .*ConnectError", status(store).callback_error)
+    assert store.overview().totals.refused == {"deadline": 3}
 
 
 def test_a_message_found_after_its_deadline_is_not_sent(store: Store, settings: Settings) -> None:

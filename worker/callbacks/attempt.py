@@ -41,6 +41,8 @@ class Answer:
     retry_after_s: float = 0.0
     #: The receiver may have taken the message all the same, or may still be at it.
     in_doubt: bool = False
+    #: Why it was not delivered, in a word that counters can be named by.
+    reason: str = "other"
 
 
 def judge(status: int, retry_after: str | None = None, *, in_doubt: bool = False) -> Answer:
@@ -54,7 +56,7 @@ def judge(status: int, retry_after: str | None = None, *, in_doubt: bool = False
         return Answer(error, True, seconds_asked_for(retry_after), in_doubt or unknown)
     if 300 <= status < 400:
         error += "; redirects are not followed: set callback_url to where it leads"
-    return Answer(error)
+    return Answer(error, reason=f"status_{status}")
 
 
 def seconds_asked_for(retry_after: str | None) -> float:
@@ -122,7 +124,8 @@ async def post(
         silence = f"it gave no answer within {timeout_s:g} s"
         return answer or Answer(silence, retry=True, in_doubt=True)
     except _NEVER_SENT as error:
-        return answer or Answer(f"the message can't be sent: {_sentence(error)}")
+        why = f"the message can't be sent: {_sentence(error)}"
+        return answer or Answer(why, reason="never_sent")
     except httpx.TransportError as error:
         reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         return answer or Answer(_sentence(error), retry=True, in_doubt=in_doubt or reached)

@@ -285,7 +285,10 @@ class Delivery:
             if answer is None or not answer.retry:
                 if answer is not None:
                     error = f"{receiver.name}: {answer.error}" if answer.error else None
-                    await self._until_answered(lambda: self._store.outbox.settle(entry, error))
+                    reason = answer.reason
+                    await self._until_answered(
+                        lambda: self._store.outbox.settle(entry, error, reason)
+                    )
                 del self._held[entry.id]
             else:
                 held.failures += 1
@@ -309,7 +312,7 @@ class Delivery:
             why = held.last_error or f"it was never tried, since {before}"
             error = f"its deadline passed; the last attempt: {why}"
             receiver.complain("a callback was given up", error)
-            return Answer(error)
+            return Answer(error, reason="deadline")
         body = await self._until_answered(lambda: self._store.outbox.body(entry.id))
         if body is None:
             return None

@@ -49,7 +49,8 @@ class FunctionalCheck:
         self._due_at = 0.0
         #: The first answer; empty before `begin`.
         self.distances: tuple[float, ...] = ()
-        #: Unix time of the last check that passed, by this machine's clock.
+        #: Checks that passed, and the Unix time of the last one, by this machine's clock.
+        self.passed = 0
         self.passed_at = 0.0
         #: Set for good when a check failed.
         self.failed: Quarantined | None = None
@@ -139,6 +140,7 @@ class FunctionalCheck:
             raise EngineError("the functional check was cancelled") from None
 
     def _passed(self) -> None:
+        self.passed += 1
         self.passed_at, self._due_at = time.time(), time.monotonic() + self._every_s
         self.in_doubt = 0
         self.commits.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ from shared.config import PoCState
 from shared.errors import ModelMismatch, NameTaken
 from shared.settings import Settings
 from shared.store import Reference, fresh_id
+from worker.node.gpus import Gpus
 from worker.node.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class Heartbeat:
         self._samples = [self._sample()] * 2
         # As of the last beat: asking for rates takes a sample.
         self._rate, self._busy = 0.0, 0.0
+        self._gpus = Gpus.of(pipeline.engine.info.device)
 
     def turn(self) -> None:
         """Beat, say now and then how it goes, then wait for the next beat."""
@@ -76,7 +79,8 @@ class Heartbeat:
         Raises `ModelMismatch` that says what to do, and `NameTaken` by another process.
         """
         self._rate, self._busy = self._rates()
-        info = self._pipeline.engine.info
+        engine, check = self._pipeline.engine, self._pipeline.check
+        info, counted = engine.info, self._pipeline.tally.take()
         fields = {
             "state": self._pipeline.state.lower(),
             "device": info.device,
@@ -89,6 +93,12 @@ class Heartbeat:
             "pid": str(os.getpid()),
             "host": socket.gethostname(),
             "vocab_size": str(info.vocab_size),
+            "tile": str(info.tile),
+            "batches": str(self._pipeline.batches),
+            "busy_seconds": f"{engine.busy_seconds:.3f}",
+            "checks": str(check.passed if check else 0),
+            "checked_at": f"{check.passed_at if check else 0:.3f}",
+            "gpus": json.dumps(self._gpus.read()),
         }
         model = {
             "fingerprint": info.fingerprint,
@@ -97,14 +107,15 @@ class Heartbeat:
             "vocab_size": str(info.vocab_size),
         }
         try:
-            return self._pipeline.store.workers.heartbeat(
+            reference = self._pipeline.store.workers.heartbeat(
                 self._pipeline.worker,
                 model,
                 fields,
                 self._pipeline.tokens,
-                self._pipeline.check.distances if self._pipeline.check else (),
+                check.distances if check else (),
                 self.instance,
                 takes_over=takes_over,
+                counted=counted,
             )
         except ModelMismatch as error:
             wants = (
@@ -116,6 +127,8 @@ class Heartbeat:
                 f"{wants}, and {info.model} has {info.fingerprint}: load the same model, or choose "
                 "another POC_NAMESPACE or POC_MODEL_FINGERPRINT"
             ) from None
+        self._pipeline.tally.told()
+        return reference
 
     def _report_progress(self) -> None:
         now, working_on = time.monotonic(), self._pipeline.working_on

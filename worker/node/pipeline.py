@@ -25,6 +25,7 @@ from worker.callbacks.messages import generated_message
 from worker.engines import Engine, EngineInfo, Job, JobCancelled, Pending
 from worker.engines.base import tile_of
 from worker.node.functional_check import FunctionalCheck
+from worker.node.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,10 @@ class Pipeline:
         check: FunctionalCheck | None = None,
     ) -> None:
         self.engine, self.store, self.worker, self.check = engine, store, worker, check
-        #: Nonces computed since the start, whether they counted or not.
-        self.computed = 0
+        #: Nonces and batches computed since the start, whether they counted or not.
+        self.computed = self.batches = 0
+        #: What counted, for those who look on.
+        self.tally = Tally(engine.info.vocab_size)
         self._profile = json.dumps(
             {"fingerprint": engine.info.fingerprint, **engine.info.profile}, sort_keys=True
         )
@@ -311,11 +314,15 @@ class Pipeline:
         else:
             refused = self.store.rounds.commit(work, **self._came_of(work, dist))
         self.computed += len(dist)
+        self.batches += 1
         if refused:
             log.info("%d nonces do not count: %s", len(dist), refused)
-        elif dist and self.check:
+            return False, claimed
+        if isinstance(work, Claim):
+            self.tally.add(work.round_id, dist)
+        if dist and self.check:
             self.check.committed(_range_of(work))
-        return not refused, claimed
+        return True, claimed
 
     def _came_of(self, claim: Claim, dist: list[float]) -> dict[str, Any]:
         """What a commit takes of a computed batch."""

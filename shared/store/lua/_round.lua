@@ -108,9 +108,14 @@ local function open_round()
   if round ~= '' then
     if state ~= 'STOPPED' then leave_for('STOPPED') end
     redis.call('UNLINK', K.claims, K.leases)
-    for _, key in ipairs({K.round, K.nonces, K.found, K.run}) do
+    for _, key in ipairs({K.round, K.nonces, K.found, K.run, K.history, K.histogram}) do
       redis.call('EXPIRE', key, A.keep_s)
     end
+    local counts = redis.call('HMGET', K.status, 'total_checked', 'total_valid', 'total_failed')
+    for i, name in ipairs({'checked', 'valid', 'failed'}) do
+      redis.call('HINCRBY', K.totals, name, int(number(counts[i])))
+    end
+    redis.call('HINCRBY', K.totals, 'rounds', 1)
   end
   for _, name in ipairs({'round', 'nonces', 'found', 'run', 'claims', 'leases', 'tickets'}) do
     K[name] = K['new_' .. name]

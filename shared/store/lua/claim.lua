@@ -2,7 +2,7 @@
 -- with _round
 -- with _claim
 -- K writes: status, clock, round(round), run(round), claims(round), leases(round), chunks,
---   chunk_claims, chunk_leases
+--   chunk_claims, chunk_leases, totals
 -- A: round, ask
 
 return moved() or cjson.encode(next_work(state == 'GENERATING' and hash(K.run) or {}))

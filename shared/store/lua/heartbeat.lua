@@ -2,11 +2,14 @@
 -- round's clocks up to date. A worker with another model than the namespace's is refused.
 -- A name belongs to one process: another one is refused while its holder lives.
 -- The distances of the first worker's functional check become the reference of its model.
+-- A.counted are nonces of a round by the bins of their distances, name and count in turn.
 -- with _round
+-- K reads: outbox
 -- K writes: status, clock, round(round), run(round), claims(round), leases(round), model,
---   reference(fingerprint), worker(worker), workers, takers, chunk_claims, chunk_leases
+--   reference(fingerprint), worker(worker), workers, takers, chunk_claims, chunk_leases,
+--   callbacks, history(round), histogram(round)
 -- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens, distances?,
---   reference_s, live_ms, lease_ms, deadline_ms
+--   reference_s, live_ms, lease_ms, deadline_ms, counted?
 
 local other = moved()
 if other then return other end
@@ -65,5 +68,34 @@ end
 if round ~= '' then renew(K.claims, K.leases) end
 renew(K.chunk_claims, K.chunk_leases)
 if state ~= 'STOPPED' then refresh() end
+
+-- A round's course, for whoever looks on. Samples become rarer as it goes on, so that there are
+-- hundreds of them at most; one more says how it ended.
+local function sample()
+  local course = redis.call('HMGET', K.round, 'total_checked', 'total_valid', 'generating_seconds')
+  local last = redis.call('HMGET', K.run, 'sampled_s', 'sampled')
+  local generating, before = number(course[3]), number(last[1])
+  local due = generating >= before + math.max(2, generating / 128)
+  if state ~= 'GENERATING' then due = course[1] ~= (last[2] or '0') end
+  if not due then return end
+  redis.call('HSET', K.run, 'sampled_s', course[3], 'sampled', course[1])
+  redis.call('RPUSH', K.history, table.concat({seconds(now), course[1], course[2]}, ' '))
+end
+if round ~= '' then
+  sample()
+  if A.counted and A.counted.round == round then
+    for i = 1, #A.counted.bins, 2 do
+      redis.call('HINCRBY', K.histogram, A.counted.bins[i], A.counted.bins[i + 1])
+    end
+  end
+end
+
+-- Since when the oldest callback waits: an entry's id begins with its time.
+local looked = number(redis.call('HGET', K.callbacks, 'looked_at'))
+if now >= looked * 1000 + 1000 then
+  local first = redis.call('XRANGE', K.outbox, '-', '+', 'COUNT', 1)[1]
+  redis.call('HSET', K.callbacks, 'looked_at', seconds(now),
+    'oldest_at', first and seconds(string.match(first[1], '%d+')) or '0')
+end
 local reference = redis.call('HMGET', K.reference, 'distances', 'worker')
 return cjson.encode({alive = true, distances = reference[1] or nil, worker = reference[2] or nil})

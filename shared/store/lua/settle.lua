@@ -1,11 +1,12 @@
 -- Take a callback out of the outbox as A.outcome (delivered or refused), once.
--- K writes: outbox, status, callbacks, counted=round(round)
--- A: round, group, entry, outcome, error?
+-- K writes: outbox, status, callbacks, totals, counted=round(round)
+-- A: round, group, entry, outcome, error?, reason?
 
 redis.call('XACK', K.outbox, A.group, A.entry)
 if redis.call('XDEL', K.outbox, A.entry) == 0 then return 0 end
 count_callback(A.round, 'pending', -1)
 count_callback(A.round, A.outcome, 1, A.error)
+redis.call('HINCRBY', K.totals, A.reason and 'refused:' .. A.reason or A.outcome, 1)
 if A.outcome ~= 'delivered' then return 1 end
 for _, key in ipairs(callback_counters(A.round)) do
   local error = redis.call('HGET', key, 'callback_error') or ''

@@ -132,7 +132,8 @@ def history(store: Store, client: redis.Redis) -> None:
         return Message("http://c", "{}", "key", round_id, 60)
 
     def beat(*tokens: str) -> None:
-        workers.heartbeat("w", {"fingerprint": "f"}, {}, tokens, [0.5])
+        round_id, _ = rounds.current()
+        workers.heartbeat("w", {"fingerprint": "f"}, {}, tokens, [0.5], counted=(round_id, {-1: 2}))
 
     def busy(round_id: str) -> None:
         """A round with a claim, something found, and a ticket."""
@@ -151,6 +152,8 @@ def history(store: Store, client: redis.Redis) -> None:
     rounds.validate("v", ValidateRequest(config=CONFIG, round_id="r4", replace=True))
     busy("r5")
     busy("r6")
+    sleep(60)  # what its worker held is taken over
+    assert rounds.claim("w", "r6-3", "f")
     rounds.stop("s1", StopRequest(round_id="never"))
     rounds.stop("s2")
     # A batch that fails for good, a round that is full.
@@ -178,6 +181,12 @@ def history(store: Store, client: redis.Redis) -> None:
     ask = Ask("w", "t0", ("chunk", "batch"))
     refused, work = store.work.commit_and_claim(batch, ask, checked=2, valid=[])
     assert (refused, work and work.token) == (None, "t0")
+    left = [rounds.claim("w", f"r8-{n}") for n in (3, 4)]
+    assert left[0]
+    sleep(60)
+    assert store.work.commit_and_claim(left[0], Ask("w", "r8-5", ("batch",)), checked=2, valid=[])[
+        1
+    ]
     for n in range(3):
         chunk = claim_chunk(store, "w", f"t{n}")
         assert chunk

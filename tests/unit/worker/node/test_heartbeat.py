@@ -17,7 +17,7 @@ from shared.data import ProofBatch
 from shared.errors import ModelMismatch
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import load_settings
-from shared.status import WorkerStatus
+from shared.status import RoundStatus, WorkerStatus
 from shared.store import Reference, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
@@ -84,6 +84,44 @@ class TestFields:
         heart.beat()
         worker = shown(store)
         assert (worker.state, worker.computed) == ("validating", 4)
+
+    def test_a_worker_shows_how_far_it_is(
+        self, engine: FakeEngine, store: Store, config: PoCConfig
+    ) -> None:
+        """Batches and the device's seconds for them, and checks that passed."""
+        check = FunctionalCheck(engine, load_settings({}, check_every_s=86_400))
+        check.begin()
+        pipeline = Pipeline(engine, store, "w", check)
+        store.rounds.generate("g", GenerateRequest(config=config))
+        for _ in range(3):
+            pipeline.step()
+        pipeline.drain()
+        beating(pipeline).beat()
+        worker = shown(store)
+        assert worker.tile == engine.info.tile
+        assert worker.batches * config.batch_size == worker.computed == pipeline.computed > 0
+        assert worker.busy_seconds == pytest.approx(engine.busy_seconds, abs=1e-3)
+        assert worker.checks == 1
+        assert worker.checked_at == pytest.approx(check.passed_at, abs=1e-3)
+        assert worker.gpus == []
+
+    def test_what_it_committed_is_in_the_rounds_histogram(
+        self, pipeline: Pipeline, store: Store, config: PoCConfig
+    ) -> None:
+        """After each beat; not what a validation computed."""
+        heart = beating(pipeline)
+        store.rounds.generate("g", GenerateRequest(config=config))
+        counted = []
+        for _ in range(2):
+            pipeline.step()
+            heart.beat()
+            checked = (store.rounds.status() or RoundStatus()).total_checked
+            counted.append((checked, sum(each.nonces for each in store.overview().histogram)))
+        pipeline.drain()
+        heart.beat()
+        histogram = store.overview().histogram
+        assert all(checked == binned for checked, binned in counted)
+        assert sum(each.nonces for each in histogram) == pipeline.computed
 
     def test_the_model_is_registered_with_its_bounds(
         self, pipeline: Pipeline, redis: Client, keys: Keys

@@ -1,0 +1,86 @@
+"""All that can be seen of a node at a glance: what the page, metrics and receipts are made of."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.status import NodeStatus
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Sample(_Frozen):
+    """How far a round was at some time."""
+
+    #: Unix time by Redis' clock.
+    at: float
+    checked: int
+    valid: int
+
+
+class Bin(_Frozen):
+    """The nonces of a round whose distances lie from `low` up to `high`."""
+
+    low: float
+    high: float
+    nonces: int
+
+
+class Outcome(_Frozen):
+    """How a validation ended."""
+
+    #: The task that asked for it.
+    id: str
+    #: Unix time by Redis' clock.
+    at: float
+    public_key: str = ""
+    block_hash: str = ""
+    block_height: int = 0
+    node_id: int = 0
+    nonces: int = 0
+    n_invalid: int = 0
+    #: How probable it is that an honest node has at least this many invalid nonces: the p-value.
+    probability_honest: float | None = None
+    fraud_detected: bool = False
+    #: Why there is no verdict.
+    error: str = ""
+
+
+class Totals(_Frozen):
+    """What happened in this namespace so far. None of it ever shrinks, while Redis keeps it."""
+
+    rounds: int = 0
+    checked: int = 0
+    valid: int = 0
+    failed: int = 0
+    #: Claims of dead workers that others took over.
+    taken_over: int = 0
+    incidents: int = 0
+    #: Callbacks that were delivered, and those that were not, by the reason.
+    delivered: int = 0
+    refused: dict[str, int] = Field(default_factory=dict)
+    #: Validations that ended, by how: honest, fraud, error.
+    validations: dict[str, int] = Field(default_factory=dict)
+
+
+class Overview(_Frozen):
+    """A node at one moment."""
+
+    namespace: str
+    #: Unix time by Redis' clock.
+    at: float
+    node: NodeStatus
+    #: The course of the current round: hundreds of samples at most, oldest first.
+    history: list[Sample] = Field(default_factory=list)
+    #: Distances of the current round, in bins that touch; the outermost two have no far end.
+    histogram: list[Bin] = Field(default_factory=list)
+    #: Validations that ended, newest first.
+    outcomes: list[Outcome] = Field(default_factory=list)
+    totals: Totals = Field(default_factory=Totals)
+    #: Commands that wait for a worker.
+    queue_length: int = 0
+    #: Callbacks that wait for their delivery, and for how many seconds the oldest of them does.
+    outbox_length: int = 0
+    outbox_oldest_seconds: float = 0

@@ -1,0 +1,93 @@
+"""What is to be seen of a node, read at one go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from pydantic import ValidationError
+
+from shared.histogram import edge
+from shared.overview import Bin, Outcome, Sample, Totals
+from shared.store.connection import redis_errors
+from shared.store.context import Context
+
+#: Validations that an overview shows.
+OUTCOMES = 20
+
+
+class Views:
+    """What of a node only viewers need."""
+
+    def __init__(self, context: Context) -> None:
+        self._redis, self._keys = context.redis, context.keys
+        self._queue = context.settings.queue
+
+    def read(self, round_id: str, vocab_size: int) -> dict[str, object]:
+        """The fields of an `Overview` that no status has; `round_id` may be empty."""
+        key = self._keys
+        with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
+            # In one step: what a round has counted is in the totals once it is no longer current.
+            pipe.time()
+            pipe.hgetall(key("totals"))
+            pipe.hmget(key("status"), "total_checked", "total_valid", "total_failed")
+            pipe.xrevrange(key("outcomes"), count=OUTCOMES)
+            pipe.llen(self._queue)
+            pipe.xlen(key("outbox"))
+            pipe.hget(key("callbacks"), "oldest_at")
+            pipe.lrange(key("history", round_id or "-"), 0, -1)
+            pipe.hgetall(key("histogram", round_id or "-"))
+            clock, totals, counts, outcomes, queue, outbox, oldest, history, bins = pipe.execute()
+        now = clock[0] + clock[1] / 1e6
+        since = float(oldest or 0)
+        return {
+            "at": now,
+            "totals": _totals(totals, counts),
+            "outcomes": [each for entry in outcomes for each in _outcome(*entry)],
+            "queue_length": queue,
+            "outbox_length": outbox,
+            "outbox_oldest_seconds": max(0.0, now - since) if outbox and since else 0,
+            "history": [_sample(line) for line in history],
+            "histogram": _histogram(bins, vocab_size),
+        }
+
+
+def _totals(kept: Mapping[str, str], current: Sequence[str | None]) -> Totals:
+    """What is kept of earlier rounds, and `current`: checked, valid and failed of the newest."""
+    counts = {name: int(count) for name, count in kept.items()}
+    for name, count in zip(("checked", "valid", "failed"), current, strict=True):
+        counts[name] = counts.get(name, 0) + int(count or 0)
+    labelled: dict[str, dict[str, int]] = {}
+    for name in [name for name in counts if ":" in name]:
+        family, label = name.split(":", 1)
+        labelled.setdefault(family, {})[label] = counts.pop(name)
+    return Totals.model_validate({**counts, **labelled})
+
+
+def _outcome(id: str, fields: Mapping[str, str]) -> list[Outcome]:
+    """None of another version's that can't be read."""
+    with suppress(ValidationError, ValueError, TypeError, LookupError):
+        at = int(id.partition("-")[0]) / 1000
+        return [Outcome(**{**json.loads(fields["summary"]), "at": at})]
+    return []
+
+
+def _sample(line: str) -> Sample:
+    at, checked, valid = line.split()
+    return Sample(at=float(at), checked=int(checked), valid=int(valid))
+
+
+def _histogram(counts: Mapping[str, str], vocab_size: int) -> list[Bin]:
+    """From the first bin that has some to the last."""
+    nonces = {int(number): int(count) for number, count in counts.items()}
+    if not nonces or not vocab_size:
+        return []
+    return [
+        Bin(
+            low=edge(number, vocab_size),
+            high=edge(number + 1, vocab_size),
+            nonces=nonces.get(number, 0),
+        )
+        for number in range(min(nonces), max(nonces) + 1)
+    ]
