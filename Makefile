@@ -15,12 +15,16 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 # The auditor's packages are not the project's, so they have an environment of their own.
 AUDIT_VENV := .venv-audit
 
+# Nor are those that the site of the docs is made with.
+DOCS_VENV := .venv-docs
+
 # What `make faults` runs: the same seed makes the same schedule.
 SEED    ?= 1
 SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-vllm test-gpu faults check lint audit format lock clean
+.PHONY: help install demo test test-fast test-vllm test-gpu faults check lint audit docs format lock \
+        clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -83,6 +87,12 @@ audit: ## Look for known vulnerabilities in the tested versions; asks api.osv.de
 	  && $(AUDIT_VENV)/bin/python -m pip install --quiet pip-audit; }
 	$(AUDIT_VENV)/bin/pip-audit --vulnerability-service osv --strict --no-deps --disable-pip \
 	  -r constraints.txt -r constraints-vllm.txt
+
+# It warns of its successor at each call; the site can be built with either.
+docs: ## Build the site of the docs into build/site, and fail on a lost page or link
+	@test -x $(DOCS_VENV)/bin/mkdocs || { $(PYTHON) -m venv $(DOCS_VENV) \
+	  && $(DOCS_VENV)/bin/python -m pip install --quiet -r constraints-docs.txt; }
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet
 
 check: lint test ## Run what CI runs: the linters, then the tests
 
