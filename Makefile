@@ -92,7 +92,7 @@ audit: ## Look for known vulnerabilities in the tested versions; asks api.osv.de
 docs: ## Build the site of the docs into build/site, and fail on a lost page or link
 	@test -x $(DOCS_VENV)/bin/mkdocs || { $(PYTHON) -m venv $(DOCS_VENV) \
 	  && $(DOCS_VENV)/bin/python -m pip install --quiet -r constraints-docs.txt; }
-	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build
 
 check: lint test ## Run what CI runs: the linters, then the tests
 
