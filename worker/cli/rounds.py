@@ -33,6 +33,7 @@ from worker.cli.options import (
     takes_settings,
 )
 from worker.tools import show
+from worker.tools.live import LiveView
 
 if TYPE_CHECKING:
     from shared.store import Store
@@ -260,6 +261,7 @@ def _look(store: Store, round_id: str | None) -> show.Seen:
 def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
     seen: show.Seen | None = None
     told = ""
+    view = LiveView()
     try:
         with Live(console=show.news if as_json else show.out, auto_refresh=False) as live:
             while True:
@@ -273,7 +275,7 @@ def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
                 except StoreUnavailable as error:
                     trouble = str(error)
                 if not as_json:
-                    live.update(show.node_view(seen, trouble), refresh=True)
+                    live.update(view.after(seen, trouble), refresh=True)
                 elif trouble and trouble != told:
                     show.news.print(f"{trouble}; trying again", soft_wrap=True)
                 told = trouble

@@ -33,6 +33,7 @@ from shared.status import NodeStatus, RoundStatus
 from worker.children import end, spawn, vanishing_directory
 from worker.tools.embedded import HOST, USUAL_PORT, EmbeddedRedis
 from worker.tools.extras import require_installed
+from worker.tools.live import LiveView
 from worker.tools.make_model import make_model
 from worker.tools.show import node_view, out, verdict_table
 
@@ -176,12 +177,13 @@ def _watch(api: _Api, seconds: float) -> None:
     """Show the round as its pollers see it."""
     began = time.monotonic()
     until, next_sign = began + seconds, began + SIGN_OF_LIFE_S
+    view = LiveView(seconds)
     status = api.status()
     with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while (left := until - time.monotonic()) > 0:
             status = api.status()
             if live:
-                live.update(node_view((status, status.workers, ())), refresh=True)
+                live.update(view.after((status, status.workers, ())), refresh=True)
             elif time.monotonic() >= next_sign:
                 next_sign += SIGN_OF_LIFE_S
                 _say_so_far(began, f"{status.total_checked:,} nonces, {status.total_valid:,} valid")

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from shared.config import r_target_for, share_below
 from shared.data import ValidatedBatch
-from shared.status import Incident, RoundStatus, WorkerStatus, printable
+from shared.status import GpuReading, Incident, RoundStatus, WorkerStatus, printable
 
 if TYPE_CHECKING:
     from worker.tools.doctor import Finding
@@ -34,6 +34,8 @@ news = Console(stderr=True)
 INCIDENTS = 3
 
 _STATE_STYLES = {"GENERATING": "bold green", "VALIDATING": "bold cyan", "STOPPED": "yellow"}
+#: Degrees Celsius from which a GPU is shown as hot.
+HOT = 85
 
 
 def expectation(valid_below: float, workers: Sequence[WorkerStatus]) -> str:
@@ -122,14 +124,36 @@ def workers_table(workers: Sequence[WorkerStatus]) -> RenderableType:
         table.add_column(heading, overflow="fold")
     for heading in ("rate/s", "busy", "computed"):
         table.add_column(heading, justify="right")
+    with_gpus = any(each.gpus for each in workers)
+    if with_gpus:
+        table.add_column("GPU", overflow="fold")
     for each in workers:
         table.add_row(
-            *map(Text, (each.name, each.state, each.device, each.model)),
+            Text(each.name),
+            Text(each.state, style=_STATE_STYLES.get(each.state.upper(), "")),
+            *map(Text, (each.device, each.model)),
             f"{each.rate_per_second:,.1f}",
             f"{each.busy:.0%}",
             f"{each.computed:,}",
+            *([Text("\n").join(map(_gpu, each.gpus))] if with_gpus else []),
         )
     return table
+
+
+def _gpu(reading: GpuReading) -> Text:
+    text = Text()
+    if reading.utilization is not None:
+        text.append(f"{reading.utilization:.0%}  ")
+    if reading.memory_used_bytes is not None and reading.memory_total_bytes:
+        text.append(f"{reading.memory_used_bytes / 2**30:.0f} of ")
+        text.append(f"{reading.memory_total_bytes / 2**30:.0f} GiB  ")
+    if reading.temperature_celsius is not None:
+        hot = reading.temperature_celsius >= HOT
+        text.append(f"{reading.temperature_celsius:.0f} °C  ", style="bold red" if hot else "")
+    if reading.power_watts is not None:
+        text.append(f"{reading.power_watts:.0f} W")
+    text.rstrip()
+    return text
 
 
 def incidents_table(incidents: Sequence[Incident]) -> RenderableType:
