@@ -44,6 +44,9 @@ PREFIX = "POC_"
 #: Sequences in one forward at most.
 MOST_TOGETHER = 4096
 
+#: What `poc worker` takes as the GPU to run a worker on each that there is.
+EVERY_GPU = "all"
+
 #: A namespace is part of key and queue names, so only characters that need no quoting there.
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -134,7 +137,7 @@ class Settings(BaseModel):
     gpu: str | None = Field(
         None,
         description="GPU index or UUID that this worker is pinned to; several with commas between "
-        "them for POC_TENSOR_PARALLEL",
+        "them for POC_TENSOR_PARALLEL, or all, and `poc worker` starts a worker for each GPU",
         pattern=r"^[\w-]+(,[\w-]+)*$",
     )
     tile: Annotated[Literal["auto"] | int, PlainValidator(_tile)] = Field(
@@ -332,6 +335,16 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         return Settings(**{known[name]: value for name, value in given.items() if value != ""})
     except ValidationError as error:
         raise ConfigError("; ".join(_sentence(each) for each in error.errors())) from None
+
+
+def environment(**overrides: Any) -> dict[str, str]:
+    """The environment in which `load_settings` gives a child what it gives us with `overrides`."""
+    environ = dict(os.environ)
+    for name, value in overrides.items():
+        if value is not None:
+            environ[_variable(name)] = str(value)
+            environ.pop(f"{_variable(name)}_FILE", None)
+    return environ
 
 
 def _variable(field: str) -> str:

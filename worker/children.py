@@ -48,13 +48,15 @@ def spawn(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     log_path: str | os.PathLike[str] | None = None,
+    piped: bool = False,
     own_session: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start `args` as a child that the kernel kills when the calling thread ends.
 
     `env` replaces the environment (default: this process'). Standard output and error are
-    appended to `log_path`, or shared with this process. With `own_session` a Ctrl-C at the
-    terminal reaches only this process, which then decides about its children.
+    appended to `log_path`, or shared with this process, or `piped` into the process' `stdout`. With
+    `own_session` a Ctrl-C at the terminal reaches only this process, which then decides about its
+    children.
     """
     with contextlib.ExitStack() as stack:
         log = None if log_path is None else stack.enter_context(Path(log_path).open("ab"))
@@ -65,8 +67,8 @@ def spawn(
             env=None if env is None else dict(env),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.PIPE if piped else log,
+            stderr=subprocess.STDOUT if piped else log,
             start_new_session=own_session,
             preexec_fn=_die_with(os.getpid()),
         )

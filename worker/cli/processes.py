@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import ConfigError
-from shared.settings import Settings
+from shared.settings import EVERY_GPU, Settings, environment
 from worker.cli.options import Json, takes_settings
 from worker.tools import show
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     "log_level",
 )
 def worker(
+    context: typer.Context,
     settings: Settings,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Start a Redis here that ends with this command.")
@@ -57,9 +58,18 @@ def worker(
 
     poc worker --model ./model --gpu 0
 
+    poc worker --model ./model --gpu all   (one for each GPU, started again when it fails)
+
     poc make-model ./model && poc worker --model ./model --embedded
     """
     with _redis(settings, embedded) as ready:
+        if ready.gpu == EVERY_GPU:
+            from worker.tools.every_gpu import run_every_gpu
+
+            given = {name: context.params.get(name) for name in Settings.model_fields}
+            if embedded:
+                given["redis_url"] = ready.redis_url
+            raise typer.Exit(run_every_gpu(ready, environment(**given)))
         from worker.queue.app import run_worker
 
         raise typer.Exit(run_worker(ready))

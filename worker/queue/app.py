@@ -20,9 +20,9 @@ from celery.worker.consumer.consumer import UNKNOWN_TASK_ERROR
 from kombu.transport import TRANSPORT_ALIASES
 
 from shared.broker import celery_app
-from shared.errors import Hung, Quarantined, StoreError, defect
+from shared.errors import ConfigError, Hung, Quarantined, StoreError, defect
 from shared.receivers import Receivers
-from shared.settings import Settings
+from shared.settings import EVERY_GPU, Settings
 from worker.children import kill_spawned
 from worker.manager import PoCManager
 from worker.node.node import Node
@@ -109,6 +109,10 @@ def _end_with_terminal(app: Celery) -> None:
 
 def pin(settings: Settings) -> None:
     """Let this process see no other GPU than that of `settings`; before torch is imported."""
+    if settings.gpu == EVERY_GPU:
+        raise ConfigError(
+            f"POC_GPU={EVERY_GPU} is for `poc worker`, which starts a worker for each GPU; name one"
+        )
     if settings.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
         # Numbers as nvidia-smi has them; CUDA's own order is fastest first.

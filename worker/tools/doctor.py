@@ -19,7 +19,7 @@ from typing import Any
 from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError, ResponseError
 
 from shared.errors import ConfigError, EngineError, PoCError, StoreFailed, StoreRefused
-from shared.settings import Settings, load_settings
+from shared.settings import EVERY_GPU, Settings, load_settings
 from shared.store import Store, connect, meaning, redis_errors
 from shared.store.connection import WORKER_CONNECTIONS
 from worker.engines import BUILT_IN, engine_of, module_of
@@ -235,7 +235,8 @@ def _check_gpu(settings: Settings) -> Iterator[Finding]:
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     known = {str(i) for i in range(len(gpus))} | {f"GPU-{each.uuid}" for each in gpus}
     # A MIG slice is named by an id that torch does not show before it is pinned to it.
-    chosen = set(settings.gpu.split(",")) if settings.gpu else set()
+    named = settings.gpu if settings.gpu != EVERY_GPU else None
+    chosen = set(named.split(",")) if named else set()
     if any(gpu not in known and "MIG" not in gpu for gpu in chosen):
         yield Finding(
             "gpu",

@@ -1,0 +1,192 @@
+"""`poc worker --gpu all`: a worker process for each GPU, and this one, which looks after them.
+
+A worker that ends by a failure is started again. One that could not start, whose device gives
+wrong numbers or that was told to end is not: another start would end the same way. This process
+imports no CUDA, and asks nvidia-smi what there is.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rich.markup import escape
+
+from shared.errors import ConfigError
+from shared.settings import EVERY_GPU, Settings
+from worker.children import spawn
+from worker.queue.app import QUARANTINED, START_FAILED
+from worker.tools import show
+
+#: Seconds until a worker that failed is started again: at first, and at most. One that lived for
+#: longer than the latter is started as if it had not failed before.
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
+#: Seconds that nvidia-smi may take: the first call wakes the driver.
+FIND_S = 60
+#: Seconds that the last words of a worker may take: what it started may keep the pipe open.
+LAST_WORDS_S = 2.0
+
+
+class Gpu(NamedTuple):
+    """A GPU, or a part of one in MIG mode, by the names of a log and of CUDA."""
+
+    label: str
+    uuid: str
+
+
+def find_gpus() -> list[Gpu]:
+    """What `nvidia-smi -L` lists; of a GPU in MIG mode its parts. Raises `ConfigError` if none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        raise _no_gpu("there is no nvidia-smi here, which comes with NVIDIA's driver")
+    try:
+        done = subprocess.run(
+            [program, "-L"], capture_output=True, text=True, timeout=FIND_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _no_gpu(f"nvidia-smi fails: {error}") from None
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).split())
+        raise _no_gpu(f"nvidia-smi fails: {said.rstrip('.') or f'status {done.returncode}'}")
+    found: list[Gpu] = []
+    for kind, number, uuid in re.findall(
+        r"^(GPU |\s+MIG .*Device\s+)(\d+):.*\(UUID: ([\w-]+)\)", done.stdout, re.MULTILINE
+    ):
+        if kind == "GPU ":
+            gpu = Gpu(f"gpu{number}", uuid)
+            found.append(gpu)
+        else:  # instead of the whole, which can't be used beside its parts
+            if gpu in found:
+                found.remove(gpu)
+            found.append(Gpu(f"{gpu.label}-mig{number}", uuid))
+    if not found:
+        raise _no_gpu("nvidia-smi lists none")
+    return found
+
+
+def _no_gpu(why: str) -> ConfigError:
+    return ConfigError(
+        f"POC_GPU={EVERY_GPU}: no GPU was found: {why}; leave it out to compute on the CPU, or run "
+        "`poc doctor`"
+    )
+
+
+def run_every_gpu(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Run a worker for each GPU, until all have ended; the worst of their exit statuses.
+
+    `environ` is what a worker of these settings is started with. Raises `ConfigError`. For the main
+    thread, which takes the signals.
+    """
+    for setting, wrong in {
+        "POC_TENSOR_PARALLEL": settings.tensor_parallel > 1,
+        "POC_SERVE_PORT": bool(settings.serve_port),
+        "POC_DEVICE": settings.device != "auto" and settings.device != "cuda",
+    }.items():
+        if wrong:
+            value = getattr(settings, setting.removeprefix("POC_").lower())
+            raise ConfigError(
+                f"{setting}={value} can't be with POC_GPU={EVERY_GPU}, which starts a worker for "
+                "each GPU; start those workers one by one, or leave one of the two out"
+            )
+    return _Workers(settings, environ, find_gpus()).run()
+
+
+class _Workers:
+    """A worker for each GPU, each kept by a thread: the kernel ends a child with its thread."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], gpus: list[Gpu]) -> None:
+        self._name, self._environ, self._gpus = settings.worker_name, environ, gpus
+        self._ending = threading.Event()
+        # Whoever has it starts a worker, or ends all.
+        self._lock = threading.Lock()
+        self._running: dict[Gpu, subprocess.Popen[bytes]] = {}
+        self._statuses: dict[Gpu, int] = {}
+
+    def run(self) -> int:
+        """Until all have ended; the worst exit status."""
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Of SIGHUP that is nohup's wish.
+            if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
+                signal.signal(each, lambda number, _: self._pass_on(signal.Signals(number)))
+        _say(f"starts {', '.join(f'{gpu.label} ({gpu.uuid})' for gpu in self._gpus)}")
+        keepers = [threading.Thread(target=self._keep, args=(gpu,)) for gpu in self._gpus]
+        for keeper in keepers:
+            keeper.start()
+        for keeper in keepers:
+            keeper.join()
+        return max(self._statuses.values())
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        """Once: a second signal would have the workers drop what they compute."""
+        if self._ending.is_set():
+            return
+        with self._lock:
+            self._ending.set()
+            _say(f"{number.name}: waits for {len(self._running)} to end")
+            for process in self._running.values():
+                process.send_signal(number)
+
+    def _keep(self, gpu: Gpu) -> None:
+        """Run the worker of `gpu`, and again if it fails; note what it ended with at last."""
+        pause = FIRST_PAUSE_S
+        while (process := self._start(gpu)) is not None:
+            began = time.monotonic()
+            status = self._follow(gpu, process)
+            self._statuses[gpu] = status
+            if self._ending.is_set():
+                return
+            if status in (0, START_FAILED, QUARANTINED):
+                _say(f"{gpu.label} ended with status {status}: it is not started again")
+                return
+            if time.monotonic() - began > MAX_PAUSE_S:
+                pause = FIRST_PAUSE_S
+            _say(f"{gpu.label} ended with status {status}: it is started again in {pause:g} s")
+            self._ending.wait(pause)
+            pause = min(2 * pause, MAX_PAUSE_S)
+
+    def _start(self, gpu: Gpu) -> subprocess.Popen[bytes] | None:
+        """A worker, unless all are to end."""
+        environ = {**self._environ, "POC_GPU": gpu.uuid, "PYTHONUNBUFFERED": "1"}
+        if self._name:
+            own, at, host = self._name.partition("@")
+            environ["POC_WORKER_NAME"] = f"{own}-{gpu.label}{at}{host}"
+        with self._lock:
+            if self._ending.is_set():
+                return None
+            # -P: no modules of the directory that this happens to run in.
+            command = [sys.executable, "-P", "-m", "worker.cli", "worker"]
+            # In a session of its own: a Ctrl-C reaches this process alone, which passes it on.
+            process = spawn(command, env=environ, own_session=True, piped=True)
+            self._running[gpu] = process
+            return process
+
+    def _follow(self, gpu: Gpu, process: subprocess.Popen[bytes]) -> int:
+        """Show what it says until it ends; its exit status, with 1 for a signal that killed it."""
+        reader = threading.Thread(target=_relay, args=(gpu.label, process), daemon=True)
+        reader.start()
+        status = process.wait()
+        with self._lock:
+            del self._running[gpu]
+        reader.join(LAST_WORDS_S)
+        return status if status >= 0 else 1
+
+
+def _relay(label: str, process: subprocess.Popen[bytes]) -> None:
+    """Write each line of a worker to standard error, with `label` in front."""
+    assert process.stdout is not None  # noqa: S101 - as it was asked for
+    with process.stdout as lines:
+        for line in filter(bytes.strip, lines):
+            # One call: lines of several workers don't mix.
+            sys.stderr.buffer.write(b"%s | %s\n" % (label.encode(), line.rstrip(b"\n")))
+            sys.stderr.buffer.flush()
+
+
+def _say(text: str) -> None:
+    show.news.print(escape(text), soft_wrap=True, highlight=False)
