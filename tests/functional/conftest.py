@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from ear import Ear
 from preloaded import Fork
 from shared.client import PoCClient
 from shared.settings import Settings, load_settings
@@ -76,6 +77,13 @@ def start_worker(settings: Settings, tmp_path: Path) -> Iterator[StartWorker]:
     """
     with _starting(settings, tmp_path) as start:
         yield start
+
+
+@pytest.fixture
+def ear(tmp_path: Path) -> Iterator[Ear]:
+    """What hears a process whose NOTIFY_SOCKET is its address."""
+    with contextlib.closing(Ear(tmp_path / "notify")) as ear:
+        yield ear
 
 
 @pytest.fixture

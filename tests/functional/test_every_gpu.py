@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ear import Ear
 from preloaded import Fork
 from shared.settings import Settings
 from shared.store import Store
@@ -73,12 +74,13 @@ def both(store: Store, log: Path) -> list[str]:
     return names(store)
 
 
-def test_its_life(start: Start, store: Store, log: Path) -> None:
+def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     """Given two GPUs, then two workers, each on its own; one that is killed comes back.
 
-    And SIGTERM to the parent alone ends all of them in order, with status 0.
+    And SIGTERM to the parent alone ends all of them in order, with status 0. Systemd hears of the
+    parent alone.
     """
-    parent = start("--worker-name", "node@test")
+    parent = start("--worker-name", "node@test", NOTIFY_SOCKET=ear.address)
     assert both(store, log) == ["node-gpu0@test", "node-gpu1@test"]
     first, second = workers_of(parent)
     assert {each.environ()["POC_GPU"] for each in (first, second)} == {"GPU-aa-0", "GPU-bb-1"}
@@ -100,6 +102,8 @@ def test_its_life(start: Start, store: Store, log: Path) -> None:
     said = log.read_text()
     assert "SIGTERM: waits for 2 to end" in said
     assert all(f"{label} | " in said for label in ("gpu0", "gpu1"))
+    told = [each for each in ear.heard() if each != "WATCHDOG=1"]
+    assert told == ["READY=1", "STOPPING=1"]
     assert said.count("ready: worker node-gpu0@test") == 2
 
 

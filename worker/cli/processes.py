@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import ConfigError
-from shared.settings import EVERY_GPU, Settings, environment
+from shared.settings import EVERY_GPU, Settings
 from worker.cli.options import Json, takes_settings
 from worker.tools import show
 
@@ -69,7 +69,7 @@ def worker(
             given = {name: context.params.get(name) for name in Settings.model_fields}
             if embedded:
                 given["redis_url"] = ready.redis_url
-            raise typer.Exit(run_every_gpu(ready, environment(**given)))
+            raise typer.Exit(run_every_gpu(ready, given))
         from worker.queue.app import run_worker
 
         raise typer.Exit(run_worker(ready))

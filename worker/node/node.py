@@ -33,6 +33,7 @@ from worker.node.loop import GpuLoop
 from worker.node.pipeline import Pipeline
 from worker.node.threads import Repeating
 from worker.node.watchdog import Watchdog
+from worker.notify import Supervisor
 from worker.outage import Outage
 from worker.sender import PoCCallbackSender
 
@@ -63,7 +64,10 @@ class Node:
         # Set when all claims are committed or given back: until then they are kept alive.
         self._drained = threading.Event()
         self._hangs = threading.Event()
-        self._watchdog = Watchdog(settings.batch_deadline, "POC_BATCH_DEADLINE", self._hung)
+        self._supervisor = Supervisor()
+        self._watchdog = Watchdog(
+            settings.batch_deadline, "POC_BATCH_DEADLINE", self._hung, self._supervisor.alive
+        )
         self._loaded = False
         self._instance = ""
         self._loop: GpuLoop | None = None
@@ -79,6 +83,7 @@ class Node:
         gives wrong numbers; waits for a Redis that is away.
         """
         self.sink = sink
+        self._supervisor.starting()
         # Before the model is loaded in vain.
         self.outage.first_call(lambda: self.store.check_access(self.settings.queue))
         began = time.monotonic()
@@ -125,6 +130,7 @@ class Node:
             )
         for thread in (*self._helpers, self._worker):
             thread.start()
+        self._supervisor.ready()
         log.info("ready: worker %s of namespace %s", name, self.settings.namespace)
 
     def _load(self) -> Engine:
@@ -145,6 +151,7 @@ class Node:
     def stop(self) -> None:
         """Commit what is computed, give the rest back, and go; also after a failed `start`."""
         self.closing.set()
+        self._supervisor.stopping()
         if self._loop:
             self.pipeline.cancel_waiting()
             self._loop.wake()

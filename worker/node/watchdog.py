@@ -28,12 +28,20 @@ GRACE_S = 60.0
 class Watchdog(threading.Thread):
     """Calls `on_hung` when a step that is watched has not ended after `deadline_s` seconds.
 
-    One at a time in a process. `setting` is the name of the one that has the deadline.
+    One at a time in a process. `setting` is the name of the one that has the deadline. `on_look` is
+    called after each look that found nothing wrong.
     """
 
-    def __init__(self, deadline_s: float, setting: str, on_hung: Callable[[Hung], None]) -> None:
+    def __init__(
+        self,
+        deadline_s: float,
+        setting: str,
+        on_hung: Callable[[Hung], None],
+        on_look: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name="poc-watchdog", daemon=True)
         self._deadline_s, self._setting, self._on_hung = deadline_s, setting, on_hung
+        self._on_look = on_look
         self._over = threading.Event()
         # The thread whose step is watched; a new tuple for each step.
         self._step: tuple[int] | None = None
@@ -67,6 +75,7 @@ class Watchdog(threading.Thread):
             if step is not None and silent_s >= self._deadline_s:
                 self._report_hang(step[0])
                 return
+            self._on_look()
 
     def _arm_hard_limit(self) -> None:
         """End the process unless this, or `stop`, is called in time; needs no lock of Python's."""

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 
 from shared.errors import ConfigError
-from shared.settings import EVERY_GPU, Settings
+from shared.settings import EVERY_GPU, Settings, environment
 from worker.children import spawn
+from worker.notify import WORD_S, Supervisor
 from worker.queue.app import QUARANTINED, START_FAILED
 from worker.tools import show
 
@@ -78,10 +79,10 @@ def _no_gpu(why: str) -> ConfigError:
     )
 
 
-def run_every_gpu(settings: Settings, environ: Mapping[str, str]) -> int:
+def run_every_gpu(settings: Settings, given: Mapping[str, Any]) -> int:
     """Run a worker for each GPU, until all have ended; the worst of their exit statuses.
 
-    `environ` is what a worker of these settings is started with. Raises `ConfigError`. For the main
+    `given` are those settings that are not in the environment. Raises `ConfigError`. For the main
     thread, which takes the signals.
     """
     for setting, wrong in {
@@ -95,14 +96,15 @@ def run_every_gpu(settings: Settings, environ: Mapping[str, str]) -> int:
                 f"{setting}={value} can't be with POC_GPU={EVERY_GPU}, which starts a worker for "
                 "each GPU; start those workers one by one, or leave one of the two out"
             )
-    return _Workers(settings, environ, find_gpus()).run()
+    return _Workers(settings.worker_name, given, find_gpus()).run()
 
 
 class _Workers:
     """A worker for each GPU, each kept by a thread: the kernel ends a child with its thread."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], gpus: list[Gpu]) -> None:
-        self._name, self._environ, self._gpus = settings.worker_name, environ, gpus
+    def __init__(self, name: str | None, given: Mapping[str, Any], gpus: list[Gpu]) -> None:
+        self._name, self._given, self._gpus = name, given, gpus
+        self._supervisor = Supervisor()
         self._ending = threading.Event()
         # Whoever has it starts a worker, or ends all.
         self._lock = threading.Lock()
@@ -119,14 +121,18 @@ class _Workers:
         keepers = [threading.Thread(target=self._keep, args=(gpu,)) for gpu in self._gpus]
         for keeper in keepers:
             keeper.start()
+        self._supervisor.ready()
         for keeper in keepers:
-            keeper.join()
+            while keeper.is_alive():
+                self._supervisor.alive()
+                keeper.join(WORD_S)
         return max(self._statuses.values())
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Once: a second signal would have the workers drop what they compute."""
         if self._ending.is_set():
             return
+        self._supervisor.stopping()
         with self._lock:
             self._ending.set()
             _say(f"{number.name}: waits for {len(self._running)} to end")
@@ -153,17 +159,18 @@ class _Workers:
 
     def _start(self, gpu: Gpu) -> subprocess.Popen[bytes] | None:
         """A worker, unless all are to end."""
-        environ = {**self._environ, "POC_GPU": gpu.uuid, "PYTHONUNBUFFERED": "1"}
+        its_own = {"gpu": gpu.uuid}
         if self._name:
             own, at, host = self._name.partition("@")
-            environ["POC_WORKER_NAME"] = f"{own}-{gpu.label}{at}{host}"
+            its_own["worker_name"] = f"{own}-{gpu.label}{at}{host}"
+        env = environment(**{**self._given, **its_own})
         with self._lock:
             if self._ending.is_set():
                 return None
             # -P: no modules of the directory that this happens to run in.
             command = [sys.executable, "-P", "-m", "worker.cli", "worker"]
             # In a session of its own: a Ctrl-C reaches this process alone, which passes it on.
-            process = spawn(command, env=environ, own_session=True, piped=True)
+            process = spawn(command, env=env, own_session=True, piped=True)
             self._running[gpu] = process
             return process
 

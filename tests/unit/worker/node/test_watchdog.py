@@ -62,6 +62,25 @@ def test_steps_that_end(watchdog: Watchdog, hung: list[Hung]) -> None:
     assert hung == []
 
 
+def test_each_look_at_what_moves_is_a_sign_of_life(hung: list[Hung]) -> None:
+    """Given a step that ends and one that does not, then the signs end with the bark."""
+    looks: list[int] = []
+    watchdog = Watchdog(
+        DEADLINE, "POC_BATCH_DEADLINE", hung.append, lambda: looks.append(len(hung))
+    )
+    watchdog.start()
+    wait_until(lambda: looks, description="a look at nothing")
+    until = threading.Event()
+    hanging = threading.Thread(target=stands_still, args=(watchdog, until))
+    hanging.start()
+    watchdog.join(30)
+    until.set()
+    hanging.join()
+    assert len(hung) == 1
+    assert set(looks) == {0}
+    watchdog.stop()
+
+
 def test_time_between_two_steps(watchdog: Watchdog, hung: list[Hung]) -> None:
     """Nobody watches a loop that waits for work."""
     with watchdog.watching():
