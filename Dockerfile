@@ -15,7 +15,7 @@ RUN useradd --create-home --uid 1000 poc \
     && install -d -o poc -g poc /models
 
 WORKDIR /app
-COPY pyproject.toml constraints.txt README.md LICENSE celeryconfig.py ./
+COPY pyproject.toml constraints.txt README.md LICENSE celeryconfig.py hatch_build.py ./
 COPY shared shared
 COPY worker worker
 # The versions that the tests ran with, but for vLLM, which pins its own torch.

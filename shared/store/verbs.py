@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-_LUA = resources.files("shared.store") / "lua"
+_LUA = resources.files(__package__) / "lua"
 
 _HEAD = re.compile(r"(?:--.*\n)+")
 _KEY = re.compile(

@@ -28,8 +28,8 @@ __all__ = [
 #: last. What else an engine has is in its own file: `load`, `ARCHITECTURES`, and for the doctor
 #: `examine` and `needs_gpu`. A setting that is an engine's own says so in `shared.settings`.
 BUILT_IN = {
-    "vllm": "worker.engines.vllm.engine",
-    "transformers": "worker.engines.transformers_engine",
+    "vllm": f"{__name__}.vllm.engine",
+    "transformers": f"{__name__}.transformers_engine",
 }
 
 #: What an engine has.

@@ -124,14 +124,14 @@ def create_app(settings: Settings) -> Celery:
     pin(settings)
     url = settings.redis
     kind = "Sentinel" if url.name else ""
-    transport = f"worker.queue.transport:{kind}Transport"
+    transport = f"{__package__}.transport:{kind}Transport"
     if url.name:
         # kombu turns from one Sentinel's URL to the next, and then goes by their scheme.
         TRANSPORT_ALIASES["sentinel"] = transport
     app = celery_app(
         settings,
         broker_transport=transport,
-        result_backend=f"worker.queue.results:{kind}Results+{url.celery}",
+        result_backend=f"{__package__}.results:{kind}Results+{url.celery}",
         # Senders of a worker take turns: each connection of the pool is two to Redis, which counts
         # them. Flower, which asks for much at once, would stand still.
         broker_pool_limit=2,

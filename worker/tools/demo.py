@@ -10,7 +10,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from shared.errors import PoCError
 from shared.settings import PREFIX, Settings, load_settings
 from shared.status import NodeStatus, RoundStatus
 from worker.children import end, spawn, vanishing_directory
+from worker.tools.again import poc
 from worker.tools.embedded import HOST, USUAL_PORT, EmbeddedRedis
 from worker.tools.extras import require_installed
 from worker.tools.live import LiveView
@@ -245,7 +245,7 @@ def _process(
         **extra,
     }
     process = spawn(
-        [sys.executable, "-m", "worker.cli", *command],
+        poc(*command),
         env=env,
         log_path=directory / f"{name}.log",
         own_session=True,  # a Ctrl-C reaches the demo, which ends the others in order

@@ -25,6 +25,7 @@ from worker.children import spawn
 from worker.notify import WORD_S, Supervisor
 from worker.queue.app import QUARANTINED, START_FAILED
 from worker.tools import show
+from worker.tools.again import poc
 
 #: Seconds until a worker that failed is started again: at first, and at most. One that lived for
 #: longer than the latter is started as if it had not failed before.
@@ -133,8 +134,9 @@ class _Workers:
         if self._ending.is_set():
             return
         self._supervisor.stopping()
+        # Before it takes the lock, which a second signal in this thread would wait for in vain.
+        self._ending.set()
         with self._lock:
-            self._ending.set()
             _say(f"{number.name}: waits for {len(self._running)} to end")
             for process in self._running.values():
                 process.send_signal(number)
@@ -167,10 +169,8 @@ class _Workers:
         with self._lock:
             if self._ending.is_set():
                 return None
-            # -P: no modules of the directory that this happens to run in.
-            command = [sys.executable, "-P", "-m", "worker.cli", "worker"]
             # In a session of its own: a Ctrl-C reaches this process alone, which passes it on.
-            process = spawn(command, env=env, own_session=True, piped=True)
+            process = spawn(poc("worker"), env=env, own_session=True, piped=True)
             self._running[gpu] = process
             return process
 

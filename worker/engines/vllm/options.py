@@ -36,7 +36,7 @@ DEFAULT_SEQUENCES = 128
 #: Bytes of KV cache on a CPU, where the engine is for trying things out.
 CPU_KV_CACHE = 1 << 30
 
-EXTENSION = "worker.engines.vllm.extension.PoCWorkerExtension"
+EXTENSION = f"{__package__}.extension.PoCWorkerExtension"
 
 #: Options of vLLM that are settings here.
 _SETTINGS = {

@@ -399,7 +399,7 @@ def _forks() -> Forks:
     # For the ranks of a group: their process has threads, and may have started CUDA.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # an operator who wants to report may
-    return forks_of("worker.engines.vllm.forked")
+    return forks_of(f"{__package__}.forked")
 
 
 def _start_vllm(arguments: Any, forks: Forks) -> Any:

@@ -20,7 +20,7 @@ from worker.engines.vllm.engine import ARCHITECTURES, VllmEngine
 from worker.tools.bench.published import Published
 
 #: The extension of vLLM that has the published algorithm beside ours.
-EXTENSION = "worker.tools.bench.published_extension.PublishedExtension"
+EXTENSION = f"{__package__}.published_extension.PublishedExtension"
 
 #: Rows and columns of the matrices that show what a device can do.
 MATRIX = {"cpu": 1024, "cuda": 8192}
