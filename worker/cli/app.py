@@ -56,7 +56,13 @@ def _poc(
 
     First steps: `poc demo` runs a whole round, `poc doctor` finds what is missing.
 
-    An option that is a setting can be a variable too: --redis-url is POC_REDIS_URL.
+    A node: `poc worker --gpu all` computes, `poc api` serves its status, `poc generate` begins a
+    round, `poc status --watch` follows it and `poc stop` ends it.
+
+    An option that is a setting can be a variable too: --redis-url is POC_REDIS_URL. A secret may be
+    in a file: POC_REDIS_URL_FILE names it.
+
+    Tab completes commands and options in the next shell after `poc --install-completion`.
 
     Exit status: 0 done, 1 refused or failed, 2 wrong options, settings or files, 3 fraud.
     """

@@ -56,6 +56,9 @@ def worker(
 ) -> None:
     """Load the model and take part in rounds, until Ctrl-C, SIGTERM or the end of its terminal.
 
+    It ends with 0 after a signal, with 2 if it could not start, with 3 if it failed and with 4 if
+    its device gives wrong numbers.
+
     poc worker --model ./model --gpu 0
 
     poc worker --model ./model --gpu all   (one for each GPU, started again when it fails)
