@@ -18,11 +18,13 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE celeryconfig.py hatch_build.py ./
 COPY shared shared
 COPY worker worker
-# The versions that the tests ran with, but for vLLM, which pins its own torch.
+# The versions that the tests ran with, but for vLLM, which pins its own torch. They are pinned in
+# files, which the linter does not see.
+# hadolint ignore=DL3013
 RUN case ",$EXTRAS," in *,vllm,*) ;; *) set -- -c constraints.txt ;; esac \
     && pip install "$@" ".[$EXTRAS]"
 
-USER poc
+USER 1000
 WORKDIR /home/poc
 VOLUME /models
 # Celery ends in an orderly way on SIGTERM.

@@ -75,11 +75,12 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-lint: $(STAMP) ## Run the linters: ruff, mypy, import-linter
+lint: $(STAMP) ## Run the linters: ruff, mypy, import-linter, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 # OSV says which versions have known holes.
 audit: ## Look for known vulnerabilities in the tested versions; asks api.osv.dev
