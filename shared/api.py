@@ -38,6 +38,7 @@ from limits.strategies import FixedWindowRateLimiter
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shared import logs
 from shared.config import PoCState, RoundId
 from shared.errors import ConfigError, StoreFailed, StoreUnavailable
 from shared.listener import listen
@@ -292,6 +293,8 @@ def serve(settings: Settings) -> None:
 
     Raises `ConfigError` if it can't listen there, or may not without tokens, or if Redis refuses.
     """
+    # uvicorn's own lines, unless ours are JSON.
+    log_config = None if logs.as_json(settings) else uvicorn.config.LOGGING_CONFIG
     if not (settings.api_tokens or settings.api_public or _is_loopback(settings.api_host)):
         raise ConfigError(
             f"POC_API_HOST={settings.api_host}: everybody who reaches it could read the rounds; "
@@ -309,6 +312,7 @@ def serve(settings: Settings) -> None:
         ) from None
     config = uvicorn.Config(
         create_app(settings, store),
+        log_config=log_config,
         log_level=settings.log_level.lower(),
         access_log=settings.log_level == "DEBUG",  # pollers come every second
         limit_concurrency=MAX_CONNECTIONS,

@@ -77,6 +77,10 @@ def _upper(text: object) -> object:
     return text.upper() if isinstance(text, str) else text
 
 
+def _lower(text: object) -> object:
+    return text.lower() if isinstance(text, str) else text
+
+
 def _tile(value: object) -> Literal["auto"] | int:
     if value == "auto":
         return "auto"
@@ -255,6 +259,11 @@ class Settings(BaseModel):
         "INFO",
         description="debug, info, warning, error or critical",
         pattern=r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$",
+    )
+    log_format: Annotated[str, BeforeValidator(_lower)] = Field(
+        "text",
+        description="text, or json: an object a line, for what collects logs",
+        pattern=r"^(text|json)$",
     )
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from shared.about import About, note
 from shared.errors import StoreUnavailable
 from shared.settings import Settings
 from shared.store import Entry, Store
@@ -280,6 +281,7 @@ class Delivery:
     async def _deliver(self, receiver: _Receiver, held: _Held) -> None:
         """One attempt, and what follows from it."""
         entry = held.entry
+        note(About(entry.round))
         try:
             answer = await self._attempt(receiver, held)
             if answer is None or not answer.retry:

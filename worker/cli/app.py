@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from shared import logs
 from shared.errors import (
     ConfigError,
     InvalidRequest,
@@ -26,6 +28,8 @@ from shared.errors import (
 from shared.requests import explain
 from worker.cli import processes, rounds
 from worker.cli.sections import Command, Group
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     cls=Group,
@@ -125,6 +129,9 @@ def run() -> None:
 
 
 def _complain(text: str) -> None:
+    if logs.are_json():
+        log.critical("%s", text)
+        return
     Console(stderr=True).print(
         f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False
     )

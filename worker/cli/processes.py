@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     "worker_name",
     "run_callbacks",
     "log_level",
+    "log_format",
 )
 def worker(
     context: typer.Context,
@@ -78,7 +79,15 @@ def worker(
         raise typer.Exit(run_worker(ready))
 
 
-@takes_settings("redis_url", "namespace", "api_host", "api_port", "api_root_path", "log_level")
+@takes_settings(
+    "redis_url",
+    "namespace",
+    "api_host",
+    "api_port",
+    "api_root_path",
+    "log_level",
+    "log_format",
+)
 def api(settings: Settings) -> None:
     """Serve the status API, which only reads.
 
@@ -89,7 +98,7 @@ def api(settings: Settings) -> None:
     serve(settings)
 
 
-@takes_settings("redis_url", "namespace", "callback_timeout_s", "log_level")
+@takes_settings("redis_url", "namespace", "callback_timeout_s", "log_level", "log_format")
 def callbacks(settings: Settings) -> None:
     """Only deliver callbacks, for nodes whose workers do not (POC_RUN_CALLBACKS=false).
 
@@ -97,19 +106,22 @@ def callbacks(settings: Settings) -> None:
     """
     import logging
 
+    from shared import logs
     from shared.store import Store
     from worker.outage import Outage
     from worker.sender import PoCCallbackSender
 
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    if not logs.as_json(settings):
+        logging.basicConfig(
+            level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
     ending = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # Of SIGHUP that is nohup's wish; SIGINT is ignored by all that a script starts with &.
         if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: ending.set())
     name = f"callbacks-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
+    logs.call_process(name)
     outage = Outage(settings)
     with closing(Store(settings)) as store:
         outage.first_call(store.check_access)

@@ -11,6 +11,7 @@ import logging
 from math import isfinite
 from typing import Any, Protocol
 
+from shared.about import About, at
 from shared.data import ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, StoreError
 from shared.store import ComputedValidation, Ending, Store, Subscription
@@ -66,16 +67,17 @@ class Clerk:
         computed = self._store.validations.next_computed()
         if computed is None:
             return False
-        try:
-            self._judge(computed)
-        except StoreError:
-            raise
-        except Exception as error:
-            # A defect, which must not keep all later verdicts waiting behind this one.
-            log.exception("validation %s has no verdict", computed.id)
-            failure = CouldNotCompute(f"a worker failed to judge it: {error}; see its log")
-            message = validated_message(computed, failure, computed.batch.nonces)
-            self._store.validations.finish(computed, error=failure, message=message)
+        with at(About(computed.round_id)):
+            try:
+                self._judge(computed)
+            except StoreError:
+                raise
+            except Exception as error:
+                # A defect, which must not keep all later verdicts waiting behind this one.
+                log.exception("validation %s has no verdict", computed.id)
+                failure = CouldNotCompute(f"a worker failed to judge it: {error}; see its log")
+                message = validated_message(computed, failure, computed.batch.nonces)
+                self._store.validations.finish(computed, error=failure, message=message)
         return True
 
     def _next_ending(self) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from shared.about import NOTHING, About, note
 from shared.config import PoCConfig, PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
 from shared.status import Commit, printable
@@ -100,6 +101,8 @@ class Pipeline:
             self._begin(work)
         if self._in_flight and (not work or self._is_full):
             self._complete(self._in_flight[0], and_claim=True)
+        if not (work or self._in_flight):
+            note(NOTHING)
         return bool(work or self._in_flight)
 
     def drain(self) -> None:
@@ -228,6 +231,7 @@ class Pipeline:
     def _claimed(self, work: Work | None) -> Work | None:
         """Note what an ask got."""
         if work:
+            note(_about(work))
             self._token = fresh_id()
             self._validated = isinstance(work, Chunk)
         if isinstance(work, Claim) and work.round_id != self._round_id:
@@ -259,6 +263,7 @@ class Pipeline:
         Gives the distances, or None if they did not count. The commit of a batch may claim and
         begin the next work as well.
         """
+        note(_about(one.work))
         try:
             dist = self._collect(one)
             if not all(map(isfinite, dist)):
@@ -386,6 +391,10 @@ class _NotTaken:
 
     def cancel(self) -> bool:
         return False
+
+
+def _about(work: Work) -> About:
+    return About(work.round_id) if isinstance(work, Claim) else NOTHING
 
 
 def _describe(config: PoCConfig) -> str:

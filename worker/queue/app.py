@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
 from celery.app import trace
+from celery.apps import worker as celerys_worker
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.worker import state
 from celery.worker.consumer import consumer
 from celery.worker.consumer.consumer import UNKNOWN_TASK_ERROR
 from kombu.transport import TRANSPORT_ALIASES
 
+from shared import logs
 from shared.broker import celery_app
 from shared.errors import ConfigError, Hung, Quarantined, StoreError, defect
 from shared.receivers import Receivers
@@ -62,6 +64,7 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, parent: Any) -> None:
         """Load and register; what fails ends the process, before it took a task."""
         node: Node = parent.app.node
+        logs.call_process(parent.hostname)
         # With each outage, about late acknowledgements, which nobody asks for. Celery has just
         # turned it on.
         warnings.simplefilter("ignore", CPendingDeprecationWarning)
@@ -97,6 +100,10 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.app.node.stop()
 
 
+def _is_set_up(**_: Any) -> None:
+    """Celery leaves logging to whoever listens to its signal."""
+
+
 def _say_why(error: Exception) -> None:
     log.critical("the worker can't start: %s", error, exc_info=defect(error))
 
@@ -122,6 +129,9 @@ def pin(settings: Settings) -> None:
 def create_app(settings: Settings) -> Celery:
     """The application of a worker process, pinned to its GPU."""
     pin(settings)
+    if logs.as_json(settings):
+        signals.setup_logging.connect(_is_set_up, weak=False)
+        celerys_worker.safe_say = lambda text, *_: logs.say_at_once(text)
     url = settings.redis
     kind = "Sentinel" if url.name else ""
     transport = f"{__package__}.transport:{kind}Transport"

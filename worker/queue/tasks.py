@@ -14,6 +14,7 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 
 from shared import requests
+from shared.about import NOTHING, About, at, note
 from shared.config import Strict
 from shared.errors import CommandMismatch, InvalidRequest, PoCError, StoreUnavailable
 from shared.status import RoundStatus
@@ -30,7 +31,8 @@ class _Task(Task):  # type: ignore[misc]
     """Takes an argument of any name: also one called `self`, which is then refused like others."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.run(*args, **kwargs)
+        with at(NOTHING):
+            return self.run(*args, **kwargs)
 
 
 def register(app: Celery) -> None:
@@ -77,6 +79,7 @@ def register(app: Celery) -> None:
         """Generate: `config` opens a round first. Ends when the round does, with its status."""
         asked = _read(requests.GenerateRequest, args, kwargs)
         status = until_answered(lambda: app.manager.start_generate(asked, self.request.id))
+        note(About(status.round_id))
         log.info("%s, r_target %g, task %s", status.title, status.r_target, self.request.id)
         ticket(self.request.id, {"round_id": status.round_id}, status.round_id)
 
@@ -105,5 +108,6 @@ def _read(model: type[Request], args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _reply(status: RoundStatus) -> dict[str, Any]:
+    note(About(status.round_id))
     log.info("%s: %d checked, %d valid", status.title, status.total_checked, status.total_valid)
     return status.model_dump(mode="json")
