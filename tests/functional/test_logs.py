@@ -43,6 +43,7 @@ def test_a_worker_from_its_start_to_its_end(
     wait_until(lambda: store.status().total_checked > 0, description="a nonce")
     client.stop()
     ticket.wait(10)
+    wait_until(lambda: "round r1 is over" in worker.log, description="its end")
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(30) == 0
     said = lines(worker.log_path)
@@ -51,7 +52,8 @@ def test_a_worker_from_its_start_to_its_end(
     assert {each.get("worker") for each in said} == {"w0@test"}
     about = [each["message"] for each in said if each.get("round_id") == "r1"]
     assert {each["message"] for each in said if "round r1" in each["message"]} <= set(about)
-    assert about
+    for once in ("round r1 is generating", "round r1 is over"):
+        assert sum(message.startswith(once) for message in about) == 1
 
 
 def test_a_worker_that_can_not_start(start_worker: Any) -> None:

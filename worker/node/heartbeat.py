@@ -15,11 +15,9 @@ from shared.settings import Settings
 from shared.store import Reference, fresh_id
 from worker.node.gpus import Gpus
 from worker.node.pipeline import Pipeline
+from worker.node.rounds import REPORT_EVERY_S
 
 log = logging.getLogger(__name__)
-
-#: Seconds between two lines about what this worker does, while it does something.
-REPORT_EVERY_S = 30.0
 
 
 class Heartbeat:
@@ -43,7 +41,7 @@ class Heartbeat:
         self._gpus = Gpus.of(pipeline.engine.info.device)
 
     def turn(self) -> None:
-        """Beat, say now and then how it goes, then wait for the next beat."""
+        """Beat, say how rounds and validations go, then wait for the next beat."""
         try:
             self.beat()
         except NameTaken:
@@ -51,7 +49,8 @@ class Heartbeat:
                 f"the name {self._pipeline.worker} was taken over by another process, since this "
                 "one did not beat for a while: give each its own POC_WORKER_NAME, or none"
             ) from None
-        self._report_progress()
+        self._pipeline.rounds.look(self._rate, self._busy)
+        self._report_validation()
         self._closing.wait(self._settings.heartbeat_s)
 
     def first(self, closing: threading.Event) -> Reference | None:
@@ -130,9 +129,9 @@ class Heartbeat:
         self._pipeline.tally.told()
         return reference
 
-    def _report_progress(self) -> None:
+    def _report_validation(self) -> None:
         now, working_on = time.monotonic(), self._pipeline.working_on
-        if not working_on:
+        if self._pipeline.state != PoCState.VALIDATING:
             self._report_at = now + REPORT_EVERY_S
         elif now >= self._report_at:
             self._report_at = now + REPORT_EVERY_S

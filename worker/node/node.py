@@ -109,6 +109,7 @@ class Node:
             lambda: admitted(lambda: heartbeat.first(self.closing)), self.closing
         )
         check.agree_with(beat)
+        self.outage.until_answered(pipeline.rounds.first_look, self.closing)
         subscription = self.store.subscribe("work")
         self._loop = loop = GpuLoop(pipeline, subscription, self.closing, self._watchdog)
         clerk = Clerk(self.store, sink, self.store.subscribe("verdicts", "endings"))

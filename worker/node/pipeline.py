@@ -18,14 +18,15 @@ from math import isfinite
 from typing import Any
 
 from shared.about import NOTHING, About, note
-from shared.config import PoCConfig, PoCState
+from shared.config import PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
-from shared.status import Commit, printable
+from shared.status import Commit
 from shared.store import Ask, Chunk, Claim, Kind, Store, fresh_id
 from worker.callbacks.messages import generated_message
 from worker.engines import Engine, EngineInfo, Job, JobCancelled, Pending
 from worker.engines.base import tile_of
 from worker.node.functional_check import FunctionalCheck
+from worker.node.rounds import RoundLog
 from worker.node.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class Pipeline:
         self.computed = self.batches = 0
         #: What counted, for those who look on.
         self.tally = Tally(engine.info.vocab_size)
+        #: What the log says of the rounds that this worker sees.
+        self.rounds = RoundLog(store, worker)
         self._profile = json.dumps(
             {"fingerprint": engine.info.fingerprint, **engine.info.profile}, sort_keys=True
         )
@@ -85,8 +88,6 @@ class Pipeline:
         self._validated = False
         # Set once nothing is to follow what the device computes now.
         self._ends = False
-        # The round that the log has named.
-        self._round_id = ""
 
     def step(self) -> bool:
         """Claim and submit what the engine has room for, collect and commit a batch; False if idle.
@@ -234,9 +235,8 @@ class Pipeline:
             note(_about(work))
             self._token = fresh_id()
             self._validated = isinstance(work, Chunk)
-        if isinstance(work, Claim) and work.round_id != self._round_id:
-            self._round_id = work.round_id
-            log.info("takes part in round %s: %s", work.round_id, _describe(work.config))
+        if isinstance(work, Claim):
+            self.rounds.claimed(work.round_id, work.config)
         return work
 
     # Submit.
@@ -395,13 +395,6 @@ class _NotTaken:
 
 def _about(work: Work) -> About:
     return About(work.round_id) if isinstance(work, Claim) else NOTHING
-
-
-def _describe(config: PoCConfig) -> str:
-    return (
-        f"block {printable(config.block_hash)} at {config.block_height}, "
-        f"r_target {config.r_target:g}, batches of {config.batch_size} x {config.seq_len}"
-    )
 
 
 def _range_of(work: Work) -> Commit:

@@ -80,7 +80,7 @@ def register(app: Celery) -> None:
         asked = _read(requests.GenerateRequest, args, kwargs)
         status = until_answered(lambda: app.manager.start_generate(asked, self.request.id))
         note(About(status.round_id))
-        log.info("%s, r_target %g, task %s", status.title, status.r_target, self.request.id)
+        log.info("task %s waits for the end of round %s", self.request.id, status.round_id)
         ticket(self.request.id, {"round_id": status.round_id}, status.round_id)
 
     @task("poc.validate")

@@ -385,33 +385,46 @@ class TestLeases:
 class TestProgress:
     """A worker's log shows now and then how it goes."""
 
-    def test_a_line_now_and_then_while_it_computes(
+    def test_a_line_each_minute_while_it_validates(
         self,
         pipeline: Pipeline,
-        engine: FakeEngine,
         store: Store,
         config: PoCConfig,
         clock: Clock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """Not more often, and with the round."""
+        """Not more often, and with the validation."""
         caplog.set_level("INFO")
         heart = beating(pipeline, heartbeat_s=0.1)
-        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
+        batch = ProofBatch.of(config, range(8), [0.5] * 8)
+        store.validations.open("v", ValidateRequest(batch=batch, config=config))
         pipeline.step()
         said = []
         for _ in range(4):
             clock.now += heartbeat.REPORT_EVERY_S / 2
-            heart._report_progress()
-            said.append(caplog.text.count("round r1: "))
-        assert said == [1, 2, 2, 3]
+            heart._report_validation()
+            said.append(caplog.text.count("validation v: "))
+        assert said == [0, 1, 1, 2]
         assert "0.0 nonces/s here" in caplog.text
+
+    def test_a_turn_looks_at_the_round(
+        self,
+        pipeline: Pipeline,
+        store: Store,
+        config: PoCConfig,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Also when this worker has no work of it."""
+        caplog.set_level("INFO")
+        store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
+        beating(pipeline, heartbeat_s=0.1).turn()
+        assert "round r1 is generating" in caplog.text
 
     def test_an_idle_worker_is_silent(
         self, pipeline: Pipeline, clock: Clock, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level("INFO")
-        heart = beating(pipeline)
+        heart = beating(pipeline, heartbeat_s=0.1)
         clock.now += 10 * heartbeat.REPORT_EVERY_S
-        heart._report_progress()
+        heart.turn()
         assert caplog.text == ""

@@ -18,7 +18,7 @@ from fake_engine import FakeEngine
 from fake_round import computed, distances, free, status, theirs, two_in_the_engine
 from shared.config import PoCConfig, PoCState
 from shared.errors import EngineDied, EngineError, Quarantined, StoreUnavailable
-from shared.requests import GenerateRequest, ValidateRequest
+from shared.requests import ValidateRequest
 from shared.settings import load_settings
 from shared.store import Store
 from shared.store.connection import Client
@@ -371,17 +371,6 @@ class TestStep:
         assert not manager.pipeline.step()
         assert "4 nonces do not count: the round is STOPPED" in caplog.text
         assert (manager.pipeline.computed, status(store).total_checked) == (4, 0)
-
-    def test_the_round_that_it_takes_part_in_is_said_once(
-        self, manager: PoCManager, config: PoCConfig, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """With what it is about."""
-        caplog.set_level("INFO")
-        manager.start_generate(GenerateRequest(config=config, round_id="r1"))
-        for _ in range(4):
-            manager.pipeline.step()
-        said = "takes part in round r1: block b10c at 7, r_target 1.4, batches of 4 x 256"
-        assert caplog.text.count("takes part in round") == caplog.text.count(said) == 1
 
     def test_a_distance_that_is_the_limit_is_not_valid(
         self, manager: PoCManager, store: Store, config: PoCConfig
