@@ -2,7 +2,7 @@
 #   make install PYTHON=python3.12 EXTRAS=embedded,flower,dev
 
 PYTHON ?= python3
-EXTRAS ?= cpu,embedded,flower,dev
+EXTRAS ?= cpu,embedded,flower,tracing,dev
 
 VENV  := .venv
 BIN   := $(VENV)/bin

@@ -23,7 +23,8 @@ from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from shared import requests
+from shared import requests, tracing
+from shared.about import about
 from shared.broker import celery_app
 from shared.config import PoCConfig, Strict
 from shared.data import ProofBatch, ValidatedBatch
@@ -116,9 +117,11 @@ class PoCClient:
 
     def _send(self, name: str, asked: Strict, kind: type[Answer]) -> Ticket[Answer]:
         kwargs = asked.model_dump(mode="json", exclude_none=True)
-        ticket = Ticket(self._app, self._settings, kind, name, kwargs)
-        ticket.wait_accepted(self._timeout)
-        return ticket
+        tracing.adopt()
+        with tracing.step(f"send {name}", "PRODUCER"):
+            ticket = Ticket(self._app, self._settings, kind, name, kwargs)
+            ticket.wait_accepted(self._timeout)
+            return ticket
 
 
 class Ticket(Generic[Answer]):
@@ -136,6 +139,7 @@ class Ticket(Generic[Answer]):
         self._app, self._settings = app, settings
         self._kind: type[Answer] = kind
         self._name, self._kwargs = name, kwargs
+        self._traceparent = about().traceparent
         self._resend_s = RESEND_S[0]
         self._send_at = 0.0
         self._accepted = False
@@ -216,6 +220,8 @@ class Ticket(Generic[Answer]):
             kwargs = {name: value for name, value in kwargs.items() if name != "replace"}
         # Not `send_task`, which subscribes to the result as well: nobody would read that.
         message = self._app.amqp.create_task_message(self.id, self._name, kwargs=kwargs)
+        if self._traceparent:
+            message.headers["traceparent"] = self._traceparent
         with self._app.producer_or_acquire() as producer:
             try:
                 self._app.amqp.send_task_message(

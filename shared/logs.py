@@ -1,7 +1,7 @@
 """Log lines for machines: one JSON object a line, with what the line is about.
 
     {"time": "2026-01-31T12:00:00.123Z", "level": "INFO", "logger": "worker.node.rounds",
-     "message": "...", "worker": "gpu0@host", "round_id": "..."}
+     "message": "...", "worker": "gpu0@host", "round_id": "...", "trace_id": "..."}
 
 Only these fields, and `exception`: what libraries hang on their lines besides may be megabytes, or
 a callback's URL, whose path may be secret.
@@ -45,7 +45,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        context = {"worker": _worker, "round_id": about().round_id}
+        now = about()
+        context = {"worker": _worker, "round_id": now.round_id, "trace_id": now.trace_id}
         line |= {name: value for name, value in context.items() if value}
         if record.exc_info and record.exc_info[0]:
             line["exception"] = self.formatException(record.exc_info)

@@ -13,6 +13,7 @@ import pytest
 import redis
 from hypothesis import settings
 
+from shared.about import NOTHING, note
 from worker.tools.embedded import EmbeddedRedis
 
 # Whoever runs the tests under nohup hands down that SIGHUP is ignored. A handler of our own is not
@@ -32,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = re.sub(r"not (gpu|vllm)\b", "", config.option.markexpr or "")
     if not re.search(r"\b(gpu|vllm)\b", chosen):
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _at_nothing() -> None:
+    """A test that stands in for a worker's loop leaves behind what that was at."""
+    note(NOTHING)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, TypeVar
 
+from shared.about import about
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import InvalidRequest, RoundNotInitialized
@@ -79,7 +80,7 @@ class PoCManager:
         the current one, and with a config what `init_round` raises.
         """
         asked = self._admit(GenerateRequest, request)
-        return self.store.rounds.generate(command or fresh_id(), asked)
+        return self.store.rounds.generate(command or fresh_id(), asked, about().traceparent)
 
     def start_validate(
         self, request: ValidateRequest | PoCConfig | None = None, command: str | None = None
@@ -95,7 +96,7 @@ class PoCManager:
         `RoundNotInitialized`, `RoundMismatch` and `InvalidRequest`.
         """
         asked = self._admit(ValidateRequest, request)
-        self.store.validations.open(command or fresh_id(), asked)
+        self.store.validations.open(command or fresh_id(), asked, about().traceparent)
 
     def stop_round(
         self, request: StopRequest = StopRequest(), command: str | None = None

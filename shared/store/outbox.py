@@ -15,6 +15,7 @@ from shared.status import CallbackCounts
 from shared.store.connection import redis_errors
 from shared.store.context import Context
 from shared.store.dead_letters import DeadLetters
+from shared.tracing import traceparent_of
 
 GROUP = "senders"
 #: Where a search of the stream begins, and what it gives when it was at the end.
@@ -32,6 +33,8 @@ class Message:
     #: The round whose counters show it; empty when there is none.
     round: str
     deadline_s: float
+    #: The step of a trace that it follows from; empty without one.
+    traceparent: str = ""
 
     def as_args(self) -> dict[str, Any]:
         """What a script takes."""
@@ -49,6 +52,8 @@ class Entry:
     round: str
     #: When it is given up, by this process' `time.monotonic()`.
     gives_up_at: float
+    #: The step of a trace that it follows from; empty without one.
+    traceparent: str = ""
 
 
 class Outbox:
@@ -168,4 +173,5 @@ def _read(id: str, fields: Mapping[str, str], ahead: float) -> Entry:
         key=fields["key"],
         round=fields["round"],
         gives_up_at=int(fields["expires_at"]) / 1000 - ahead,
+        traceparent=traceparent_of(fields.get("traceparent")),
     )

@@ -29,6 +29,8 @@ class Claim:
     start: int
     count: int
     attempts: int
+    #: The trace that it is of; empty without one.
+    traceparent: str = ""
 
     @property
     def public_key(self) -> str:
@@ -52,13 +54,17 @@ class Rounds:
         """Open a round. Raises `RoundInProgress` while one is generating, unless it replaces."""
         return self._carry_out("init", command, request)
 
-    def generate(self, command: str, request: GenerateRequest = GenerateRequest()) -> RoundStatus:
+    def generate(
+        self, command: str, request: GenerateRequest = GenerateRequest(), traceparent: str = ""
+    ) -> RoundStatus:
         """Generate, after opening a round when there is a config; `command` becomes a ticket.
+
+        `traceparent` is the trace of what then begins.
 
         Raises `RoundNotInitialized`, `RoundMismatch` when it names another round than the current
         one, and with a config what `init` raises.
         """
-        return self._carry_out("generate", command, request)
+        return self._carry_out("generate", command, request, traceparent=traceparent or None)
 
     def validate(self, command: str, request: ValidateRequest = ValidateRequest()) -> RoundStatus:
         """End generation. Raises as `generate` does."""
@@ -134,6 +140,7 @@ class Rounds:
             start=int(claim["start"]),
             count=int(claim["count"]),
             attempts=int(claim["attempts"]),
+            traceparent=answer.get("traceparent", ""),
         )
 
     def wants(self, claim: Claim) -> bool:
@@ -166,6 +173,11 @@ class Rounds:
         nonces, dist = self.found(round_id, max(0, total - newest), newest)
         return RoundStatus.of(fields, nonces, dist)
 
+    def traceparent(self, round_id: str) -> str:
+        """The trace of a round; empty without one."""
+        with redis_errors():
+            return self._redis.hget(self._keys("run", round_id), "traceparent") or ""
+
     def found(self, round_id: str, start: int, count: int) -> tuple[list[int], list[float]]:
         """`count` valid nonces with their distances, in order of discovery from `start` on."""
         if not round_id or count <= 0:
@@ -186,9 +198,11 @@ class Rounds:
             tasks = self._redis.smembers(self._keys("tickets", status.round_id))
         return status, sorted(tasks)
 
-    def _carry_out(self, verb: str, command: str, request: RoundRequest) -> RoundStatus:
+    def _carry_out(
+        self, verb: str, command: str, request: RoundRequest, **more: Any
+    ) -> RoundStatus:
         """Bring the current round, or with a config a new one, into the state of `verb`."""
-        args: dict[str, Any] = {"keep_s": self._context.settings.keep_rounds_s}
+        args: dict[str, Any] = more | {"keep_s": self._context.settings.keep_rounds_s}
         if request.config is None:
             args["round_id"] = request.round_id
         else:

@@ -41,6 +41,8 @@ class Chunk:
     error: str
     batch: ProofBatch
     config: PoCConfig
+    #: The trace that it is of; empty without one.
+    traceparent: str = ""
 
     @property
     def public_key(self) -> str:
@@ -65,6 +67,12 @@ class ComputedValidation:
     error: str
     #: What computed it, as JSON; the last chunk's.
     profile: str
+    #: The trace that it is of; empty without one.
+    traceparent: str = ""
+
+
+#: The id, batch, config and trace of a validation.
+_Opened = tuple[str, ProofBatch, PoCConfig, str]
 
 
 class Validations:
@@ -74,10 +82,12 @@ class Validations:
         self._context, self._current, self._dead_letters = context, current, dead_letters
         self._redis, self._keys, self._scripts = context.redis, context.keys, context.scripts
         # What the last chunk was of: the next one mostly is, too, and a batch may be megabytes.
-        self._opened: tuple[str, ProofBatch, PoCConfig] | None = None
+        self._opened: _Opened | None = None
 
-    def open(self, command: str, request: ValidateRequest) -> None:
+    def open(self, command: str, request: ValidateRequest, traceparent: str = "") -> None:
         """Record the validation of the batch of `request`; `command` is its ticket.
+
+        `traceparent` is the trace that it is of.
 
         The config of `request` says what it is judged by, and its batch_size is what a worker
         takes at a time; without one the current round's counts, which then must be of the same
@@ -98,6 +108,7 @@ class Validations:
                 "chunks": [(at, min(size, len(batch) - at)) for at in range(0, len(batch), size)],
                 "refusal": refusal and as_fields(refusal),
                 "memory_s": self._context.settings.command_memory_s,
+                "traceparent": traceparent,
             }
 
         if request.config:
@@ -109,7 +120,7 @@ class Validations:
         """The chunk that `ask` got; None if its validation ended while it waited: it is dropped."""
         claim = answer["claim"]
         opened = self._open(claim["job"])
-        _, batch, config = opened or ("", ProofBatch.empty(), _NO_CONFIG)
+        _, batch, config, traceparent = opened or ("", ProofBatch.empty(), _NO_CONFIG, "")
         chunk = Chunk(
             token=ask.token,
             validation=claim["job"],
@@ -120,6 +131,7 @@ class Validations:
             error=claim.get("error", ""),
             batch=batch,
             config=config,
+            traceparent=traceparent,
         )
         if opened:
             return chunk
@@ -214,15 +226,16 @@ class Validations:
             fields, parts = pipe.execute()
         return fields, parts
 
-    def _open(self, validation: str) -> tuple[str, ProofBatch, PoCConfig] | None:
-        """The batch and the config of a validation, which never change; None when it has ended."""
+    def _open(self, validation: str) -> _Opened | None:
+        """What never changes of a validation; None when it has ended."""
         key = self._keys("job", validation)
         with redis_errors():
             if self._redis.hget(key, "state") != "OPEN":
                 return None
             opened = self._opened
             if opened is None or opened[0] != validation:
-                batch, config = self._redis.hmget(key, ["batch", "config"])
+                names = ["batch", "config", "traceparent"]
+                batch, config, traceparent = self._redis.hmget(key, names)
                 if not batch:  # it has ended since
                     return None
                 try:
@@ -230,6 +243,7 @@ class Validations:
                         validation,
                         ProofBatch.model_validate_json(batch),
                         PoCConfig.model_validate_json(config),
+                        traceparent or "",
                     )
                 except _UNREADABLE as error:
                     self._give_up(validation, error)
@@ -295,6 +309,7 @@ def _computed(validation: str, fields: dict[str, str], parts: dict[str, str]) ->
         dist=dist,
         error=fields.get("error", ""),
         profile=fields.get("profile", ""),
+        traceparent=fields.get("traceparent", ""),
     )
 
 

@@ -121,7 +121,7 @@ def _starting(settings: Settings, directory: Path) -> Iterator[StartWorker]:
     started: list[WorkerProcess] = []
 
     def start(name: str = "w0", *, wait: bool = True, **options: object) -> WorkerProcess:
-        knobs = {k: v for k, v in options.items() if not k.startswith("POC_")}
+        knobs = {k: v for k, v in options.items() if not k.startswith(("POC_", "OTEL_"))}
         env = clean_environment() | {
             "POC_REDIS_URL": settings.redis_url,
             "POC_NAMESPACE": settings.namespace,
@@ -132,7 +132,7 @@ def _starting(settings: Settings, directory: Path) -> Iterator[StartWorker]:
             "POC_WORKER_NAME": f"{name}@test",
             "PYTHONPATH": str(ROOT / "tests"),
         }
-        env |= {k: str(v) for k, v in options.items() if k.startswith("POC_")}
+        env |= {k: str(v) for k, v in options.items() if k.startswith(("POC_", "OTEL_"))}
         log_path = directory / f"{name}.log"
         process = Fork(["worker"], env=env, cwd=ROOT, log_path=log_path)
         worker = WorkerProcess(f"{name}@test", process, log_path)

@@ -281,7 +281,7 @@ class Delivery:
     async def _deliver(self, receiver: _Receiver, held: _Held) -> None:
         """One attempt, and what follows from it."""
         entry = held.entry
-        note(About(entry.round))
+        note(About(entry.round, entry.traceparent))
         try:
             answer = await self._attempt(receiver, held)
             if answer is None or not answer.retry:

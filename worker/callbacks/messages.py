@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from shared.about import about
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import PoCError, as_fields
@@ -47,7 +48,10 @@ def validated_message(
 def message(
     config: PoCConfig, path: str, body: str, key: str, round_id: str = ""
 ) -> Message | None:
-    """`body` for `{callback_url}/{path}`; None when nobody wants to know."""
+    """`body` for `{callback_url}/{path}`; None when nobody wants to know.
+
+    It follows from what the calling thread is at.
+    """
     if config.callback_url is None:
         return None
     return Message(
@@ -57,4 +61,5 @@ def message(
         key=quote(key, safe=":"),
         round=round_id,
         deadline_s=config.callback_deadline_s,
+        traceparent=about().traceparent,
     )

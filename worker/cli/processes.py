@@ -106,7 +106,7 @@ def callbacks(settings: Settings) -> None:
     """
     import logging
 
-    from shared import logs
+    from shared import logs, tracing
     from shared.store import Store
     from worker.outage import Outage
     from worker.sender import PoCCallbackSender
@@ -122,6 +122,7 @@ def callbacks(settings: Settings) -> None:
             signal.signal(each, lambda *_: ending.set())
     name = f"callbacks-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
     logs.call_process(name)
+    tracing.start(name, settings.namespace)
     outage = Outage(settings)
     with closing(Store(settings)) as store:
         outage.first_call(store.check_access)

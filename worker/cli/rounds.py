@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.live import Live
 
+from shared import tracing
 from shared.data import MAX_PROOF_NONCES, ProofBatch
 from shared.errors import (
     InvalidRequest,
@@ -20,7 +21,7 @@ from shared.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from shared.settings import Settings
+from shared.settings import Settings, load_settings
 from shared.status import Incident, RoundStatus, WorkerStatus
 from worker.cli.options import (
     Json,
@@ -45,7 +46,14 @@ NEWEST = 10
 #: Seconds between two looks of `poc status --watch`.
 WATCH_S = 1.0
 
-_client = takes_settings("redis_url", "namespace")
+
+def _traced(**given: Any) -> Settings:
+    settings = load_settings(**given)
+    tracing.start("poc", settings.namespace)
+    return settings
+
+
+_client = takes_settings("redis_url", "namespace", build=_traced)
 
 
 @_client

@@ -11,7 +11,8 @@ import logging
 from math import isfinite
 from typing import Any, Protocol
 
-from shared.about import About, at
+from shared import tracing
+from shared.about import About
 from shared.data import ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, StoreError
 from shared.store import ComputedValidation, Ending, Store, Subscription
@@ -67,7 +68,7 @@ class Clerk:
         computed = self._store.validations.next_computed()
         if computed is None:
             return False
-        with at(About(computed.round_id)):
+        with tracing.step("judge", of=About(computed.round_id, computed.traceparent)):
             try:
                 self._judge(computed)
             except StoreError:

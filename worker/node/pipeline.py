@@ -14,14 +14,17 @@ import json
 import logging
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
 from typing import Any
 
+from shared import tracing
 from shared.about import NOTHING, About, note
 from shared.config import PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
 from shared.status import Commit
 from shared.store import Ask, Chunk, Claim, Kind, Store, fresh_id
+from shared.tracing import Step
 from worker.callbacks.messages import generated_message
 from worker.engines import Engine, EngineInfo, Job, JobCancelled, Pending
 from worker.engines.base import tile_of
@@ -45,6 +48,8 @@ class InFlight:
 
     work: Work
     pending: Pending
+    #: Of its trace: from the claim to what became of it.
+    step: Step
 
 
 def depth_of(info: EngineInfo, seq_len: int, batch_size: int) -> int:
@@ -132,6 +137,8 @@ class Pipeline:
         for each in self._in_flight:
             waited = each.pending.cancel()
             self._give_back(each.work, None if waited else error)
+            each.step.failed("given back")
+            each.step.end()
         self._in_flight = ()
 
     def cancel_unwanted(self) -> None:
@@ -177,7 +184,7 @@ class Pipeline:
             if claim is None:
                 return None
             # In this order: a heartbeat finds it in one of the two.
-            self._in_flight = (InFlight(claim, self._submit(claim)),)
+            self._in_flight = (self._in_engine(claim),)
             self._reserved = self._reserved[1:]
         work = self._in_flight[0].work
         dist = self._complete(self._in_flight[0])
@@ -236,13 +243,20 @@ class Pipeline:
             self._token = fresh_id()
             self._validated = isinstance(work, Chunk)
         if isinstance(work, Claim):
-            self.rounds.claimed(work.round_id, work.config)
+            self.rounds.claimed(work)
         return work
 
     # Submit.
 
     def _begin(self, work: Work) -> None:
-        self._in_flight += (InFlight(work, self._submit(work)),)
+        self._in_flight += (self._in_engine(work),)
+
+    def _in_engine(self, work: Work) -> InFlight:
+        name = "batch" if isinstance(work, Claim) else "chunk"
+        shown = {"poc.start": work.start, "poc.count": work.count, "poc.attempts": work.attempts}
+        return InFlight(
+            work, self._submit(work), tracing.step(name, of=_about(work), attributes=shown)
+        )
 
     def _submit(self, work: Work) -> Pending:
         if isinstance(work, Chunk) and work.given_up:
@@ -263,7 +277,7 @@ class Pipeline:
         Gives the distances, or None if they did not count. The commit of a batch may claim and
         begin the next work as well.
         """
-        note(_about(one.work))
+        note(one.step.about)
         try:
             dist = self._collect(one)
             if not all(map(isfinite, dist)):
@@ -271,13 +285,14 @@ class Pipeline:
             counted, work = self._commit(one.work, dist, and_claim=and_claim)
         except JobCancelled:
             self._give_back(one.work)
+            one.step.failed("cancelled")
             self._forget(one)
             return None
         except Quarantined:
             raise
         except EngineError as error:
             self._give_back(one.work, str(error))
-            self._forget(one)
+            self._forget(one, error)
             if not isinstance(error, EngineDied):
                 self._examine()  # is it the batch, or the device?
             raise
@@ -285,7 +300,7 @@ class Pipeline:
             raise
         except Exception as error:  # a defect, which ends the worker
             self._give_back(one.work, repr(error))
-            self._forget(one)
+            self._forget(one, error)
             raise
         self._forget(one)
         if work:
@@ -309,25 +324,26 @@ class Pipeline:
     ) -> tuple[bool, Work | None]:
         """Whether they counted, and what was claimed in the same step."""
         claimed = None
-        if isinstance(work, Chunk):
-            error = work.error or None
-            refused = self.store.validations.commit(work, dist, error, self._profile)
-        elif and_claim and not self._ends:
-            came_of_it = self._came_of(work, dist)
-            refused, claimed = self.store.work.commit_and_claim(work, self._ask(), **came_of_it)
-            self._claimed(claimed)
-        else:
-            refused = self.store.rounds.commit(work, **self._came_of(work, dist))
+        with tracing.step("commit") as step:
+            if isinstance(work, Chunk):
+                error = work.error or None
+                refused = self.store.validations.commit(work, dist, error, self._profile)
+            elif and_claim and not self._ends:
+                came_of_it = self._came_of(work, dist)
+                refused, claimed = self.store.work.commit_and_claim(work, self._ask(), **came_of_it)
+            else:
+                refused = self.store.rounds.commit(work, **self._came_of(work, dist))
+            step.tell("poc.refused", refused or "")
         self.computed += len(dist)
         self.batches += 1
         if refused:
             log.info("%d nonces do not count: %s", len(dist), refused)
-            return False, claimed
+            return False, self._claimed(claimed)
         if isinstance(work, Claim):
             self.tally.add(work.round_id, dist)
         if dist and self.check:
             self.check.committed(_range_of(work))
-        return True, claimed
+        return True, self._claimed(claimed)
 
     def _came_of(self, claim: Claim, dist: list[float]) -> dict[str, Any]:
         """What a commit takes of a computed batch."""
@@ -353,7 +369,8 @@ class Pipeline:
         else:
             self.store.validations.give_back(work, error)
 
-    def _forget(self, one: InFlight) -> None:
+    def _forget(self, one: InFlight, error: Exception | None = None) -> None:
+        one.step.end(error)
         self._in_flight = tuple(each for each in self._in_flight if each is not one)
 
     def _examine(self) -> None:
@@ -394,7 +411,13 @@ class _NotTaken:
 
 
 def _about(work: Work) -> About:
-    return About(work.round_id) if isinstance(work, Claim) else NOTHING
+    return _known(work.round_id if isinstance(work, Claim) else "", work.traceparent)
+
+
+@lru_cache(maxsize=8)
+def _known(round_id: str, traceparent: str) -> About:
+    """Most work is of the same."""
+    return About(round_id, traceparent)
 
 
 def _range_of(work: Work) -> Commit:

@@ -14,7 +14,7 @@ from math import inf
 from shared.about import About, at
 from shared.config import PoCConfig, PoCState
 from shared.status import RoundStatus, printable
-from shared.store import Store
+from shared.store import Claim, Store
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +23,13 @@ REPORT_EVERY_S = 60.0
 
 
 class RoundLog:
-    """`begin` for the thread that claims, `look` for one that looks every few seconds."""
+    """`claimed` for the thread that claims, `look` for one that looks every few seconds."""
 
     def __init__(self, store: Store, worker: str) -> None:
         self._store, self._worker = store, worker
         self._lock = threading.Lock()
         #: The rounds that began and whose end was not said, each with the time of its next line.
-        self._running: dict[str, float] = {}
+        self._running: dict[str, tuple[About, float]] = {}
         #: Seconds that rounds had generated for when they were over, of those that may go on.
         self._over: dict[str, float] = {}
 
@@ -39,17 +39,48 @@ class RoundLog:
         if now.state != PoCState.GENERATING:
             self._over[now.round_id] = now.generating_seconds
 
-    def begin(self, round_id: str, config: PoCConfig | RoundStatus) -> None:
-        """Say that a round begins, or goes on after its end, unless that was said."""
+    def claimed(self, claim: Claim) -> None:
+        """There is work of a round."""
+        # Whether one that was over goes on, or the claim was late, the next look tells.
+        if claim.round_id not in self._running and claim.round_id not in self._over:
+            self._begin(About(claim.round_id, claim.traceparent), claim.config)
+
+    def look(self, rate: float, busy: float) -> None:
+        """Say what there is to say; `rate` and `busy` are this worker's.
+
+        Raises `StoreUnavailable`; then the next look says it.
+        """
+        # In this order: what was claimed before is of the current round, or of one before it.
+        seen = set(self._running)
+        now = self._store.rounds.status() or RoundStatus()
+        self._over = {k: s for k, s in self._over.items() if k == now.round_id}
+        generates = now.state == PoCState.GENERATING
+        if generates or now.generating_seconds > self._over.get(now.round_id, 0.0):
+            if now.round_id not in self._running:
+                trace = self._store.rounds.traceparent(now.round_id)
+                self._begin(About(now.round_id, trace), now)
+            seen.add(now.round_id)
+        for round_id in sorted(seen):
+            what, due = self._running[round_id]
+            with at(what):
+                if round_id != now.round_id:
+                    self._end(round_id, self._store.rounds.status(round_id), now.round_id)
+                elif not generates:
+                    self._end(round_id, now)
+                elif time.monotonic() >= due:
+                    self._running[round_id] = what, time.monotonic() + REPORT_EVERY_S
+                    _report(now, rate, busy)
+
+    def _begin(self, what: About, config: PoCConfig | RoundStatus) -> None:
         with self._lock:
-            if round_id in self._running:
+            if what.round_id in self._running:
                 return
-            self._running[round_id] = time.monotonic() + REPORT_EVERY_S
-        with at(About(round_id)):
+            self._running[what.round_id] = what, time.monotonic() + REPORT_EVERY_S
+        with at(what):
             log.info(
                 "round %s is generating: block %s at %d, r_target %g, batches of %d x %d, "
                 "node %d of %d; this is worker %s",
-                round_id,
+                what.round_id,
                 printable(config.block_hash),
                 config.block_height,
                 config.r_target,
@@ -59,35 +90,6 @@ class RoundLog:
                 config.node_count,
                 self._worker,
             )
-
-    def claimed(self, round_id: str, config: PoCConfig) -> None:
-        """There is work of a round."""
-        # Whether one that was over goes on, or the claim was late, the next look tells.
-        if round_id not in self._running and round_id not in self._over:
-            self.begin(round_id, config)
-
-    def look(self, rate: float, busy: float) -> None:
-        """Say what there is to say; `rate` and `busy` are this worker's.
-
-        Raises `StoreUnavailable`; then the next look says it.
-        """
-        # In this order: what was claimed before is of the current round, or of one before it.
-        running = list(self._running.items())
-        now = self._store.rounds.status() or RoundStatus()
-        self._over = {k: s for k, s in self._over.items() if k == now.round_id}
-        generates = now.state == PoCState.GENERATING
-        if generates or now.generating_seconds > self._over.get(now.round_id, 0.0):
-            self.begin(now.round_id, now)
-            running += [(now.round_id, inf)] if now.round_id not in dict(running) else []
-        for round_id, due in running:
-            with at(About(round_id)):
-                if round_id != now.round_id:
-                    self._end(round_id, self._store.rounds.status(round_id), now.round_id)
-                elif not generates:
-                    self._end(round_id, now)
-                elif time.monotonic() >= due:
-                    self._running[round_id] = time.monotonic() + REPORT_EVERY_S
-                    _report(now, rate, busy)
 
     def _end(self, round_id: str, status: RoundStatus | None, next_round: str = "") -> None:
         if status is None:

@@ -20,7 +20,7 @@ from celery.worker.consumer import consumer
 from celery.worker.consumer.consumer import UNKNOWN_TASK_ERROR
 from kombu.transport import TRANSPORT_ALIASES
 
-from shared import logs
+from shared import logs, tracing
 from shared.broker import celery_app
 from shared.errors import ConfigError, Hung, Quarantined, StoreError, defect
 from shared.receivers import Receivers
@@ -65,6 +65,7 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Load and register; what fails ends the process, before it took a task."""
         node: Node = parent.app.node
         logs.call_process(parent.hostname)
+        tracing.start(parent.hostname, node.settings.namespace)
         # With each outage, about late acknowledgements, which nobody asks for. Celery has just
         # turned it on.
         warnings.simplefilter("ignore", CPendingDeprecationWarning)

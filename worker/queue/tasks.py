@@ -13,8 +13,8 @@ from typing import Any, NoReturn, TypeVar
 from celery import Celery, Task
 from celery.exceptions import Ignore
 
-from shared import requests
-from shared.about import NOTHING, About, at, note
+from shared import requests, tracing
+from shared.about import About, note_round
 from shared.config import Strict
 from shared.errors import CommandMismatch, InvalidRequest, PoCError, StoreUnavailable
 from shared.status import RoundStatus
@@ -31,8 +31,18 @@ class _Task(Task):  # type: ignore[misc]
     """Takes an argument of any name: also one called `self`, which is then refused like others."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        with at(NOTHING):
-            return self.run(*args, **kwargs)
+        name, request = str(self.name), self.request
+        with tracing.step(
+            f"process {name}",
+            "CONSUMER",
+            About(traceparent=request.get("traceparent") or ""),
+            {"messaging.operation.type": "process", "messaging.message.id": request.id or ""},
+        ):
+            try:
+                return self.run(*args, **kwargs)
+            except Ignore as error:  # the end of a task whose ticket goes on: no failure
+                ignored = error
+        raise ignored
 
 
 def register(app: Celery) -> None:
@@ -79,7 +89,7 @@ def register(app: Celery) -> None:
         """Generate: `config` opens a round first. Ends when the round does, with its status."""
         asked = _read(requests.GenerateRequest, args, kwargs)
         status = until_answered(lambda: app.manager.start_generate(asked, self.request.id))
-        note(About(status.round_id))
+        note_round(status.round_id)
         log.info("task %s waits for the end of round %s", self.request.id, status.round_id)
         ticket(self.request.id, {"round_id": status.round_id}, status.round_id)
 
@@ -108,6 +118,6 @@ def _read(model: type[Request], args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _reply(status: RoundStatus) -> dict[str, Any]:
-    note(About(status.round_id))
+    note_round(status.round_id)
     log.info("%s: %d checked, %d valid", status.title, status.total_checked, status.total_valid)
     return status.model_dump(mode="json")

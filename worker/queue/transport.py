@@ -30,6 +30,7 @@ from kombu.transport import virtual
 
 from shared.errors import StoreError
 from shared.store.dead_letters import keeping
+from shared.tracing import traceparent_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ BAD_ITEM = (
 #: The headers that reach Celery, and the types that it can stand, since it trusts them blindly. A
 #: request that breaks half way to the pool would hold one of the worker's places for ever: after as
 #: many as the pool has threads the worker lives and takes nothing any more. Any other header is
-#: left out: it may be a tracer's, but Celery takes whatever it finds for a request's own field.
+#: left out, but for `traceparent`: Celery takes whatever it finds for a request's own field.
 _HEADERS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "id": (str,),
@@ -127,7 +128,11 @@ def _checked_headers(headers: dict[str, Any]) -> dict[str, Any]:
         len(limits) != 2 or not all(isinstance(each, int | float | NoneType) for each in limits)
     ):
         raise ValueError(f"header 'timelimit' is {_short(limits)}, not two numbers or nulls")
-    return {name: _whole(value) for name, value in headers.items() if name in _HEADERS}
+    taken = {name: _whole(value) for name, value in headers.items() if name in _HEADERS}
+    # A bad one is none.
+    if traceparent := traceparent_of(headers.get("traceparent")):
+        taken["traceparent"] = traceparent
+    return taken
 
 
 def _whole(value: Any) -> Any:

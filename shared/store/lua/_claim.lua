@@ -77,7 +77,7 @@ local function new(kind, run)
   return new_chunk()
 end
 
--- What is asked for, as an answer: its kind, the claim, and the epoch and config of a batch. Or
+-- What is asked for, as an answer: its kind, the claim, and the epoch, config and trace of a batch. Or
 -- `idle`, when there is nothing. `run` is what K.run holds.
 local function next_work(run)
   local ask = A.ask
@@ -86,7 +86,8 @@ local function next_work(run)
       local claim = look(kind, run)
       if claim then
         local claims, leases = K.claims, K.leases
-        local answer = {kind = kind, claim = claim, epoch = run.epoch, config = run.config}
+        local answer = {kind = kind, claim = claim, epoch = run.epoch, config = run.config,
+          traceparent = run.traceparent}
         if kind == 'chunk' then
           claims, leases = K.chunk_claims, K.chunk_leases
           claim.given_up = claim.attempts >= ask.max_attempts

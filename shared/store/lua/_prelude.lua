@@ -74,6 +74,6 @@ local TRIED_AGAIN = 'tried again: '
 local function post(message)
   redis.call('XADD', K.outbox, '*',
     'url', message.url, 'body', message.body, 'key', message.key, 'round', message.round,
-    'expires_at', int(now_ms() + message.deadline_s * 1000))
+    'expires_at', int(now_ms() + message.deadline_s * 1000), 'traceparent', message.traceparent)
   publish('outbox')
 end

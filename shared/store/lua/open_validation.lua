@@ -3,7 +3,7 @@
 -- with _round
 -- K reads: status
 -- K writes: clock, command(command), job(command), jobs, chunks, verdicts
--- A: round?, command, memory_s, batch, config?, total, chunks, refusal?
+-- A: round?, command, memory_s, batch, config?, total, chunks, refusal?, traceparent?
 
 local known = remembered() or moved()
 if known then return known end
@@ -11,7 +11,8 @@ if known then return known end
 if redis.call('EXISTS', K.job) == 1 then return answer({ticket = A.command}) end
 if A.refusal then return answer(A.refusal) end
 redis.call('HSET', K.job, 'batch', A.batch, 'config', A.config, 'state', 'OPEN',
-  'round', A.round or '', 'total', A.total, 'done', '0')
+  'round', A.round or '', 'total', A.total, 'done', '0',
+  'traceparent', A.traceparent or '')
 redis.call('ZADD', K.jobs, int(now_ms()), A.command)
 for _, chunk in ipairs(A.chunks) do
   redis.call('RPUSH', K.chunks, cjson.encode(

@@ -102,7 +102,7 @@ def test_each_is_said_once(
 ) -> None:
     """However often it is looked, and whoever sees it first."""
     begin("r1")
-    log.claimed("r1", claim(store).config)
+    log.claimed(claim(store))
     log.look(0, 0)
     log.look(0, 0)
     assert said() == ["round r1 is generating"]
@@ -196,7 +196,7 @@ def test_rounds_that_a_worker_had_work_of_between_two_looks(
     """All of them."""
     for round_id in ("r1", "r2", "r3"):
         begin(round_id)
-        log.claimed(round_id, claim(store, round_id).config)
+        log.claimed(claim(store, round_id))
     log.look(0, 0)
     assert said() == [
         "round r1 is generating",
@@ -246,7 +246,7 @@ def test_a_claim_that_is_noted_late(
     log.look(0, 0)
     store.rounds.stop("s")
     log.look(0, 0)
-    log.claimed("r1", late.config)
+    log.claimed(late)
     log.look(0, 0)
     assert said() == ["round r1 is generating", "round r1 is over"]
 
@@ -256,14 +256,14 @@ def test_the_lines_are_about_the_round(
 ) -> None:
     """And what the thread was at before, it is at again."""
     caplog.set_level("INFO")
-    seen = []
+    before, seen = about(), []
     caplog.handler.addFilter(lambda _: bool(seen.append(about().round_id)) or True)
     begin("r1")
     log.look(0, 0)
     begin("r2")
     log.look(0, 0)
     assert seen == ["r1", "r2", "r1"]
-    assert about().round_id == ""
+    assert about() == before
 
 
 def test_a_round_that_was_stopped_says_why(
