@@ -5,6 +5,7 @@ There is no GPU here: nvidia-smi is a script on the PATH, and the engine a fake 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -146,3 +147,14 @@ def test_a_device_with_wrong_numbers_is_not_started_again(
     parent.send_signal(signal.SIGINT)
     assert parent.wait(30) == 4, log.read_text()
     assert "SIGINT: waits for 1 to end" in log.read_text()
+
+
+def test_lines_of_json(start: Start, store: Store, log: Path) -> None:
+    """Given POC_LOG_FORMAT=json, then the parent says nothing else, and puts nothing in front."""
+    parent = start(POC_LOG_FORMAT="json")
+    workers = both(store, log)
+    parent.terminate()
+    assert parent.wait(60) == 0, log.read_text()
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["worker"] for line in said if "worker" in line} == set(workers)
+    assert said[0]["message"].startswith("starts gpu0 (GPU-aa-0), gpu1")

@@ -7,6 +7,7 @@ imports no CUDA, and asks nvidia-smi what there is.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 from rich.markup import escape
 
+from shared import logs
 from shared.errors import ConfigError
 from shared.settings import EVERY_GPU, Settings, environment
 from worker.children import spawn
@@ -26,6 +28,8 @@ from worker.notify import WORD_S, Supervisor
 from worker.queue.app import QUARANTINED, START_FAILED
 from worker.tools import show
 from worker.tools.again import poc
+
+log = logging.getLogger(__name__)
 
 #: Seconds until a worker that failed is started again: at first, and at most. One that lived for
 #: longer than the latter is started as if it had not failed before.
@@ -86,6 +90,7 @@ def run_every_gpu(settings: Settings, given: Mapping[str, Any]) -> int:
     `given` are those settings that are not in the environment. Raises `ConfigError`. For the main
     thread, which takes the signals.
     """
+    logs.as_json(settings)
     for setting, wrong in {
         "POC_TENSOR_PARALLEL": settings.tensor_parallel > 1,
         "POC_SERVE_PORT": bool(settings.serve_port),
@@ -186,14 +191,18 @@ class _Workers:
 
 
 def _relay(label: str, process: subprocess.Popen[bytes]) -> None:
-    """Write each line of a worker to standard error, with `label` in front."""
+    """Write each line of a worker to standard error, with `label` in front if it is text."""
+    prefix = b"" if logs.are_json() else f"{label} | ".encode()
     assert process.stdout is not None  # noqa: S101 - as it was asked for
     with process.stdout as lines:
         for line in filter(bytes.strip, lines):
             # One call: lines of several workers don't mix.
-            sys.stderr.buffer.write(b"%s | %s\n" % (label.encode(), line.rstrip(b"\n")))
+            sys.stderr.buffer.write(b"%s%s\n" % (prefix, line.rstrip(b"\n")))
             sys.stderr.buffer.flush()
 
 
 def _say(text: str) -> None:
+    if logs.are_json():
+        log.info("%s", text)
+        return
     show.news.print(escape(text), soft_wrap=True, highlight=False)
