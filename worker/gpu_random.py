@@ -108,14 +108,24 @@ def generate_inputs(
     from its first 32 bits.
     """
     seeds = input_seeds(block_hash, public_key, nonces, device, strong_rng=strong_rng)
-    n, (rows, segments) = seq_len * dim, seeds.shape
-    out = torch.empty(rows, n, dtype=dtype, device=seeds.device)
+    out = torch.empty(len(nonces), seq_len * dim, dtype=dtype, device=seeds.device)
+    for part, its_seeds in segments_of(out, seeds):
+        _fill_normal(part, its_seeds)
+    return out.view(len(nonces), seq_len, dim)
+
+
+def segments_of(out: Tensor, seeds: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Which of the seeds that `input_seeds` gives fill what of the inputs `out` [rows, n].
+
+    Gives views [rows, segments, length] and their seeds [rows, segments]: the whole segments, and
+    then the shorter one. Segments that are left without values are in neither.
+    """
+    (rows, n), segments = out.shape, seeds.shape[1]
     length = -(-n // segments)
     whole, rest = divmod(n, length)
-    _fill_normal(out[:, : whole * length].view(rows, whole, length), seeds[:, :whole])
+    yield out[:, : whole * length].view(rows, whole, length), seeds[:, :whole]
     if rest:
-        _fill_normal(out[:, None, whole * length :], seeds[:, whole : whole + 1])
-    return out.view(rows, seq_len, dim)
+        yield out[:, None, whole * length :], seeds[:, whole : whole + 1]
 
 
 def input_seeds(
@@ -188,11 +198,20 @@ def compute_distances(logits: Tensor, permutations: Tensor, target: Tensor) -> T
     target = target.to(torch.float32)
     for rows in _row_blocks(len(logits), logits.shape[1], logits.device):
         shuffled = logits[rows].to(torch.float32).gather(1, permutations[rows])
-        norms = _norm(shuffled, keepdim=True)
-        # Without this an overflowing norm would give a row of zeros and a plausible distance.
-        norms.masked_fill_(~torch.isfinite(norms) | (norms == 0), math.nan)
-        out[rows] = _norm(shuffled.div_(norms).sub_(target))
-    return out.clamp_(max=2.0)  # rounding may exceed 2 by an ulp; NaN passes through
+        out[rows] = distances_of(shuffled, target)
+    return out
+
+
+def distances_of(shuffled: Tensor, target: Tensor) -> Tensor:
+    """`compute_distances` of logits that are permuted already: float32, as is `target`.
+
+    Takes `shuffled` [batch, vocab_size] over as scratch.
+    """
+    norms = _norm(shuffled, keepdim=True)
+    # Without this an overflowing norm would give a row of zeros and a plausible distance.
+    norms.masked_fill_(~torch.isfinite(norms) | (norms == 0), math.nan)
+    distances = _norm(shuffled.div_(norms).sub_(target))
+    return distances.clamp_(max=2.0)  # rounding may exceed 2 by an ulp; NaN passes through
 
 
 def _norm(rows: Tensor, *, keepdim: bool = False) -> Tensor:

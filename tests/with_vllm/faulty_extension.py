@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from worker import gpu_random
+from worker import cpu_random
 from worker.engines.vllm import internals
 from worker.tools.bench.published_extension import PublishedExtension
 
 _REAL = {
-    "generate_inputs": gpu_random.generate_inputs,
+    "generate_inputs": cpu_random.generate_inputs,
     "last_logits": internals.last_logits,
     "swapped": internals.swapped,
 }
@@ -34,7 +34,7 @@ class FaultyExtension(PublishedExtension):
 
     def poc_mend(self) -> None:
         """As it was."""
-        gpu_random.generate_inputs = _REAL["generate_inputs"]
+        cpu_random.generate_inputs = _REAL["generate_inputs"]
         internals.last_logits = _REAL["last_logits"]
         internals.swapped = _REAL["swapped"]
 
@@ -49,7 +49,7 @@ class FaultyExtension(PublishedExtension):
                 raise torch.OutOfMemoryError("tried to allocate 9 GiB")
             return _REAL["generate_inputs"](*args, **options)
 
-        gpu_random.generate_inputs = generate_inputs
+        cpu_random.generate_inputs = generate_inputs
 
     def poc_fail(self, message: str) -> None:
         """Every forward raises."""

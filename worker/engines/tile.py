@@ -4,8 +4,8 @@
                          generator  engine                      generator
 
 Work is cut into tiles of a constant shape, the last one padded, so that a nonce meets the same
-kernels whatever batch it came in. An engine supplies the forward alone. The generator is made of
-kernels on a GPU (`worker.kernels`), and of plain torch elsewhere (`worker.gpu_random`).
+kernels whatever batch it came in. An engine supplies the forward alone. The generator is
+`worker.kernels` on a GPU, `worker.cpu_random` on a CPU, and `worker.gpu_random` elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker import gpu_random
+from worker import cpu_random, gpu_random
 from worker.engines.base import Job, tile_of
 
 #: Inputs [tile, seq_len, hidden_size], which it may overwrite, to the logits of the last positions,
@@ -70,8 +70,8 @@ class Tiles:
 
     @property
     def generator(self) -> str:
-        """What makes inputs and distances: `triton` or `torch`, which differ in the last bits."""
-        return "torch" if self._generator is gpu_random else "triton"
+        """What gives inputs and distances their last bits: `triton` or `torch`."""
+        return "torch" if self._generator in (gpu_random, cpu_random) else "triton"
 
     def size_of(self, job: Job) -> int:
         """The sequences of a tile of `job`."""
@@ -145,6 +145,8 @@ class Tiles:
 
 def generator_for(device: torch.device) -> Any:
     """The module that makes inputs and distances on `device`."""
+    if device.type == "cpu":
+        return cpu_random
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return gpu_random
     from worker import kernels

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker import gpu_random
+from worker import cpu_random, gpu_random
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "golden_vectors.json").read_text(encoding="utf-8")
@@ -21,6 +22,8 @@ GOLDEN: dict[str, Any] = json.loads(
 #: How far floats may be from the golden ones: devices differ in log, sin and cos.
 TOLERANCE = 2e-6
 
+#: What rounds on a CPU compute with meets them as well.
+either = pytest.mark.parametrize("module", [gpu_random, cpu_random], ids=lambda each: each.__name__)
 uint32 = st.integers(0, 2**32 - 1)
 nonce_lists = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6)
 names = st.text(max_size=12).filter(lambda text: text.isprintable())
@@ -112,36 +115,38 @@ class TestGolden:
     def test_normals(self, case: dict[str, Any]) -> None:
         close(gpu_random.normal([case["seed"]], case["n"])[0], case["values"])
 
+    @either
     @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"v{case['vocab_size']}")
-    def test_round(self, case: dict[str, Any]) -> None:
+    def test_round(self, case: dict[str, Any], module: ModuleType) -> None:
         """Inputs, permutations, target and distances of whole rounds."""
         block, key, nonces = case["block_hash"], case["public_key"], case["nonces"]
         shape = case["hidden_size"], case["seq_len"], "cpu"
 
-        inputs = gpu_random.generate_inputs(block, key, nonces, *shape, torch.float32)
+        inputs = module.generate_inputs(block, key, nonces, *shape, torch.float32)
         assert inputs.shape == (len(nonces), case["seq_len"], case["hidden_size"])
         close(inputs.flatten(1)[:, :8], case["inputs_first8"])
         close(inputs.flatten(1)[:, -4:], case["inputs_last4"])
-        permutations = gpu_random.generate_permutations(
-            block, key, nonces, case["vocab_size"], "cpu"
-        )
+        permutations = module.generate_permutations(block, key, nonces, case["vocab_size"], "cpu")
         assert permutations[:, :8].tolist() == case["permutation_first8"]
-        assert [digest(row) for row in permutations] == case["permutation_sha256_int64_le"]
+        assert [digest(row) for row in permutations.to(torch.int64)] == case[
+            "permutation_sha256_int64_le"
+        ]
 
         target = gpu_random.generate_target(block, case["vocab_size"], "cpu")
         assert target.dtype == torch.float32
         close(target[:8], case["target_first8"])
         logits = logits_of(len(nonces), case["vocab_size"])
-        close(gpu_random.compute_distances(logits, permutations, target), case["distances"])
+        close(module.compute_distances(logits, permutations, target), case["distances"])
 
+    @either
     @pytest.mark.parametrize(
         "case", GOLDEN["strong_inputs"], ids=lambda case: f"n{case['hidden_size']}"
     )
-    def test_strong_inputs(self, case: dict[str, Any]) -> None:
+    def test_strong_inputs(self, case: dict[str, Any], module: ModuleType) -> None:
         block, key, nonces = case["block_hash"], case["public_key"], case["nonces"]
         texts = [f"{block}_{key}_nonce{nonce}" for nonce in nonces]
         assert [gpu_random.strong_seeds(text) for text in texts] == case["seeds"]
-        inputs = gpu_random.generate_inputs(
+        inputs = module.generate_inputs(
             block,
             key,
             nonces,
