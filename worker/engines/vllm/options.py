@@ -145,7 +145,7 @@ def tiles_of(
     """
 
     def needs(tile: int) -> dict[str, int]:
-        return {"max_num_seqs": tile, "max_num_batched_tokens": tile * USUAL_LEN}
+        return {"max_num_seqs": tile, "max_num_batched_tokens": _positions(tile)}
 
     def capped(tile: int) -> dict[str, int]:
         return {k: v for k, v in needs(tile).items() if options.get(k, v) < v}
@@ -168,8 +168,9 @@ def tiles_of(
 
     def fits(tile: int) -> bool:
         # vLLM's own forward takes about what jobs take beside it.
-        tokens = tile * USUAL_LEN
-        reserve = reserve_bytes(config, tile=tile, tokens=tokens, ranks=ranks, width=width)
+        reserve = reserve_bytes(
+            config, tile=tile, tokens=_positions(tile), ranks=ranks, width=width
+        )
         return 2 * reserve < room
 
     found = [tile for tile in TILES if not capped(tile) and fits(tile)]
@@ -190,7 +191,12 @@ def _heads(config: Any, ranks: int) -> tuple[int, int]:
 
 def tokens_of(tile: int) -> int:
     """The positions that a tile may have, unless the options say so."""
-    return max(DEFAULT_TOKENS, tile * USUAL_LEN)
+    return max(DEFAULT_TOKENS, _positions(tile))
+
+
+def _positions(tile: int) -> int:
+    """Those of a tile of sequences of the usual length."""
+    return tile * USUAL_LEN
 
 
 def device_of(settings: Settings) -> tuple[str, int]:
