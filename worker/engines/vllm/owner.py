@@ -20,7 +20,6 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from typing import Any, TypeVar
 from shared.errors import EngineDied, EngineError
 from worker.children import Forks, end_with_us, forks_of
 from worker.engines.base import Job, tile_of
+from worker.engines.vllm.backlog import Backlog, Submitted
 from worker.engines.vllm.options import USUAL_LEN, cause_of, tokens_of
 from worker.engines.vllm.timing import best_of, seconds_a_nonce
 
@@ -51,19 +51,11 @@ FIRST_JOB_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class _Submitted:
-    """A job, and who waits for it."""
-
-    job: Job
-    future: Future[list[float]]
-
-
-@dataclass(frozen=True, slots=True)
 class _Launched:
     """Jobs that the device has, as one."""
 
     handle: int
-    parts: Sequence[_Submitted]
+    parts: Sequence[Submitted]
     #: Whether the device still computes: a CPU has already done it when the launch returns.
     running: bool
 
@@ -81,11 +73,9 @@ class Owner:
         self._job_seconds = FIRST_JOB_S
         self._handles = count()
         self._llm: Any = None
-        self._queue: asyncio.Queue[_Submitted] = asyncio.Queue()
+        self._queue: asyncio.Queue[Submitted] = asyncio.Queue()
         #: Taken off the queue, and not launched yet.
-        self._waiting: deque[_Submitted] = deque()
-        #: What failed together, to be computed one by one.
-        self._again: deque[_Submitted] = deque()
+        self._backlog = Backlog(self._tile_of)
         self._outstanding: set[Future[list[float]]] = set()
         # The sequences and the positions of a tile, once vLLM has said so.
         self._tile = 0, 0
@@ -126,7 +116,7 @@ class Owner:
         with self._lock:
             if self._over:
                 raise self._over
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, _Submitted(job, future))
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, Submitted(job, future))
         return future
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -260,46 +250,29 @@ class Owner:
         except EngineDied as error:
             self._end(error)
 
-    async def _next(self, last: _Launched | None) -> Sequence[_Submitted]:
+    async def _next(self, last: _Launched | None) -> Sequence[Submitted]:
         """The next jobs, which fill one tile if there are enough of them.
 
         Empty if there are none before the device may need to be waited for.
         """
-        if last and (last.parts[0].job.alone or self._again):
-            return []  # it has the device for itself, and so has what failed with others
-        if self._again:
-            return [self._again.popleft()]
+        if last and last.parts[0].job.alone:
+            return []  # it has the device for itself
         running = last is not None and last.running
         wait_s = None if last is None else WAIT_SHARE * self._job_seconds * running
-        parts: list[_Submitted] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                while not self._fill(parts):
-                    if parts and not running and self._queue.empty():
+                while not self._backlog.is_full:
+                    if self._backlog and not running and self._queue.empty():
                         break  # an idle device waits for nobody
-                    self._waiting.append(await self._queue.get())
-        if last and parts and parts[0].job.alone:
+                    self._backlog.add(await self._queue.get())
+        if last and self._backlog.is_alone:
             return []
-        for each in parts:
-            self._waiting.remove(each)
-        return [each for each in parts if self._begin(each.future)]
-
-    def _fill(self, parts: list[_Submitted]) -> bool:
-        """Let `parts` be what waits and fits into one tile; whether no more will fit."""
-        parts.clear()
-        count = 0
-        for each in self._waiting:
-            job = each.job
-            if parts and (job.alone or replace(job, nonces=()) != replace(parts[0].job, nonces=())):
-                return True
-            count += len(job.nonces)
-            if parts and count > self._tile_of(job):
-                return True
-            parts.append(each)
-        return bool(parts) and (parts[0].job.alone or count >= self._tile_of(parts[0].job))
+        return [each for each in self._backlog.take() if self._begin(each.future)]
 
     def _begin(self, future: Future[list[float]]) -> bool:
         """Whether it was not cancelled; from now on it can't be."""
+        if future in self._outstanding:  # it failed together with others
+            return True
         if not future.set_running_or_notify_cancel():
             return False
         self._outstanding.add(future)
@@ -308,7 +281,7 @@ class Owner:
     def _tile_of(self, job: Job) -> int:
         return tile_of(*self._tile, job.seq_len)
 
-    async def _launch(self, parts: Sequence[_Submitted]) -> _Launched | None:
+    async def _launch(self, parts: Sequence[Submitted]) -> _Launched | None:
         handle = next(self._handles)
         nonces = tuple(nonce for each in parts for nonce in each.job.nonces)
         job = replace(parts[0].job, nonces=nonces)
@@ -327,7 +300,7 @@ class Owner:
             self._settle(each.future).set_result(distances[start:stop])
             start = stop
 
-    async def _attempt(self, parts: Sequence[_Submitted], method: str, *args: Any) -> Any:
+    async def _attempt(self, parts: Sequence[Submitted], method: str, *args: Any) -> Any:
         """What `method` gives; None if it failed.
 
         That ends the future of a single job with an `EngineError`. Several are tried again one by
@@ -340,9 +313,7 @@ class Owner:
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits
             log.error("vLLM could not compute %s: %s", _named(parts), error)
             if len(parts) > 1:
-                self._again.extend(
-                    replace(each, job=replace(each.job, alone=True)) for each in parts
-                )
+                self._backlog.put_back(parts)
                 return None
             problem = EngineError(f"vLLM can't compute the batch: {cause_of(error)}")
             self._settle(parts[0].future).set_exception(problem)
@@ -381,8 +352,8 @@ class Owner:
         with self._lock:
             over = self._over = self._over or EngineDied("the engine's thread has ended")
         while not self._queue.empty():
-            self._waiting.append(self._queue.get_nowait())
-        for each in self._waiting:
+            self._backlog.add(self._queue.get_nowait())
+        for each in self._backlog.take_all():
             each.future.cancel()
         closed = EngineError("the engine was closed while it computed")
         for future in self._outstanding:
@@ -390,7 +361,7 @@ class Owner:
         self._outstanding.clear()
 
 
-def _named(parts: Sequence[_Submitted]) -> str:
+def _named(parts: Sequence[Submitted]) -> str:
     return "a job" if len(parts) == 1 else f"{len(parts)} jobs at once, so one by one"
 
 
