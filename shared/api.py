@@ -39,7 +39,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared import logs
-from shared.config import PoCState, RoundId
+from shared.config import MAX_VALID, PoCState, RoundId
 from shared.errors import ConfigError, StoreFailed, StoreUnavailable
 from shared.listener import listen
 from shared.settings import Settings
@@ -52,9 +52,6 @@ RETRY_AFTER_S = 1
 DRAINED, DRAIN_S = 65_536, 1.0
 #: Connections at a time; more are told to come back. Each poller has one.
 MAX_CONNECTIONS = 500
-#: What POC_MAX_VALID can be at most, so no page starts further on.
-_MAX_START = 100_000_000
-
 _INTEGERS = (
     "Nonces are integers of up to 2^63 - 1: read them as 64-bit integers, since JavaScript's "
     "numbers, for one, are exact only up to 2^53."
@@ -182,7 +179,7 @@ def nonces(
         RoundId | None, Query(description="a round that is kept; the current one when left out")
     ] = None,
     start: Annotated[
-        int, Query(ge=0, le=_MAX_START, description="position to start from, counted from 0")
+        int, Query(ge=0, le=MAX_VALID, description="position to start from, counted from 0")
     ] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000, description="the most nonces to give")] = 1000,
 ) -> NoncePage:

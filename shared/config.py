@@ -24,6 +24,8 @@ PROBABILITY_MISMATCH = 5e-4
 MAX_NONCE = 2**63 - 1
 #: The largest batch. It bounds a callback message to about 200 kB.
 MAX_BATCH_SIZE = 4096
+#: The most valid nonces that a round may be allowed to hold.
+MAX_VALID = 100_000_000
 #: The largest network. With it a node's sequence is 2**43 positions long and never runs out.
 MAX_NODE_COUNT = 1_000_000
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from shared.config import PoCConfig, RoundId, Strict
+from shared.config import MAX_VALID, PoCConfig, RoundId, Strict
 from shared.data import ProofBatch
 from shared.errors import InvalidRequest
 
 #: Bad fields that an error names; a large batch may have thousands.
 SHOW_ERRORS = 5
+#: The longest generation that ends by itself: a year.
+MAX_SECONDS = 31_536_000
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,7 +43,16 @@ class InitRequest(RoundRequest):
 
 
 class GenerateRequest(RoundRequest):
-    """`poc.generate`."""
+    """`poc.generate`: until a command ends it or, if they are given, a count or a time.
+
+    What comes first counts. They replace those of a generation that goes on; without either of
+    them its own stay.
+    """
+
+    #: Valid nonces that the round then has, those from before included.
+    until_valid: int | None = Field(default=None, ge=1, le=MAX_VALID)
+    #: Seconds from the command on, by Redis' clock.
+    seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
 
 
 class ValidateRequest(RoundRequest):

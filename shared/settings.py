@@ -34,6 +34,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from shared.config import MAX_VALID
 from shared.errors import ConfigError
 from shared.receivers import Receivers
 from shared.redis_url import RedisUrl
@@ -210,7 +211,7 @@ class Settings(BaseModel):
         3, ge=1, le=100, description="attempts before a batch is marked failed"
     )
     max_valid: int = Field(
-        1_000_000, ge=1, le=100_000_000, description="valid nonces a round may hold"
+        1_000_000, ge=1, le=MAX_VALID, description="valid nonces a round may hold"
     )
     keep_rounds_s: int = Field(
         86_400, ge=1, le=31_536_000, description="seconds an ended round or validation is kept"

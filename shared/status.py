@@ -64,6 +64,10 @@ class RoundStatus(BaseModel):
     total_valid: int = 0
     #: Nonces without a finite distance, and those of batches that failed too often.
     total_failed: int = 0
+    #: Where its generation is to end, or did: at so many valid nonces, at this Unix time by Redis'
+    #: clock; 0 if nobody asked for that.
+    until_valid: int = 0
+    ends_at: float = 0
     #: Unix time of the init by Redis' clock.
     started_at: float = 0
     updated_at: float = 0

@@ -121,6 +121,9 @@ class Round:
     checked: int = 0
     failed: int = 0
     valid: list[tuple[int, float]] = field(default_factory=list)
+    #: Where its generation is to end: at so many valid nonces, at this time; 0 for never.
+    until_valid: int = 0
+    ends_at: int = 0
     error: str = ""
     callbacks: dict[str, int] = field(
         default_factory=lambda: {"pending": 0, "delivered": 0, "refused": 0}
@@ -153,6 +156,11 @@ class Round:
         self.state, self.epoch = state, object()
         self.refresh(now)
 
+    def is_due(self, now: int) -> bool:
+        """Whether its generation has come to where it was to end."""
+        enough = 0 < self.until_valid <= len(self.valid)
+        return self.state == PoCState.GENERATING and (enough or 0 < self.ends_at <= now)
+
     def shown(self) -> dict[str, Any]:
         """What a status says, but for the error."""
         return {
@@ -162,6 +170,8 @@ class Round:
             "total_checked": self.checked,
             "total_valid": len(self.valid),
             "total_failed": self.failed,
+            "until_valid": self.until_valid,
+            "ends_at": self.ends_at / 1000,
             "callback_error": self.callback_error,
             **{f"callbacks_{name}": count for name, count in self.callbacks.items()},
             **self.times,
@@ -247,13 +257,27 @@ class Node:
     def _init(self, _: str, made: str, **args: Any) -> Outcome:
         return self._open(made, **args) or self.status()
 
-    def _generate(self, id: str, made: str, **args: Any) -> Outcome:
+    def _generate(
+        self,
+        id: str,
+        made: str,
+        until_valid: int | None = None,
+        seconds: float | None = None,
+        **args: Any,
+    ) -> Outcome:
+        if until_valid and until_valid > self.limits.max_valid:
+            return InvalidRequest
         if refusal := self._current_or_new(made, **args):
             return refusal
-        assert self.current
-        self.current.tickets.add(id)
-        if self.current.state != PoCState.GENERATING:
-            self.current.enter(PoCState.GENERATING, self.now)
+        current = self.current
+        assert current
+        current.tickets.add(id)
+        if until_valid or seconds or current.state != PoCState.GENERATING:
+            current.until_valid = until_valid or 0
+            current.ends_at = self.now + round(seconds * 1000) if seconds else 0
+        if current.state != PoCState.GENERATING:
+            current.enter(PoCState.GENERATING, self.now)
+        self._end_when_due()
         return self.status()
 
     def _validate(self, _: str, made: str, **args: Any) -> Outcome:
@@ -339,6 +363,10 @@ class Node:
             self.ends.append(End(current.tickets, current.shown(), error=error))
             current.tickets = set()
 
+    def _end_when_due(self) -> None:
+        if self.current and self.current.is_due(self.now):
+            self._leave_for(PoCState.STOPPED)
+
     def status(self) -> tuple[dict[str, Any], str]:
         """What pollers see of the newest round, and its error."""
         if self.current:
@@ -349,6 +377,7 @@ class Node:
 
     def claim(self, token: str, fingerprint: str) -> Held | None:
         """The next positions of the round."""
+        self._end_when_due()
         current = self.current
         if current is None or current.state != PoCState.GENERATING:
             return None
@@ -378,9 +407,21 @@ class Node:
         message: str | None,
     ) -> str | None:
         """Count a batch once; why it did not count."""
-        current = self.current
-        if current is None or current.id != round_id:
+        if self.current is None or self.current.id != round_id:
             return OVER
+        refused = self._commit(self.current, token, epoch, failed, valid, message)
+        self._end_when_due()
+        return refused
+
+    def _commit(
+        self,
+        current: Round,
+        token: str,
+        epoch: object,
+        failed: int,
+        valid: list[tuple[int, float]],
+        message: str | None,
+    ) -> str | None:
         if current.state != PoCState.GENERATING:
             return f"the round is {current.state}"
         if current.epoch != epoch:
@@ -404,6 +445,7 @@ class Node:
 
     def claim_chunk(self, token: str) -> Held | None:
         """The next chunk of a validation."""
+        self._end_when_due()
         work = self.chunk_claims.pop(token, None) or self.chunk_claims.take_expired(self.now)
         if not work:
             if not self.chunks:
@@ -446,6 +488,7 @@ class Node:
                 work.until = self.now + self.limits.lease_ms
         if self.current and self.current.state != PoCState.STOPPED:
             self.current.refresh(self.now)
+        self._end_when_due()
         return True
 
     def _late(self, work: Held) -> bool:

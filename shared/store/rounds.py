@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from shared.config import PoCConfig
+from shared.errors import InvalidRequest
 from shared.requests import GenerateRequest, InitRequest, RoundRequest, StopRequest, ValidateRequest
 from shared.status import RoundStatus
 from shared.store.ask import Ask
@@ -59,12 +60,27 @@ class Rounds:
     ) -> RoundStatus:
         """Generate, after opening a round when there is a config; `command` becomes a ticket.
 
-        `traceparent` is the trace of what then begins.
+        `traceparent` is the trace of what then begins. The script that brings it to the count or
+        the time of the request stops it.
 
         Raises `RoundNotInitialized`, `RoundMismatch` when it names another round than the current
-        one, and with a config what `init` raises.
+        one, `InvalidRequest` for more valid nonces than a round may hold, and with a config what
+        `init` raises.
         """
-        return self._carry_out("generate", command, request, traceparent=traceparent or None)
+        most = self._context.settings.max_valid
+        if request.until_valid and request.until_valid > most:
+            raise InvalidRequest(
+                f"until_valid={request.until_valid}: a round holds at most {most} valid nonces "
+                "(POC_MAX_VALID)"
+            )
+        return self._carry_out(
+            "generate",
+            command,
+            request,
+            until_valid=request.until_valid,
+            for_ms=None if request.seconds is None else max(1, round(request.seconds * 1000)),
+            traceparent=traceparent or None,
+        )
 
     def validate(self, command: str, request: ValidateRequest = ValidateRequest()) -> RoundStatus:
         """End generation. Raises as `generate` does."""
@@ -199,10 +215,10 @@ class Rounds:
         return status, sorted(tasks)
 
     def _carry_out(
-        self, verb: str, command: str, request: RoundRequest, **more: Any
+        self, verb: str, command: str, request: RoundRequest, **args: Any
     ) -> RoundStatus:
         """Bring the current round, or with a config a new one, into the state of `verb`."""
-        args: dict[str, Any] = more | {"keep_s": self._context.settings.keep_rounds_s}
+        args["keep_s"] = self._context.settings.keep_rounds_s
         if request.config is None:
             args["round_id"] = request.round_id
         else:

@@ -15,7 +15,7 @@ from shared.status import Incident, WorkerStatus
 from shared.store.connection import redis_errors
 from shared.store.context import Context
 from shared.store.current import CurrentRound
-from shared.store.scripts import flat
+from shared.store.scripts import flat, fresh_id
 
 #: Incidents that are kept, for how many seconds, and how many of them a status shows.
 KEEP_INCIDENTS, KEEP_S, SHOWN = 100, 7 * 86_400, 10
@@ -78,6 +78,7 @@ class Workers:
             live_ms=round(self._settings.worker_lives_s * 1000),
             lease_ms=self._context.lease_ms,
             deadline_ms=round(self._settings.batch_deadline * 1000),
+            epoch=fresh_id(),
         )
         if "distances" not in answer:
             return None

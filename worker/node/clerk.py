@@ -143,6 +143,10 @@ class Clerk:
             "rate_per_second": status.rate_per_second,
             "recent_rate_per_second": status.recent_rate_per_second,
             "elapsed_seconds": status.elapsed_seconds,
+            "generating_seconds": status.generating_seconds,
+            "updated_at": status.updated_at,
+            "until_valid": status.until_valid,
+            "ends_at": status.ends_at,
         }
         now: dict[str, tuple[dict[str, Any], str]] = dict.fromkeys(tasks, (state, status.round_id))
         for task, done in self._store.validations.progress().items():

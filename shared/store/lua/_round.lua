@@ -93,6 +93,22 @@ local function leave_for(new, failure)
   if was == 'GENERATING' then end_tickets(failure) end
 end
 
+-- Stop the generation that has come to where it was to end: a count of valid nonces, or a time.
+-- `asked` has until_valid and ends_at, if they are known. `epoch` is as random as A.epoch.
+local function end_when_due(epoch, asked, valid)
+  if state ~= 'GENERATING' then return end
+  asked = asked or redis.call('HMGET', K.round, 'until_valid', 'ends_at')
+  local least, at = number(asked[1]), number(asked[2])
+  local due = at > 0 and now_ms() >= math.floor(at * 1000 + 0.5)
+  if least > 0 and not due then
+    due = (valid or number(redis.call('HGET', K.round, 'total_valid'))) >= least
+  end
+  if due then
+    A.epoch = epoch
+    leave_for('STOPPED')
+  end
+end
+
 -- Open round A.new_round with A.config (as JSON) and A.fields (as the status shows it).
 -- Gives nothing, or the error that refuses it.
 local function open_round()

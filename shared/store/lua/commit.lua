@@ -9,7 +9,8 @@
 -- Of another round the keys are not declared: its worker asks again.
 if moved() then return cjson.encode({refused = 'the round is over'}) end
 local run = hash(K.run)
-local totals = redis.call('HMGET', K.round, 'total_checked', 'total_failed', 'total_valid')
+local totals = redis.call('HMGET', K.round, 'total_checked', 'total_failed', 'total_valid',
+  'until_valid', 'ends_at')
 local checked, failed, valid = number(totals[1]), number(totals[2]), number(totals[3])
 
 local function refusal()
@@ -48,10 +49,12 @@ local function commit()
     count('callbacks_pending', 1)
   end
   refresh(run, checked + A.checked, changes)
+  valid = valid + #A.valid / 2
 end
 
 local refused = refusal()
 if not refused then commit() end
+end_when_due(A.token, {totals[4], totals[5]}, valid)
 local answer = A.ask and next_work(run) or {idle = true}
 answer.refused = refused
 return cjson.encode(answer)

@@ -3,13 +3,14 @@
 -- A name belongs to one process: another one is refused while its holder lives.
 -- The distances of the first worker's functional check become the reference of its model.
 -- A.counted are nonces of a round by the bins of their distances, name and count in turn.
+-- A generation whose time is over ends.
 -- with _round
 -- K reads: outbox
--- K writes: status, clock, round(round), run(round), claims(round), leases(round), model,
---   reference(fingerprint), worker(worker), workers, takers, chunk_claims, chunk_leases,
---   callbacks, history(round), histogram(round)
+-- K writes: status, clock, endings, round(round), run(round), claims(round), leases(round),
+--   tickets(round), model, reference(fingerprint), worker(worker), workers, takers, chunk_claims,
+--   chunk_leases, callbacks, history(round), histogram(round)
 -- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens, distances?,
---   reference_s, live_ms, lease_ms, deadline_ms, counted?
+--   reference_s, live_ms, lease_ms, deadline_ms, epoch, counted?
 
 local other = moved()
 if other then return other end
@@ -68,6 +69,7 @@ end
 if round ~= '' then renew(K.claims, K.leases) end
 renew(K.chunk_claims, K.chunk_leases)
 if state ~= 'STOPPED' then refresh() end
+end_when_due(A.epoch)
 
 -- A round's course, for whoever looks on. Samples become rarer as it goes on, so that there are
 -- hundreds of them at most; one more says how it ended.

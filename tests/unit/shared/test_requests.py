@@ -105,6 +105,12 @@ BAD_CALLS: dict[str, tuple[str, dict[str, Any], str]] = {
     "long round id": ("poc.init", {"config": CONFIG, "round_id": "x" * 65}, "round_id: String sho"),
     "replace is text": ("poc.init", {"config": CONFIG, "replace": "yes"}, "replace: Input should"),
     "replace nothing": ("poc.generate", {"replace": True}, "replace is for a new round"),
+    "until no nonces": ("poc.generate", {"until_valid": 0}, "until_valid: Input should be greater"),
+    "until half a nonce": ("poc.generate", {"until_valid": 1.5}, "until_valid: Input should be a"),
+    "until too many": ("poc.generate", {"until_valid": 10**9}, "until_valid: Input should be less"),
+    "for no time": ("poc.generate", {"seconds": 0}, "seconds: Input should be greater than 0"),
+    "for ever": ("poc.generate", {"seconds": inf}, "seconds: Input should be"),
+    "init with an end": ("poc.init", {"config": CONFIG, "seconds": 1}, "seconds: Extra inputs"),
     "batch with a round": ("poc.validate", {"batch": BATCH, "round_id": "r"}, "beside the rounds"),
     "batch is empty": ("poc.validate", {"batch": {}}, "batch.public_key: Field required"),
 }

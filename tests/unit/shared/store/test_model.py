@@ -80,6 +80,14 @@ workers = st.integers(0, 2)
 which = st.integers(0, 3) | st.integers(0, 1000)
 round_ids = st.sampled_from([None, None, None, None, "r1", "r2", "r3"])
 configs = st.sampled_from(CONFIGS)
+#: Where a generation is to end by itself; thirteen are more than a round may hold.
+ends = st.fixed_dictionaries(
+    {},
+    optional={
+        "until_valid": st.sampled_from([1, 3, 5, 13]),
+        "seconds": st.sampled_from([0.001, 4.0, 30.0]),
+    },
+)
 
 #: Who works, what comes of it, which nonces are valid, how many have no distance.
 turns = st.tuples(
@@ -186,21 +194,30 @@ class NodeMachine(RuleBasedStateMachine):
         config=configs,
         round_id=round_ids,
         replace=st.booleans(),
+        ends=ends,
         via=workers,
     )
     def open(
-        self, verb: str, config: PoCConfig, round_id: str | None, replace: bool, via: int
+        self,
+        verb: str,
+        config: PoCConfig,
+        round_id: str | None,
+        replace: bool,
+        ends: dict[str, Any],
+        via: int,
     ) -> None:
         args = {"config": config, "round_id": round_id, "replace": replace}
-        self._send(via, verb, next(self.ids), args)
+        self._send(via, verb, next(self.ids), args | (ends if verb == "generate" else {}))
 
     @rule(
         verb=st.sampled_from(["generate", "generate", "generate", "validate", "stop"]),
         round_id=round_ids,
+        ends=ends,
         via=workers,
     )
-    def go_on(self, verb: str, round_id: str | None, via: int) -> None:
-        self._send(via, verb, next(self.ids), {"round_id": round_id})
+    def go_on(self, verb: str, round_id: str | None, ends: dict[str, Any], via: int) -> None:
+        args: dict[str, Any] = {"round_id": round_id}
+        self._send(via, verb, next(self.ids), args | (ends if verb == "generate" else {}))
 
     @rule(verb=st.sampled_from(["stop", "validate"]), via=workers)
     def interrupt(self, verb: str, via: int) -> None:

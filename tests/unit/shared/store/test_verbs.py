@@ -156,6 +156,12 @@ def history(store: Store, client: redis.Redis) -> None:
     assert rounds.claim("w", "r6-3", "f")
     rounds.stop("s1", StopRequest(round_id="never"))
     rounds.stop("s2")
+    # Generations whose time is over, and one that a count ends.
+    for ends in (beat, lambda: rounds.claim("w", "late")):
+        rounds.generate(f"g-{ends}", GenerateRequest(seconds=1))
+        sleep(1)
+        ends()
+    rounds.generate("g-count", GenerateRequest(until_valid=1))
     # A batch that fails for good, a round that is full.
     busy("r7")
     claims = [rounds.claim("w", f"c{n}", "f") for n in range(2)]
