@@ -140,6 +140,12 @@ def step(
     return Step(replace(parent, traceparent=traceparent), span)
 
 
+def sending(task: str) -> Step:
+    """The step in which a client sends a command, if its process has somebody whom spans go to."""
+    adopt()
+    return step(f"send {task}", "PRODUCER")
+
+
 def start(instance: str, namespace: str) -> None:
     """Make spans from now on, if the variables of OpenTelemetry say where they go.
 
@@ -217,4 +223,4 @@ def _context_of(traceparent: str) -> Context | None:
     return set_span_in_context(NonRecordingSpan(parent), Context())
 
 
-__all__ = ["Step", "adopt", "start", "step", "traceparent_of"]
+__all__ = ["Step", "sending", "start", "step", "traceparent_of"]

@@ -13,8 +13,7 @@ import pytest
 import redis
 
 from answering_worker import AnsweringWorker, Reply
-from shared import client as client_module
-from shared.client import PoCClient
+from shared.client import PoCClient, tickets
 from shared.errors import InvalidRequest, NoAnswer, PoCError, RoundInProgress, StoreUnavailable
 from shared.settings import Settings, load_settings
 from shared.status import RoundStatus
@@ -130,7 +129,7 @@ def test_a_command_that_was_lost_is_sent_again_under_its_id(
     settings: Settings, hire: Hire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that took it and died costs nothing: the next one has the same id."""
-    monkeypatch.setattr(client_module, "RESEND_S", (0.1, 0.2))
+    monkeypatch.setattr(tickets, "RESEND_S", (0.1, 0.2))
     worker = hire(lambda count: ("SUCCESS", status()) if count == 3 else None)
     PoCClient(settings).stop()
     assert len({command for _, command, _ in worker.got}) == 1
@@ -217,7 +216,7 @@ def test_a_wait_outlives_a_restart_of_redis(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server forgets everything, the message too; the client brings it again."""
-    monkeypatch.setattr(client_module, "RESEND_S", (0.1, 0.2))
+    monkeypatch.setattr(tickets, "RESEND_S", (0.1, 0.2))
     with EmbeddedRedis() as server:
         settings = load_settings({}, redis_url=server.url)
         caller = PoCClient(settings, timeout=60)

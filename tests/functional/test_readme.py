@@ -105,8 +105,8 @@ def test_the_commands_that_read(
 def test_the_example_in_python(settings: Settings, store: Store, start_worker: Any) -> None:
     """It runs to its end and judges its own nonces honest."""
     start_worker("w0", seconds=0.02)
-    example = block(README, "python", "PoCClient").replace("time.sleep(3)", "time.sleep(0.5)")
-    counts, verdict = run([sys.executable, "-c", example], settings).splitlines()
-    assert int(counts.split()[0]) > 0
+    example = block(README, "python", "PoCClient").replace("seconds=3", "seconds=0.5")
+    *found, counts, verdict = run([sys.executable, "-c", example], settings).splitlines()
+    assert len(found) == int(counts.split()[1]) > 0
     assert verdict.split() == ["0", "1.0", "False"]
     assert store.status().state == PoCState.STOPPED

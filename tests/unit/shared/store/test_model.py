@@ -271,6 +271,14 @@ class NodeMachine(RuleBasedStateMachine):
                 elif then == "fail":
                     self._give_back(taken, failed=True)
 
+    @precondition(lambda self: self.model.current and self.model.current.ends_at > self.model.now)
+    @rule(worker=workers)
+    def ask_when_time_is_over(self, worker: int) -> None:
+        """Before anybody else has seen that it is."""
+        assert self.model.current
+        self.wait(self.model.current.ends_at - self.model.now)
+        self._take(worker)
+
     def _take(self, worker: int) -> Taken | None:
         """A validation's chunk or a batch of the round, in turns while there are both."""
         mine = self.pipelines[worker]
