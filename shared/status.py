@@ -96,6 +96,25 @@ class RoundStatus(BaseModel):
         return self.r_target - self.submit_margin
 
     @property
+    def is_due(self) -> bool:
+        """Whether it has come to where it was to end."""
+        enough = 0 < self.until_valid <= self.total_valid
+        return enough or 0 < self.ends_at <= self.updated_at
+
+    @property
+    def seconds_left(self) -> float | None:
+        """About how long the generation still takes; None if it has no end, or nobody can tell."""
+        left = []
+        if self.state != PoCState.GENERATING:
+            return None
+        if self.ends_at:
+            left.append(self.ends_at - self.updated_at)
+        if self.until_valid and self.total_valid:
+            missing = self.until_valid - self.total_valid
+            left.append(missing * self.generating_seconds / self.total_valid)
+        return max(0.0, min(left)) if left else None
+
+    @property
     def title(self) -> str:
         """The round in a few words, for logs."""
         if not self.round_id:

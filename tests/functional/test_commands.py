@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 
 import preloaded
 from fake_engine import fake_distance
+from shared.client import PoCClient
 from shared.settings import Settings
+from shared.status import RoundStatus
 from shared.store import Store
 from support import ROOT, clean_environment, free_port, running, wait_until
 
@@ -117,6 +120,52 @@ def test_generate_waits_for_the_end(poc: Poc, store: Store, settings: Settings) 
             waiting.kill()
     assert waiting.returncode == 0
     assert json.loads(printed)["total_checked"] == stopped["total_checked"]
+
+
+def test_generate_until_a_count(poc: Poc, store: Store) -> None:
+    """It waits for the end, which the workers bring about, and the final status has the count."""
+    ended = answer_of(poc("generate", *CONFIG, "--replace", "--until-valid=20", "--json"))
+    assert (ended["state"], ended["until_valid"]) == ("STOPPED", 20)
+    assert ended["total_valid"] >= 20
+    assert store.status().state == "STOPPED"
+
+
+def test_generate_for_a_time(poc: Poc) -> None:
+    """The table says how long it took; somebody else's stop would have been told."""
+    done = poc("generate", *CONFIG, "--replace", "--seconds=0.3")
+    assert done.returncode == 0
+    assert "STOPPED" in done.stdout
+    assert "somebody else" not in done.stderr
+
+
+def test_generate_sets_an_end_and_goes(poc: Poc, store: Store) -> None:
+    """Given --no-wait, nobody has to wait for the round to end."""
+    args = ("--replace", "--until-valid=20", "--no-wait", "--json")
+    begun = answer(poc("generate", *CONFIG, *args))
+    wait_until(lambda: store.status().state == "STOPPED", description="the end")
+    assert store.status().round_id == begun["round_id"]
+
+
+def test_generate_ends_with_a_stop_by_somebody_else(
+    poc: Poc, store: Store, client: PoCClient
+) -> None:
+    """It says that the round did not come to its own end; the status is as it was stopped."""
+    before = store.status().round_id
+    stopped: list[RoundStatus] = []
+
+    def stop() -> None:
+        wait_until(
+            lambda: (now := store.status()).round_id != before and now.total_valid,
+            description="a valid nonce",
+        )
+        stopped.append(client.stop())
+
+    somebody = threading.Thread(target=stop)
+    somebody.start()
+    done = poc("generate", *CONFIG, "--replace", "--seconds=600", "--json")
+    somebody.join()
+    assert answer_of(done)["total_checked"] == stopped[0].total_checked
+    assert "ended by somebody else" in done.stderr
 
 
 def test_an_honest_batch(poc: Poc, tmp_path: Path) -> None:

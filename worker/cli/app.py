@@ -26,7 +26,7 @@ from shared.errors import (
     StoreUnavailable,
 )
 from shared.requests import explain
-from worker.cli import processes, rounds
+from worker.cli import processes, rounds, views
 from worker.cli.sections import Command, Group
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ for _panel, _commands in {
         rounds.generate,
         rounds.validate,
         rounds.stop,
-        rounds.status,
-        rounds.proofs,
+        views.status,
+        views.proofs,
     ),
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
 }.items():

@@ -1,28 +1,20 @@
-"""Commands about rounds: they ask workers through the client, or read the store."""
+"""Commands about rounds and validations: they ask workers, through the client."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.live import Live
 
 from shared import tracing
-from shared.data import MAX_PROOF_NONCES, ProofBatch
-from shared.errors import (
-    InvalidRequest,
-    PoCError,
-    RoundMismatch,
-    RoundNotInitialized,
-    StoreRefused,
-    StoreUnavailable,
-)
+from shared.config import MAX_VALID
+from shared.errors import InvalidRequest, PoCError
 from shared.settings import Settings, load_settings
-from shared.status import Incident, RoundStatus, WorkerStatus
+from shared.status import RoundStatus, WorkerStatus
 from worker.cli.options import (
     Json,
     NewRoundId,
@@ -34,17 +26,11 @@ from worker.cli.options import (
     takes_settings,
 )
 from worker.tools import show
-from worker.tools.live import LiveView
-
-if TYPE_CHECKING:
-    from shared.store import Store
 
 #: Exit status of a validation that found fraud.
 FRAUD = 3
-#: Valid nonces that a status shows.
-NEWEST = 10
-#: Seconds between two looks of `poc status --watch`.
-WATCH_S = 1.0
+#: Seconds between two looks at who works.
+LOOK_S = 1.0
 
 
 def _traced(**given: Any) -> Settings:
@@ -85,22 +71,40 @@ def generate(
     config: dict[str, Any] | None,
     round_id: NewRoundId = None,
     replace: Replace = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the round to its end.")] = False,
+    until_valid: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_VALID, metavar="<int>", help="End at so many valid nonces."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="<float>", help="End after so many seconds.")
+    ] = None,
+    wait: Annotated[
+        bool | None,
+        typer.Option(
+            "--wait/--no-wait",
+            help="Follow the round to its end. (with --until-valid or --seconds)",
+            show_default=False,
+        ),
+    ] = None,
     timeout: Timeout = 30.0,
     as_json: Json = False,
 ) -> None:
     """Generate in the current round or, with a config, in a new one.
 
-    poc generate --config round.json --wait
+    poc generate --config round.json --seconds 60
 
-    Ctrl-C while waiting ends only the waiting; `poc stop` ends the round.
+    With --until-valid or --seconds the workers end the round, at what comes first. Anybody may
+    stop it before. Ctrl-C ends only the waiting; `poc stop` ends the round. Exit status: 0 when
+    the round has ended, by whomever.
     """
     from shared.client import PoCClient
 
     with _waiting():
-        ticket = PoCClient(settings, timeout).generate(config, round_id, replace)
-    generating = ticket.said.get("round_id", "")
-    if not wait:
+        ticket = PoCClient(settings, timeout).generate(
+            config, round_id, replace, until_valid, seconds
+        )
+    generating, ends = ticket.round_id, bool(until_valid or seconds)
+    if not (ends if wait is None else wait):
         if as_json:
             typer.echo(json.dumps({"task_id": ticket.id, "round_id": generating}))
         else:
@@ -108,8 +112,15 @@ def generate(
             show.out.print(said, soft_wrap=True)
         return
     show.news.print(f"generating in round {generating}; waiting for its end")
-    with _goes_on("the round", "`poc stop` ends it"), show.following_round() as progress:
+    how = "it ends by itself, or by `poc stop`" if ends else "`poc stop` ends it"
+    with (
+        _goes_on("the round", how),
+        show.following_round(ends=ends) as progress,
+        _telling_who_works(settings),
+    ):
         status = ticket.wait(on_progress=progress.update)
+    if ends and not status.is_due:
+        show.news.print("it was ended by somebody else, before it came to its own end")
     _print_status(status, as_json)
 
 
@@ -182,74 +193,6 @@ def stop(
     _print_status(stopped, as_json)
 
 
-@_client
-def status(
-    settings: Settings,
-    round_id: Annotated[
-        str | None, typer.Option(help="A round that is kept, not the current one.")
-    ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Again each second, until Ctrl-C.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Show the round and the workers; needs Redis, but no worker.
-
-    poc status --watch
-    """
-    from shared.store import Store
-
-    with closing(Store(settings)) as store:
-        if watch:
-            _watch(store, round_id, as_json)
-            return
-        seen = _look(store, round_id)
-        if as_json:
-            typer.echo(_as_json(*seen))
-        else:
-            show.out.print(show.node_view(seen))
-
-
-@_client
-def proofs(
-    settings: Settings,
-    round_id: Annotated[str | None, typer.Option(help="A round that is kept.")] = None,
-    start: Annotated[
-        int, typer.Option(min=0, metavar="<int>", help="Valid nonces to leave out.")
-    ] = 0,
-    count: Annotated[
-        int,
-        typer.Option(min=1, max=MAX_PROOF_NONCES, metavar="<int>", help="Valid nonces at most."),
-    ] = MAX_PROOF_NONCES,
-) -> None:
-    """Print a round's valid nonces as the batch that `poc validate` takes.
-
-    poc proofs > proofs.json
-    """
-    from shared.store import Store
-
-    with closing(Store(settings)) as store:
-        found, *_ = _look(store, round_id)
-        if not found.round_id:
-            raise RoundNotInitialized
-        nonces, dist = store.rounds.found(found.round_id, start, count)
-    if (end := start + len(nonces)) < found.total_valid:
-        show.news.print(
-            f"printed {len(nonces):,} of {found.total_valid:,} valid nonces; the next: "
-            f"--start {end}",
-            soft_wrap=True,
-        )
-    batch = ProofBatch(
-        public_key=found.public_key,
-        block_hash=found.block_hash,
-        block_height=found.block_height,
-        nonces=nonces,
-        dist=dist,
-        node_id=found.node_id,
-    )
-    typer.echo(batch.model_dump_json())
-
-
 def _expected(settings: Settings, round_id: str) -> tuple[RoundStatus, list[WorkerStatus]]:
     """The round and its workers, to guess by; empty where this user may not look."""
     from shared.store import Store
@@ -259,39 +202,6 @@ def _expected(settings: Settings, round_id: str) -> tuple[RoundStatus, list[Work
     return RoundStatus(), []
 
 
-def _look(store: Store, round_id: str | None) -> show.Seen:
-    found = store.rounds.status(round_id, newest=NEWEST)
-    if found is None:
-        raise RoundMismatch(f"no round {round_id} is kept; `poc status` shows the current one")
-    return found, store.workers.listing(), store.workers.incidents()
-
-
-def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
-    seen: show.Seen | None = None
-    told = ""
-    view = LiveView()
-    try:
-        with Live(console=show.news if as_json else show.out, auto_refresh=False) as live:
-            while True:
-                trouble = ""
-                try:
-                    seen = _look(store, round_id)
-                    if as_json:
-                        typer.echo(_as_json(*seen))
-                except StoreRefused:  # waiting mends nothing
-                    raise
-                except StoreUnavailable as error:
-                    trouble = str(error)
-                if not as_json:
-                    live.update(view.after(seen, trouble), refresh=True)
-                elif trouble and trouble != told:
-                    show.news.print(f"{trouble}; trying again", soft_wrap=True)
-                told = trouble
-                time.sleep(WATCH_S)
-    except KeyboardInterrupt:  # the way to end it
-        return
-
-
 def _print_status(status: RoundStatus, as_json: bool) -> None:
     if as_json:
         typer.echo(status.model_dump_json())
@@ -299,16 +209,36 @@ def _print_status(status: RoundStatus, as_json: bool) -> None:
         show.out.print(show.round_table(status))
 
 
-def _as_json(
-    status: RoundStatus, workers: Sequence[WorkerStatus], incidents: Sequence[Incident]
-) -> str:
-    return json.dumps(
-        {
-            "round": status.model_dump(mode="json"),
-            "workers": [each.model_dump(mode="json") for each in workers],
-            "incidents": [each.model_dump(mode="json") for each in incidents],
-        }
-    )
+@contextmanager
+def _telling_who_works(settings: Settings) -> Iterator[None]:
+    """While the block runs, say when the last worker goes, and when one is there again."""
+    from shared.store import Store
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        alone = False
+        with closing(Store(settings)) as store:
+            while not ended.wait(LOOK_S):
+                with suppress(PoCError):  # Redis may be away, or not let this user look
+                    now = not store.workers.listing()
+                    if now and not alone:
+                        show.news.print(
+                            "no worker lives: the round stands still until one comes. Start one: "
+                            "poc worker --help",
+                            soft_wrap=True,
+                        )
+                    elif alone and not now:
+                        show.news.print("a worker is back")
+                    alone = now
+
+    watching = threading.Thread(target=watch, name="who works", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
 
 
 def _waiting() -> AbstractContextManager[object]:

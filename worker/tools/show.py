@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from shared.config import r_target_for, share_below
+from shared.config import PoCState, r_target_for, share_below
 from shared.data import ValidatedBatch
 from shared.status import GpuReading, Incident, RoundStatus, WorkerStatus, printable
 
@@ -75,6 +75,7 @@ def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> Re
         "valid": f"{status.total_valid:,}  (distance below {status.valid_below:g})",
         "": expectation(status.valid_below, workers),
         "failed": f"{status.total_failed:,}" if status.total_failed else "",
+        "ends": _ends(status),
         "rate": f"{status.rate_per_second:,.1f}/s, recently {status.recent_rate_per_second:,.1f}/s",
         "elapsed": f"{status.elapsed_seconds:,.1f} s ({status.generating_seconds:,.1f} generating)",
         "callbacks": _callbacks(status),
@@ -98,11 +99,33 @@ def generating(
     """That a round generates, what to expect of it, and what to do next."""
     expected = expectation(status.valid_below, workers)
     of_all = f": {expected}" if expected else ""
+    ends = f"  it ends by itself {_ends(status)}\n" if _ends(status) else ""
     return Text(
-        f"generating in round {round_id}{of_all}\n"
+        f"generating in round {round_id}{of_all}\n{ends}"
         "  poc status --watch   follows it\n"
         "  poc stop             ends it"
     )
+
+
+def _ends(status: RoundStatus) -> str:
+    """Where a generation that goes on ends by itself."""
+    if status.state != PoCState.GENERATING or not (status.until_valid or status.ends_at):
+        return ""
+    left = f": {_left(status)}" if status.seconds_left is not None else ""
+    return f"{' or '.join(_asked(status))}{left}"
+
+
+def _asked(status: RoundStatus) -> Iterator[str]:
+    if status.until_valid:
+        yield f"at {status.until_valid:,} valid nonces"
+    if status.ends_at:
+        yield f"at {datetime.fromtimestamp(status.ends_at).astimezone():%H:%M:%S}"
+
+
+def _left(status: RoundStatus) -> str:
+    """Empty if nobody can tell."""
+    left = status.seconds_left
+    return "" if left is None else f"about {timedelta(seconds=round(left))} left"
 
 
 def _callbacks(status: RoundStatus) -> str:
@@ -237,21 +260,38 @@ class RoundProgress:
 
     def __init__(self, line: Progress) -> None:
         self._line, self._task = line, line.add_task("waiting for the first batch", total=None)
+        self._first: RoundStatus | None = None
 
     def update(self, progress: dict[str, Any]) -> None:
         """Show the counters that a ticket's progress carries."""
-        status = RoundStatus.model_validate(progress)
+        status = RoundStatus.model_validate({"state": PoCState.GENERATING} | progress)
+        self._first = self._first or status
+        left = f", {_left(status)}" if _left(status) else ""
         self._line.update(
             self._task,
             description=f"round {status.round_id}: {status.total_checked:,} checked, "
-            f"{status.total_valid:,} valid, {status.rate_per_second:,.1f}/s",
+            f"{status.total_valid:,} valid, {status.rate_per_second:,.1f}/s{left}",
+            completed=share_done(self._first, status),
+            total=1.0,
         )
 
 
+def share_done(first: RoundStatus, now: RoundStatus) -> float:
+    """How much of the way to its end a round has gone, 0 to 1, since it was `first` seen.
+
+    The count is the round's. The time is that since the first look.
+    """
+    of_count = now.total_valid / now.until_valid if now.until_valid else 0.0
+    seconds = now.ends_at - first.updated_at
+    of_time = (now.updated_at - first.updated_at) / seconds if now.ends_at and seconds > 0 else 0.0
+    return min(1.0, max(of_count, of_time))
+
+
 @contextmanager
-def following_round() -> Iterator[RoundProgress]:
-    """Show a round's progress while the block runs."""
-    with _following(SpinnerColumn(), TextColumn("{task.description}")) as line:
+def following_round(*, ends: bool) -> Iterator[RoundProgress]:
+    """Show a round's progress while the block runs; with a bar if it `ends` by itself."""
+    bar = (BarColumn(20),) if ends else ()
+    with _following(SpinnerColumn(), TextColumn("{task.description}"), *bar) as line:
         yield RoundProgress(line)
 
 

@@ -26,7 +26,7 @@ from shared.requests import InitRequest
 from shared.settings import Settings, load_settings
 from shared.status import Commit, Incident, RoundStatus
 from shared.store import Store
-from worker.cli import main
+from worker.cli import main, rounds
 from worker.cli.app import app
 from worker.cli.options import CONFIG_HELP
 from worker.tools import demo, show
@@ -445,12 +445,77 @@ def test_ctrl_c_ends_the_waiting_not_the_round(
     # Whoever started us in the background may have had it ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        ran = poc("generate", "--wait")
+        ran = poc("generate", "--seconds=60")
     finally:
         signal.signal(signal.SIGINT, before)
     assert ran.status == 130
-    assert "the round goes on" in ran.err
+    assert "the round goes on: it ends by itself" in ran.err
     assert [task for task, *_ in worker.got] == ["poc.generate"]
+
+
+@functional
+@setex
+def test_a_wait_without_workers_is_told(
+    poc: Poc,
+    settings: Settings,
+    answers: Callable[[str, Any], AnsweringWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given that the last worker went after it took the command, and that one comes back."""
+    monkeypatch.setattr(rounds, "LOOK_S", 0.02)
+    worker = answers("PROGRESS", {"round_id": "r"})
+    told: list[str] = []
+
+    def keep(text: str, **_: Any) -> None:
+        told.append(text)
+        if text.startswith("no worker lives"):
+            with closing(Store(settings)) as store:
+                store.workers.heartbeat("w", {"fingerprint": "f"}, {"state": "idle"}, [])
+        elif text == "a worker is back":
+            worker.tell("SUCCESS", RoundStatus(round_id="r").model_dump(mode="json"))
+
+    monkeypatch.setattr(show.news, "print", keep)
+    assert poc("generate", "--wait", "--json").status == 0
+    assert [text.partition(":")[0] for text in told] == [
+        "generating in round r; waiting for its end",
+        "no worker lives",
+        "a worker is back",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seen", "left", "done"),
+    [
+        ({"total_valid": 25, "generating_seconds": 10, "until_valid": 100}, 30, 0.25),
+        ({"updated_at": 130, "ends_at": 200}, 70, 0.3),
+        ({"total_valid": 0, "until_valid": 100}, None, 0),
+        ({"total_valid": 50, "until_valid": 100, "generating_seconds": 1, "updated_at": 130}
+         | {"ends_at": 110}, 0, 1),
+        ({"total_valid": 5}, None, 0),
+    ],
+)  # fmt: skip
+def test_a_bar_knows_how_far_it_is(seen: dict[str, Any], left: float | None, done: float) -> None:
+    """By the count, the time or what comes first; nobody can tell before the first valid nonce."""
+    first = RoundStatus(state="GENERATING", updated_at=100)  # type: ignore[arg-type]
+    now = first.model_copy(update=seen)
+    assert now.seconds_left == (None if left is None else pytest.approx(left))
+    assert show.share_done(first, now) == pytest.approx(done)
+
+
+def test_the_status_says_where_a_round_ends() -> None:
+    """And about how long that takes; not when it has ended."""
+    going = RoundStatus(
+        state="GENERATING",  # type: ignore[arg-type]
+        round_id="r",
+        until_valid=1000,
+        total_valid=500,
+        generating_seconds=90,
+    )
+    console = Console(record=True, width=80)
+    console.print(show.round_table(going))
+    assert "ends     at 1,000 valid nonces: about 0:01:30 left" in console.export_text()
+    console.print(show.round_table(going.model_copy(update={"state": "STOPPED"})))
+    assert "left" not in console.export_text()
 
 
 def test_a_ctrl_c_while_it_is_imported_ends_it_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
