@@ -1,6 +1,7 @@
 """The status API: what Redis holds about a node, over HTTP. It only reads.
 
     GET /api/v1/pow/status                the current round, the workers, the open validations
+    GET /api/v1/pow/rounds                the rounds that are still kept
     GET /api/v1/pow/rounds/{round_id}     a round that is still kept
     GET /api/v1/pow/nonces                valid nonces in pages, in order of discovery
     GET /livez                            the process lives
@@ -43,7 +44,7 @@ from shared.config import MAX_VALID, PoCState, RoundId
 from shared.errors import ConfigError, StoreFailed, StoreUnavailable
 from shared.listener import listen
 from shared.settings import Settings
-from shared.status import NodeStatus, RoundStatus
+from shared.status import KeptRound, NodeStatus, RoundStatus
 from shared.store import Store, admitted
 
 #: Seconds after which a client that was told 503 may ask again.
@@ -74,6 +75,12 @@ class NoncePage(BaseModel):
     next: int = Field(description="`start` of the next page, or of a later look for what is new")
     nonces: list[int] = Field(description=f"in order of discovery. {_INTEGERS}")
     distances: list[float] = Field(description="the distance of each nonce, in the same order")
+
+
+class KeptRounds(BaseModel):
+    """The rounds that can still be looked at."""
+
+    rounds: list[KeptRound] = Field(description="newest first, without their nonces")
 
 
 class Ready(BaseModel):
@@ -161,6 +168,18 @@ def status(store: Reads, newest: Newest = 100) -> NodeStatus:
     first, `valid_distances` go with them; `/api/v1/pow/nonces` gives those that are not shown.
     """
     return store.status(newest)
+
+
+@rounds.get("/rounds", response_description="The rounds")
+def kept_rounds(
+    store: Reads,
+    newest: Annotated[int, Query(ge=1, le=1000, description="how many rounds to give")] = 100,
+) -> KeptRounds:
+    """The rounds that are still kept, newest first: the current one and those that it replaced.
+
+    `kept_until` is 0 for the current one. A round that is STOPPED ended at its `updated_at`.
+    """
+    return KeptRounds(rounds=store.rounds.kept(newest))
 
 
 @rounds.get("/rounds/{round_id}", response_description="The round's status", responses=_UNKNOWN)

@@ -152,6 +152,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
+class KeptRound(RoundStatus):
+    """A round that can still be looked at. One that is STOPPED ended at `updated_at`."""
+
+    #: Unix time by Redis' clock until which it is kept; 0 for the current round.
+    kept_until: float = 0
+
+
 class CallbackCounts(BaseModel):
     """What became of callbacks."""
 

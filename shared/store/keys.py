@@ -49,6 +49,7 @@ KEYS: dict[str, Key] = {
     "leases": Key("zset", "token -> end of its lease, ms", _CURRENT, "round"),
     "tickets": Key("set", "tasks that wait for the end", _CURRENT, "round"),
     "tombstone": Key("string", "a round stopped before it began", _MEMORY, "round"),
+    "kept": Key("zset", "rounds that were replaced -> end of their life, ms", _NAMESPACE),
     # Of each task.
     "command": Key("string", "outcome of a command", _MEMORY, "task"),
     "result": Key(

@@ -10,7 +10,7 @@ from typing import Any
 from shared.config import PoCConfig
 from shared.errors import InvalidRequest
 from shared.requests import GenerateRequest, InitRequest, RoundRequest, StopRequest, ValidateRequest
-from shared.status import RoundStatus
+from shared.status import KeptRound, RoundStatus
 from shared.store.ask import Ask
 from shared.store.connection import redis_errors
 from shared.store.context import Context
@@ -181,6 +181,24 @@ class Rounds:
         if not fields and round_id:
             return None
         return self.complete(fields, newest)
+
+    def kept(self, newest: int) -> list[KeptRound]:
+        """The `newest` rounds that are still kept, newest first, without their nonces."""
+        with redis_errors():
+            # In this order a round that is replaced meanwhile is seen as current, or as kept.
+            current = self._redis.hget(self._keys("status"), "round_id")
+            ended = self._redis.zrevrange(self._keys("kept"), 0, newest - 1, withscores=True)
+            until = ({current: 0.0} if current else {}) | {name: ms / 1000 for name, ms in ended}
+            with self._redis.pipeline(transaction=False) as pipe:
+                for round_id in until:
+                    pipe.hgetall(self._keys("round", round_id))
+                hashes = pipe.execute()
+        found = [
+            KeptRound(**fields, kept_until=at)
+            for fields, at in zip(hashes, until.values(), strict=True)
+            if fields  # it may have expired by now
+        ]
+        return sorted(found, key=lambda each: each.started_at, reverse=True)[:newest]
 
     def complete(self, fields: Mapping[str, str], newest: int) -> RoundStatus:
         """The status of a round from its hash and the `newest` of the nonces that it counts."""

@@ -29,7 +29,7 @@ DELIVERY = ("callbacks_pending", "callbacks_delivered", "callbacks_refused", "ca
 
 #: Keys of a namespace that may stay for as long as it is there. Those of the current round and of
 #: open validations come on top; everything else must be empty or have a time to live.
-STAYING = ("status", "clock", "outbox", "callbacks", "workers", "takers")
+STAYING = ("status", "clock", "kept", "outbox", "callbacks", "workers", "takers")
 OF_CURRENT_ROUND = ("round", "nonces", "found", "run", "claims", "leases")
 #: Celery's own: bindings of queues.
 CELERY_KEYS = re.compile(r"_kombu\..*")

@@ -168,6 +168,18 @@ def test_generate_ends_with_a_stop_by_somebody_else(
     assert "ended by somebody else" in done.stderr
 
 
+def test_the_rounds_that_are_kept(poc: Poc) -> None:
+    """The newest first, as a table and as JSON, with the time until which each is kept."""
+    for name in ("listed1", "listed2"):
+        answer(poc("init", *CONFIG, "--replace", f"--round-id={name}", "--json"))
+    newest, older = answer(poc("rounds", "--newest=2", "--json"))
+    assert (newest["round_id"], newest["state"], newest["kept_until"]) == ("listed2", "IDLE", 0)
+    assert (older["round_id"], older["state"]) == ("listed1", "STOPPED")
+    assert older["kept_until"] > older["updated_at"]
+    shown = poc("rounds").stdout
+    assert shown.index("listed2") < shown.index("listed1")
+
+
 def test_an_honest_batch(poc: Poc, tmp_path: Path) -> None:
     """Exit status 0, and the verdict as JSON."""
     nonces = honest()

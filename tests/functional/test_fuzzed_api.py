@@ -97,7 +97,12 @@ def described(api: Api) -> Any:
 
 
 #: What takes parameters, and all there is.
-ASKED = ("/api/v1/pow/status", "/api/v1/pow/rounds/{round_id}", "/api/v1/pow/nonces")
+ASKED = (
+    "/api/v1/pow/status",
+    "/api/v1/pow/rounds",
+    "/api/v1/pow/rounds/{round_id}",
+    "/api/v1/pow/nonces",
+)
 PATHS = (*ASKED, "/livez", "/readyz")
 
 #: The share of a profile's examples that each test takes.

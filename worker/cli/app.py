@@ -81,6 +81,7 @@ for _panel, _commands in {
         rounds.validate,
         rounds.stop,
         views.status,
+        views.rounds,
         views.proofs,
     ),
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),

@@ -59,6 +59,28 @@ def status(
 
 
 @_client
+def rounds(
+    settings: Settings,
+    newest: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="<int>", help="Rounds at most.")
+    ] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the rounds that are kept, newest first; needs Redis, but no worker.
+
+    poc rounds
+    """
+    from shared.store import Store
+
+    with closing(Store(settings)) as store:
+        kept = store.rounds.kept(newest)
+    if as_json:
+        typer.echo(json.dumps([each.model_dump(mode="json") for each in kept]))
+    else:
+        show.out.print(show.rounds_table(kept))
+
+
+@_client
 def proofs(
     settings: Settings,
     round_id: Annotated[str | None, typer.Option(help="A round that is kept.")] = None,

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from shared.config import PoCState, r_target_for, share_below
 from shared.data import ValidatedBatch
-from shared.status import GpuReading, Incident, RoundStatus, WorkerStatus, printable
+from shared.status import GpuReading, Incident, KeptRound, RoundStatus, WorkerStatus, printable
 
 if TYPE_CHECKING:
     from worker.tools.doctor import Finding
@@ -107,6 +107,36 @@ def generating(
     )
 
 
+def rounds_table(kept: Sequence[KeptRound]) -> RenderableType:
+    """The rounds that can still be looked at."""
+    if not kept:
+        return Text("no round is kept. Start one: poc generate --help", style="dim")
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("round", "block", "state"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("checked", "valid", "rate/s"):
+        table.add_column(heading, justify="right")
+    for heading in ("began", "ended", "kept until"):
+        table.add_column(heading, overflow="fold")
+    for each in kept:
+        table.add_row(
+            each.round_id,
+            Text(f"{printable(each.block_hash)} at {each.block_height}"),
+            Text(each.state, style=_STATE_STYLES.get(each.state, "bold")),
+            f"{each.total_checked:,}",
+            f"{each.total_valid:,}",
+            f"{each.rate_per_second:,.1f}",
+            _moment(each.started_at),
+            _moment(each.updated_at) if each.state == PoCState.STOPPED else "",
+            _moment(each.kept_until) if each.kept_until else "current",
+        )
+    return table
+
+
+def _moment(unix_time: float) -> str:
+    return f"{datetime.fromtimestamp(unix_time).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
 def _ends(status: RoundStatus) -> str:
     """Where a generation that goes on ends by itself."""
     if status.state != PoCState.GENERATING or not (status.until_valid or status.ends_at):
@@ -185,9 +215,8 @@ def incidents_table(incidents: Sequence[Incident]) -> RenderableType:
     for heading in ("had to end", "when", "why"):
         table.add_column(heading, overflow="fold")
     for each in incidents[:INCIDENTS]:
-        when = datetime.fromtimestamp(each.at).astimezone()
         why = Text(each.reason, style="bold red")
-        table.add_row(Text(each.worker), Text(f"{when:%Y-%m-%d %H:%M:%S}"), why)
+        table.add_row(Text(each.worker), Text(_moment(each.at)), why)
         if each.in_doubt:
             table.add_row("", "", Text(f"{each.in_doubt:,} nonces in doubt: {_commits(each)}"))
     return table

@@ -127,6 +127,8 @@ local function open_round()
     for _, key in ipairs({K.round, K.nonces, K.found, K.run, K.history, K.histogram}) do
       redis.call('EXPIRE', key, A.keep_s)
     end
+    redis.call('ZREMRANGEBYSCORE', K.kept, '-inf', int(now_ms()))
+    redis.call('ZADD', K.kept, int(now_ms() + A.keep_s * 1000), round)
     local counts = redis.call('HMGET', K.status, 'total_checked', 'total_valid', 'total_failed')
     for i, name in ipairs({'checked', 'valid', 'failed'}) do
       redis.call('HINCRBY', K.totals, name, int(number(counts[i])))

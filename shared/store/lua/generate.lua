@@ -5,7 +5,7 @@
 -- K reads: tombstone(new_round)
 -- K writes: status, clock, endings, command(command), round(round), nonces(round), found(round),
 --   run(round), history(round), histogram(round), claims(round), leases(round), tickets(round),
---   totals, new_round=round(new_round), new_run=run(new_round),
+--   totals, kept, new_round=round(new_round), new_run=run(new_round),
 --   new_tickets=tickets(new_round)
 -- A: round, command, memory_s, keep_s, epoch, round_id?, new_round?, config?, fields?, replace?,
 --   traceparent?, until_valid?, for_ms?

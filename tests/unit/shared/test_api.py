@@ -126,6 +126,22 @@ class TestStatus:
         """What can't be shown is the asker's mistake."""
         body(api, STATUS, 422, newest=newest)
 
+    def test_the_rounds_that_are_kept_are_listed(self, api: TestClient, store: Store) -> None:
+        """The newest first, as many as are asked for, with counts and without nonces."""
+        rounds = "/api/v1/pow/rounds"
+        assert body(api, rounds) == {"rounds": []}
+        for name in ("r1", "r2"):
+            find(store, [(1, 0.5)], name)
+        newest, oldest = body(api, rounds)["rounds"]
+        assert (newest["round_id"], newest["kept_until"], newest["total_valid"]) == ("r2", 0, 1)
+        assert (oldest["round_id"], oldest["state"], oldest["valid_nonces"]) == (
+            "r1",
+            "STOPPED",
+            [],
+        )
+        assert body(api, rounds, newest=1)["rounds"] == [newest]
+        body(api, rounds, 422, newest=0)
+
     def test_workers_are_listed(self, api: TestClient, store: Store) -> None:
         """Every live worker with its last heartbeat."""
         live(store, "b", "generating", device="cuda:1")

@@ -534,6 +534,10 @@ class NodeMachine(RuleBasedStateMachine):
         expected = current.valid if current else []
         assert list(zip(status.valid_nonces, status.valid_distances, strict=True)) == expected
         assert len({nonce for nonce, _ in expected}) == len(expected)
+        listed = {each.round_id: each.kept_until for each in store.rounds.kept(1000)}
+        assert listed == {
+            each.id: (each.expires or 0) / 1000 for each in self.model.rounds.values()
+        }
         for name in {"r1", "r2", "r3", *self.model.rounds}:
             kept, known = store.rounds.status(name), self.model.rounds.get(name)
             assert (kept is None) == (known is None)

@@ -643,6 +643,46 @@ class TestKeeping:
         assert all(0 < seconds <= 50 for seconds in left.values()), left
         assert not redis.exists(*(keys(name, "r1") for name in ("claims", "leases", "tickets")))
 
+    def test_the_rounds_that_are_kept_are_listed(
+        self,
+        new_store: Callable[..., Store],
+        redis: Client,
+        keys: Keys,
+        config: PoCConfig,
+        advance: Callable[[float], None],
+    ) -> None:
+        """The newest first, each until its time; one that has expired is left out."""
+        store = new_store(keep_rounds_s=50)
+        assert store.rounds.kept(10) == []
+        for name in ("r1", "r2", "r3"):
+            store.rounds.init(name, InitRequest(config=config, round_id=name))
+            advance(1)
+        kept = store.rounds.kept(10)
+        assert [each.round_id for each in kept] == ["r3", "r2", "r1"]
+        assert [each.round_id for each in store.rounds.kept(2)] == ["r3", "r2"]
+        current, replaced, _ = kept
+        assert (current.state, current.kept_until) == (PoCState.IDLE, 0)
+        assert replaced.state == PoCState.STOPPED
+        assert replaced.kept_until == pytest.approx(replaced.updated_at + 50, abs=0.01)
+        redis.delete(keys("round", "r2"))
+        assert [each.round_id for each in store.rounds.kept(10)] == ["r3", "r1"]
+
+    def test_the_index_forgets_what_has_expired(
+        self,
+        new_store: Callable[..., Store],
+        redis: Client,
+        keys: Keys,
+        config: PoCConfig,
+        advance: Callable[[float], None],
+    ) -> None:
+        """Given a round whose life is over, when another one is replaced, then it is gone."""
+        store = new_store(keep_rounds_s=50)
+        for name in ("r1", "r2"):
+            store.rounds.init(name, InitRequest(config=config, round_id=name))
+        advance(60)
+        store.rounds.init("r3", InitRequest(config=config, round_id="r3"))
+        assert redis.zrange(keys("kept"), 0, -1) == ["r2"]
+
     def test_the_current_round_is_kept_however_long_it_is_stopped(
         self, store: Store, redis: Client, keys: Keys, config: PoCConfig
     ) -> None:
