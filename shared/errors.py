@@ -73,6 +73,10 @@ class CouldNotCompute(PoCError):
     """A validation has nonces without a finite distance, so it has no verdict."""
 
 
+class Cancelled(PoCError):
+    """A validation was ended by a command before it had a verdict."""
+
+
 class StoreError(PoCError):
     """What Redis is the cause of."""
 

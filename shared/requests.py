@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from shared.config import MAX_VALID, PoCConfig, RoundId, Strict
+from shared.config import MAX_VALID, Name, PoCConfig, RoundId, Strict
 from shared.data import ProofBatch
 from shared.errors import InvalidRequest
 
@@ -71,6 +71,12 @@ class StopRequest(Strict):
     """`poc.stop`."""
 
     round_id: RoundId | None = None
+
+
+class CancelRequest(Strict):
+    """`poc.cancel`: the id of a validation's ticket."""
+
+    validation: Name
 
 
 def read(model: type[Model], data: Any) -> Model:

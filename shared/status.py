@@ -159,6 +159,17 @@ class KeptRound(RoundStatus):
     kept_until: float = 0
 
 
+class Cancellation(BaseModel):
+    """What became of a command to cancel a validation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    #: Its ticket.
+    validation: str
+    #: False: it had ended before, with a verdict or an error.
+    cancelled: bool
+
+
 class CallbackCounts(BaseModel):
     """What became of callbacks."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch
 from shared.errors import (
+    Cancelled,
     CouldNotCompute,
     InvalidRequest,
     PoCError,
@@ -201,8 +202,8 @@ class End:
     error: type[PoCError] | None = None
 
 
-#: What a command answers with: a status and its error, nothing (a ticket), or a refusal.
-Outcome = tuple[dict[str, Any], str] | type[PoCError] | None
+#: What a command answers with: a status and its error, nothing (a ticket), yes or no, or a refusal.
+Outcome = tuple[dict[str, Any], str] | type[PoCError] | bool | None
 
 
 class Node:
@@ -217,8 +218,10 @@ class Node:
         self.tombstones: dict[str, int] = {}
         self.outcomes: dict[str, tuple[Outcome, int]] = {}
         self.jobs: dict[str, Job] = {}
-        #: Validations that have ended and are still kept.
+        #: Validations that have ended and are still kept, and those of them without a verdict
+        #: since a command wanted that.
         self.judged: dict[str, int] = {}
+        self.cancelled: set[str] = set()
         self.chunks: deque[Held] = deque()
         self.chunk_claims = Claims()
         self.verdicts: deque[str] = deque()
@@ -315,6 +318,17 @@ class Node:
         if not len(batch):
             self.verdicts.append(id)
         return None
+
+    def _cancel(self, _: str, __: str, validation: str, message: str) -> Outcome:
+        if validation in self.jobs:
+            self.cancelled.add(validation)
+            self._end(validation, None, Cancelled, message)
+            self.chunks = deque(work for work in self.chunks if work.job != validation)
+            for token in [t for t, work in self.chunk_claims.items() if work.job == validation]:
+                del self.chunk_claims[token]
+        elif validation not in self.judged:
+            return InvalidRequest
+        return validation in self.cancelled
 
     def _current_or_new(
         self,
@@ -503,12 +517,17 @@ class Node:
 
     def finish(self, id: str, result: str | None, message: str | None) -> None:
         """End a validation, once: with a `result`, or without a verdict."""
-        job = self.jobs.pop(id, None)
-        if job is None:
-            return
+        if id in self.jobs:
+            self._end(id, result, None if result else CouldNotCompute, message)
+
+    def _end(
+        self, id: str, result: str | None, error: type[PoCError] | None, message: str | None
+    ) -> None:
+        job = self.jobs.pop(id)
         self.judged[id] = self.now + self.limits.keep_ms
-        self.verdicts.remove(id)
-        self.ends.append(End({id}, result=result, error=None if result else CouldNotCompute))
+        if id in self.verdicts:
+            self.verdicts.remove(id)
+        self.ends.append(End({id}, result=result, error=error))
         if message:
             self.outbox[message] = job.round
             self._count(job.round, "pending", 1)

@@ -15,11 +15,19 @@ from typing import Any, TypeVar
 from shared.about import about
 from shared.config import PoCConfig
 from shared.data import ProofBatch
-from shared.errors import InvalidRequest, RoundNotInitialized
+from shared.errors import Cancelled, InvalidRequest, RoundNotInitialized
 from shared.receivers import Receivers
-from shared.requests import GenerateRequest, InitRequest, RoundRequest, StopRequest, ValidateRequest
-from shared.status import RoundStatus
+from shared.requests import (
+    CancelRequest,
+    GenerateRequest,
+    InitRequest,
+    RoundRequest,
+    StopRequest,
+    ValidateRequest,
+)
+from shared.status import Cancellation, RoundStatus
 from shared.store import Store, fresh_id
+from worker.callbacks.messages import validated_message
 from worker.engines import Engine, Job
 from worker.node.pipeline import Pipeline
 
@@ -97,6 +105,20 @@ class PoCManager:
         """
         asked = self._admit(ValidateRequest, request)
         self.store.validations.open(command or fresh_id(), asked, about().traceparent)
+
+    def cancel_validation(self, request: CancelRequest, command: str | None = None) -> Cancellation:
+        """End a validation without a verdict; its ticket and its callback say `Cancelled`.
+
+        Raises `InvalidRequest` for what is no validation, or not kept.
+        """
+        why = Cancelled(f"validation {request.validation} was cancelled before it had a verdict")
+        cancelled = self.store.validations.cancel(
+            command or fresh_id(),
+            request.validation,
+            why,
+            lambda opened: validated_message(opened, why, opened.batch.nonces),
+        )
+        return Cancellation(validation=request.validation, cancelled=cancelled)
 
     def stop_round(
         self, request: StopRequest = StopRequest(), command: str | None = None

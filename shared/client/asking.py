@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 from shared import requests
 from shared.config import PoCConfig, Strict
 from shared.data import ProofBatch, ValidatedBatch
-from shared.status import RoundStatus
+from shared.status import Cancellation, RoundStatus
 
-Answer = TypeVar("Answer", RoundStatus, ValidatedBatch)
+Answer = TypeVar("Answer", RoundStatus, ValidatedBatch, Cancellation)
 #: A config, or a mapping of its fields.
 Config = PoCConfig | Mapping[str, Any]
 #: A batch, or a mapping of its fields.
@@ -66,6 +66,11 @@ def validate_batch(batch: Batch, config: Config | None) -> Asked[ValidatedBatch]
 def stop(round_id: str | None) -> Asked[RoundStatus]:
     """`poc.stop`."""
     return _ask("poc.stop", requests.StopRequest, {"round_id": round_id}, RoundStatus)
+
+
+def cancel(validation: str) -> Asked[Cancellation]:
+    """`poc.cancel`."""
+    return _ask("poc.cancel", requests.CancelRequest, {"validation": validation}, Cancellation)
 
 
 def _ask(

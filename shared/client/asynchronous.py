@@ -14,7 +14,7 @@ from shared.client.tickets import Followed, Line, Progress
 from shared.client.watching import ValidNonce, Watch
 from shared.data import ValidatedBatch
 from shared.settings import Settings
-from shared.status import RoundStatus
+from shared.status import Cancellation, RoundStatus
 
 
 class AsyncTicket(Followed[Answer]):
@@ -75,6 +75,10 @@ class AsyncPoCClient:
     async def stop(self, round_id: str | None = None) -> RoundStatus:
         """As `PoCClient.stop`."""
         return await self._answer(asking.stop(round_id))
+
+    async def cancel(self, validation: str) -> Cancellation:
+        """As `PoCClient.cancel`."""
+        return await self._answer(asking.cancel(validation))
 
     async def wait(
         self, round_id: str, until_valid: int | None = None, seconds: float | None = None

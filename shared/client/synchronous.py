@@ -12,7 +12,7 @@ from shared.client.tickets import Followed, Line, Progress
 from shared.client.watching import ValidNonce, Watch
 from shared.data import ValidatedBatch
 from shared.settings import Settings
-from shared.status import RoundStatus
+from shared.status import Cancellation, RoundStatus
 
 
 class Ticket(Followed[Answer]):
@@ -77,6 +77,13 @@ class PoCClient:
     def stop(self, round_id: str | None = None) -> RoundStatus:
         """Stop the round; one that is named and not there yet is refused when it comes."""
         return self._send(asking.stop(round_id)).wait(self._timeout)
+
+    def cancel(self, validation: str) -> Cancellation:
+        """End a validation, named by its ticket's id, before it has a verdict.
+
+        Its ticket and its callback then end with `Cancelled`.
+        """
+        return self._send(asking.cancel(validation)).wait(self._timeout)
 
     # What is read needs no worker. It raises `RoundMismatch` for a round that is not kept.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any
@@ -193,15 +194,45 @@ class Validations:
         message: Message | None = None,
     ) -> None:
         """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once."""
-        batch = validation.batch
-        of = {
-            "public_key": batch.public_key,
-            "block_hash": batch.block_hash,
-            "block_height": batch.block_height,
-            "node_id": batch.node_id,
-            "nonces": len(batch),
-        }
-        self._finish(validation.id, validation.round_id, of, result, error, message)
+        self._finish(
+            validation.id, validation.round_id, _about(validation.batch), result, error, message
+        )
+
+    def cancel(
+        self,
+        command: str,
+        validation: str,
+        error: PoCError,
+        tell: Callable[[ComputedValidation], Message | None],
+    ) -> bool:
+        """End a validation with `error` before it has a verdict; False if it had ended before.
+
+        `tell` makes its callback. What is still computed of it is refused. Raises `InvalidRequest`
+        for what is no validation, or not kept.
+        """
+        while True:
+            with redis_errors():
+                fields, _ = self._read(validation)
+            opened: ComputedValidation | None = None
+            if "batch" in fields:
+                with suppress(*_UNREADABLE):  # another version's; then nobody can tell it either
+                    opened = _computed(validation, fields, {})
+            _, answer = self._current.call(
+                "cancel_validation",
+                command=command,
+                counted=(opened and opened.round_id) or None,
+                read="batch" in fields,
+                memory_s=self._context.settings.command_memory_s,
+                **self._end(
+                    validation,
+                    "cancelled",
+                    _about(opened.batch) if opened else {},
+                    error=error,
+                    message=tell(opened) if opened else None,
+                ),
+            )
+            if "again" not in answer:
+                return bool(answer["cancelled"])
 
     def progress(self) -> dict[str, dict[str, int]]:
         """Nonces done and total of each open validation."""
@@ -267,31 +298,48 @@ class Validations:
         message: Message | None = None,
     ) -> None:
         verdict = json.loads(result or "{}")
-        summary = {
-            **of,
-            **{name: verdict[name] for name in _OF_A_VERDICT if name in verdict},
-            "id": validation,
-            "error": str(error or ""),
-        }
         judged = "fraud" if verdict.get("fraud_detected") else "honest"
-        self._scripts.call(
-            "finish_validation",
-            round=round_id,
-            job=validation,
-            result=result,
-            error=error and as_fields(error),
-            message=message and message.as_args(),
-            keep_s=self._context.settings.keep_rounds_s,
-            outcome="error" if error else judged,
-            summary=json.dumps(summary),
-            keep_outcomes=KEEP_OUTCOMES,
-        )
+        of = {**of, **{name: verdict[name] for name in _OF_A_VERDICT if name in verdict}}
+        ended = self._end(validation, "error" if error else judged, of, result, error, message)
+        self._scripts.call("finish_validation", round=round_id, **ended)
+
+    def _end(
+        self,
+        validation: str,
+        outcome: str,
+        of: Mapping[str, Any],
+        result: str | None = None,
+        error: PoCError | None = None,
+        message: Message | None = None,
+    ) -> dict[str, Any]:
+        """What the scripts take that end a validation; `of` is what is told of it afterwards."""
+        return {
+            "job": validation,
+            "result": result,
+            "error": error and as_fields(error),
+            "message": message and message.as_args(),
+            "keep_s": self._context.settings.keep_rounds_s,
+            "outcome": outcome,
+            "summary": json.dumps({**of, "id": validation, "error": str(error or "")}),
+            "keep_outcomes": KEEP_OUTCOMES,
+        }
 
 
 #: What reading a validation raises that was not written by this version.
 _UNREADABLE = (ValueError, TypeError, LookupError)
 # Stands in for the config of a validation that has ended and is not looked at.
 _NO_CONFIG = PoCConfig(block_hash="-", block_height=0, public_key="-", r_target=1.0)
+
+
+def _about(batch: ProofBatch) -> dict[str, Any]:
+    """What an outcome tells of the batch that was judged."""
+    return {
+        "public_key": batch.public_key,
+        "block_hash": batch.block_hash,
+        "block_height": batch.block_height,
+        "node_id": batch.node_id,
+        "nonces": len(batch),
+    }
 
 
 def _computed(validation: str, fields: dict[str, str], parts: dict[str, str]) -> ComputedValidation:

@@ -51,6 +51,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "poc.generate": [{}, {"config": CONFIG, "round_id": "r", "replace": True}],
     "poc.validate": [{}, {"batch": BATCH}, {"batch": BATCH, "config": CONFIG}],
     "poc.stop": [{}, {"round_id": "r"}],
+    "poc.cancel": [{"validation": "v"}],
 }
 
 

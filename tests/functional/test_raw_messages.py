@@ -146,7 +146,7 @@ def test_a_task_of_celerys_own_is_unknown(
     inner = {"task": "poc.init", "kwargs": {"config": CONFIG, "replace": True}, "args": []}
     failed = meta(direct, push(direct, task, {"task": inner, "it": [[]]}))
     assert (failed["status"], failed["result"]["exc_type"]) == ("FAILURE", "NotRegistered")
-    there = "there are poc.generate, poc.init, poc.stop, poc.validate"
+    there = "there are poc.cancel, poc.generate, poc.init, poc.stop, poc.validate"
     assert failed["result"]["exc_message"] == [f"there is no task {task!r}; {there}"]
     assert store.status().round_id == before
     said = shared_worker.log[began:]

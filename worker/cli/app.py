@@ -80,6 +80,7 @@ for _panel, _commands in {
         rounds.generate,
         rounds.validate,
         rounds.stop,
+        rounds.cancel,
         views.status,
         views.rounds,
         views.proofs,

@@ -9,12 +9,13 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from shared import tracing
 from shared.config import MAX_VALID
 from shared.errors import InvalidRequest, PoCError
 from shared.settings import Settings, load_settings
-from shared.status import RoundStatus, WorkerStatus
+from shared.status import RoundStatus, WorkerStatus, printable
 from worker.cli.options import (
     Json,
     NewRoundId,
@@ -157,7 +158,8 @@ def validate(
     given = read_json(batch)
     with _waiting():
         ticket = client.validate_batch(given, config)
-    with _goes_on("the validation", "its verdict is posted"), show.following_batch() as progress:
+    how = f"its verdict is posted; `poc cancel {ticket.id}` ends it"
+    with _goes_on("the validation", how), show.following_batch() as progress:
         verdict = ticket.wait(on_progress=progress.update)
     if as_json:
         typer.echo(verdict.model_dump_json())
@@ -191,6 +193,30 @@ def stop(
             soft_wrap=True,
         )
     _print_status(stopped, as_json)
+
+
+@_client
+def cancel(
+    settings: Settings,
+    validation: Annotated[str, typer.Argument(metavar="ID", help="The id of its task.")],
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """End a validation before it has a verdict.
+
+    poc cancel 3f0c2f4e-58c7-4c36-9bd2-0f8f5f6f7a11
+
+    Its ticket then fails with Cancelled, and its callback says so. A round ends by `poc stop`.
+    """
+    from shared.client import PoCClient
+
+    with _waiting():
+        done = PoCClient(settings, timeout).cancel(validation)
+    if as_json:
+        typer.echo(done.model_dump_json())
+    else:
+        said = "was cancelled" if done.cancelled else "had ended before; nothing was changed"
+        show.out.print(Text(f"validation {printable(validation)} {said}"), soft_wrap=True)
 
 
 def _expected(settings: Settings, round_id: str) -> tuple[RoundStatus, list[WorkerStatus]]:

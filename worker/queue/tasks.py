@@ -17,7 +17,7 @@ from shared import requests, tracing
 from shared.about import About, note_round
 from shared.config import Strict
 from shared.errors import CommandMismatch, InvalidRequest, PoCError, StoreUnavailable
-from shared.status import RoundStatus
+from shared.status import Cancellation, RoundStatus
 from worker.node.node import Node
 from worker.queue.results import PATIENCE_S
 
@@ -108,6 +108,16 @@ def register(app: Celery) -> None:
         """Stop the round, at once. Gives the status."""
         asked = _read(requests.StopRequest, args, kwargs)
         return _reply(until_answered(lambda: app.manager.stop_round(asked, self.request.id)))
+
+    @task("poc.cancel")
+    def cancel(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """End a validation before it has a verdict. Gives whether it was still open."""
+        asked = _read(requests.CancelRequest, args, kwargs)
+        done: Cancellation = until_answered(
+            lambda: app.manager.cancel_validation(asked, self.request.id)
+        )
+        log.info("validation %s: %s", done.validation, "cancelled" if done.cancelled else "ended")
+        return done.model_dump(mode="json")
 
 
 def _read(model: type[Request], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:

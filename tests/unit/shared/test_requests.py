@@ -11,13 +11,21 @@ from pydantic import BaseModel
 from shared.config import MAX_NONCE
 from shared.data import MAX_PROOF_NONCES
 from shared.errors import InvalidRequest
-from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest, read
+from shared.requests import (
+    CancelRequest,
+    GenerateRequest,
+    InitRequest,
+    StopRequest,
+    ValidateRequest,
+    read,
+)
 
 REQUESTS: dict[str, type[BaseModel]] = {
     "poc.init": InitRequest,
     "poc.generate": GenerateRequest,
     "poc.validate": ValidateRequest,
     "poc.stop": StopRequest,
+    "poc.cancel": CancelRequest,
 }
 
 CONFIG = {"block_hash": "b", "block_height": 1, "public_key": "k", "r_target": 1.0}
@@ -111,6 +119,8 @@ BAD_CALLS: dict[str, tuple[str, dict[str, Any], str]] = {
     "for no time": ("poc.generate", {"seconds": 0}, "seconds: Input should be greater than 0"),
     "for ever": ("poc.generate", {"seconds": inf}, "seconds: Input should be"),
     "init with an end": ("poc.init", {"config": CONFIG, "seconds": 1}, "seconds: Extra inputs"),
+    "cancel nothing": ("poc.cancel", {}, "validation: Field required"),
+    "cancel a number": ("poc.cancel", {"validation": 7}, "validation: Input should be a valid str"),
     "batch with a round": ("poc.validate", {"batch": BATCH, "round_id": "r"}, "beside the rounds"),
     "batch is empty": ("poc.validate", {"batch": {}}, "batch.public_key: Field required"),
 }

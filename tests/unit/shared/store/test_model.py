@@ -33,7 +33,7 @@ from fake_engine import FakeEngine
 from node_model import FULL, OVER, Claims, Held, Limits, Node
 from shared.config import PoCConfig
 from shared.data import ProofBatch
-from shared.errors import CouldNotCompute, ModelMismatch, PoCError
+from shared.errors import Cancelled, CouldNotCompute, ModelMismatch, PoCError
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.status import RoundStatus
 from shared.store import Chunk, Claim, ComputedValidation, Entry, Message, Store, rounds
@@ -118,8 +118,16 @@ REQUESTS = {
 }
 
 
-def _ask(store: Store, verb: str, id: str, args: dict[str, Any]) -> RoundStatus | None:
+def _ask(store: Store, verb: str, id: str, args: dict[str, Any]) -> RoundStatus | bool | None:
     """What the store answers to a command."""
+    if verb == "cancel":
+        told = args["message"]
+        return store.validations.cancel(
+            id,
+            args["validation"],
+            Cancelled("a command wanted that"),
+            lambda opened: Message("http://c", "{}", told, opened.round_id, 60),
+        )
     if verb == "open_validation":
         return store.validations.open(id, ValidateRequest(**args))
     status: RoundStatus = getattr(store.rounds, verb)(id, REQUESTS[verb](**args))
@@ -233,6 +241,15 @@ class NodeMachine(RuleBasedStateMachine):
         self._send(via, "open_validation", next(self.ids), {"batch": batch, "config": config})
 
     @precondition(lambda self: self.sent)
+    @rule(at=which, open_one=st.booleans(), via=workers)
+    def cancel(self, at: int, open_one: bool, via: int) -> None:
+        """A validation that is open, or any command: one that has ended, a ticket of a round."""
+        ids = sorted(self.model.jobs) if open_one else []
+        validation = self._one_of(ids or [command for _, command, _ in self.sent], at)
+        args = {"validation": validation, "message": f"c{next(self.ids)}"}
+        self._send(via, "cancel", next(self.ids), args)
+
+    @precondition(lambda self: self.sent)
     @rule(at=which, via=workers)
     def deliver_again(self, at: int, via: int) -> None:
         """Late, and to anybody."""
@@ -241,7 +258,7 @@ class NodeMachine(RuleBasedStateMachine):
     def _send(self, via: int, verb: str, id: str, args: dict[str, Any]) -> None:
         self.sent.append((verb, id, args))
         self.due[id] += id not in self.model.outcomes  # what is forgotten happens again
-        got: RoundStatus | type[PoCError] | None
+        got: RoundStatus | type[PoCError] | bool | None
         try:
             got = _ask(self.stores[via], verb, id, args)
         except PoCError as error:

@@ -211,6 +211,14 @@ def history(store: Store, client: redis.Redis) -> None:
             **{name: getattr(done, name) for name in done.__slots__} | {"round_id": counted}
         )
         validations.finish(of, error=CouldNotCompute("why"), message=told)
+    # A validation that is cancelled, with one chunk taken and the others waiting.
+    validations.open("j4", ValidateRequest(batch=BATCH, config=CONFIG))
+    assert claim_chunk(store, "w", "t7")
+    validations.open("j5", ValidateRequest(batch=BATCH, config=CONFIG))
+    for task, counted in (("j4", ""), ("j5", "r8")):
+        client.hset(f"poc:n:job:{task}", "round", counted)
+        told = message(counted)
+        validations.cancel(f"c-{task}", task, CouldNotCompute("why"), lambda _, told=told: told)
     for entry in store.outbox.take("s", 100):
         store.outbox.defer(entry, "it answered 503")
         store.outbox.settle(entry, "refused")
