@@ -1,0 +1,3 @@
+module poc-worker-example
+
+go 1.19
