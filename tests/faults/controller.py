@@ -134,6 +134,7 @@ class Play:
             (self._pause, 2),
             (self._turn, 1),
             (self._join, 1),
+            (self._limit, 1),
             (self._refused_init, 1),
             (self._overtaken, 1),
             (self._boss.courier.poison, 2),
@@ -275,6 +276,14 @@ class Play:
 
     def _join(self) -> None:
         """A second ticket for the same generation."""
+        self._generate({})
+
+    def _limit(self) -> None:
+        """To an end that the round comes to by itself, and on from there."""
+        ends: list[dict[str, Any]] = [{"seconds": 0.3}, {"seconds": 2.0, "until_valid": 1}]
+        self._generate(self._random.choice(ends))
+        self._boss._tickets = self._await_ends(self._boss._tickets)
+        self._count["rounds that ended by themselves"] += 1
         self._generate({})
 
     def _refused_init(self) -> None:
