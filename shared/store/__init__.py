@@ -44,15 +44,16 @@ from shared.store.keys import Keys
 from shared.store.outbox import Entry, Message, Outbox
 from shared.store.overview import Views
 from shared.store.results import Results
-from shared.store.rounds import Claim, Rounds
+from shared.store.rounds import Claim, Outcome, Rounds
 from shared.store.scripts import Scripts, fresh_id
 from shared.store.subscription import Subscription
 from shared.store.validations import Chunk, ComputedValidation, Validations
-from shared.store.work import Work
+from shared.store.work import Assignment, Work
 from shared.store.workers import Reference, Workers
 
 __all__ = [
     "Ask",
+    "Assignment",
     "Chunk",
     "Claim",
     "ComputedValidation",
@@ -60,6 +61,7 @@ __all__ = [
     "Entry",
     "Kind",
     "Message",
+    "Outcome",
     "Reference",
     "Rounds",
     "Store",

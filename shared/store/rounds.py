@@ -44,6 +44,23 @@ class Claim:
         return self.config.nonces(self.start, self.count)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a computed claim."""
+
+    #: Nonces that have a distance.
+    checked: int
+    #: Those of them that are valid, with their distances.
+    valid: Sequence[tuple[int, float]]
+    #: Nonces without a finite distance, and what is said of them.
+    failed: int = 0
+    error: str | None = None
+    #: The callback that goes out if it counts.
+    message: Message | None = None
+    #: What moves the last bits of the distances, as JSON.
+    profile: str = ""
+
+
 class Rounds:
     """The rounds of a namespace. `command` is the id that a repeat is recognised by."""
 
@@ -96,19 +113,9 @@ class Rounds:
         round_id, answer = self.answer_to_claim(ask)
         return None if "idle" in answer else self.claim_of(ask, round_id, answer)
 
-    def commit(
-        self,
-        claim: Claim,
-        checked: int,
-        valid: Sequence[tuple[int, float]],
-        failed: int = 0,
-        error: str | None = None,
-        message: Message | None = None,
-        profile: str = "",
-    ) -> str | None:
+    def commit(self, claim: Claim, outcome: Outcome) -> str | None:
         """Count a computed claim once; None when it counted, else why it was refused."""
-        answer = self.answer_to_commit(claim, checked, valid, failed, error, message, profile)
-        refused: str | None = answer.get("refused")
+        refused: str | None = self.answer_to_commit(claim, outcome).get("refused")
         return refused
 
     # Answers as the scripts give them: what there is may be of another kind than a batch.
@@ -118,15 +125,7 @@ class Rounds:
         return self._current.call("claim", ask=ask.as_args(self._context))
 
     def answer_to_commit(
-        self,
-        claim: Claim,
-        checked: int,
-        valid: Sequence[tuple[int, float]],
-        failed: int = 0,
-        error: str | None = None,
-        message: Message | None = None,
-        profile: str = "",
-        ask: Ask | None = None,
+        self, claim: Claim, outcome: Outcome, ask: Ask | None = None
     ) -> dict[str, Any]:
         """Why the commit was refused, if it was, and what `ask` got, if it got something."""
         answer: dict[str, Any] = self._scripts.call(
@@ -134,13 +133,13 @@ class Rounds:
             round=claim.round_id,
             epoch=claim.epoch,
             token=claim.token,
-            checked=checked,
-            failed=failed,
-            valid=[word for nonce, distance in valid for word in (str(nonce), repr(distance))],
+            checked=outcome.checked,
+            failed=outcome.failed,
+            valid=[word for n, distance in outcome.valid for word in (str(n), repr(distance))],
             max_valid=self._context.settings.max_valid,
-            error=error,
-            message=message and message.as_args(),
-            profile=profile,
+            error=outcome.error,
+            message=outcome.message and outcome.message.as_args(),
+            profile=outcome.profile,
             ask=ask and ask.as_args(self._context),
         )
         return answer

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.store.ask import Ask
-from shared.store.rounds import Claim, Rounds
+from shared.store.rounds import Claim, Outcome, Rounds
 from shared.store.validations import Chunk, Validations
+
+#: A batch of the round, or a part of a validation, that one worker computes under a lease.
+Assignment = Claim | Chunk
 
 
 class Work:
@@ -16,7 +19,7 @@ class Work:
     def __init__(self, rounds: Rounds, validations: Validations) -> None:
         self._rounds, self._validations = rounds, validations
 
-    def claim(self, ask: Ask) -> Claim | Chunk | None:
+    def claim(self, ask: Ask) -> Assignment | None:
         """The next work, or None."""
         while True:
             round_id, answer = self._rounds.answer_to_claim(ask)
@@ -26,17 +29,17 @@ class Work:
                 return work
 
     def commit_and_claim(
-        self, claim: Claim, ask: Ask, **came_of_it: Any
-    ) -> tuple[str | None, Claim | Chunk | None]:
+        self, claim: Claim, outcome: Outcome, ask: Ask
+    ) -> tuple[str | None, Assignment | None]:
         """`Rounds.commit`, and a claim in the same step: why it was refused, and the next work.
 
         None for the next work is no last word: `claim` may find some.
         """
-        answer = self._rounds.answer_to_commit(claim, ask=ask, **came_of_it)
+        answer = self._rounds.answer_to_commit(claim, outcome, ask)
         work = self._work_of(ask, claim.round_id, answer) if "claim" in answer else None
         return answer.get("refused"), work
 
-    def _work_of(self, ask: Ask, round_id: str, answer: Mapping[str, Any]) -> Claim | Chunk | None:
+    def _work_of(self, ask: Ask, round_id: str, answer: Mapping[str, Any]) -> Assignment | None:
         if answer["kind"] == "chunk":
             return self._validations.chunk_of(ask, answer)
         return self._rounds.claim_of(ask, round_id, answer)

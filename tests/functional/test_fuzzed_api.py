@@ -30,7 +30,7 @@ from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.settings import load_settings
-from shared.store import Store
+from shared.store import Outcome, Store
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(3600)]
@@ -68,7 +68,9 @@ def fill(store: Store) -> None:
         )
         claim = store.rounds.claim("w", f"t-{round_id}")
         assert claim
-        store.rounds.commit(claim, checked=4, valid=[(3, 1.25), (MAX_NONCE, 0.1)], failed=0)
+        store.rounds.commit(
+            claim, Outcome(checked=4, valid=[(3, 1.25), (MAX_NONCE, 0.1)], failed=0)
+        )
     store.validations.open("v", ValidateRequest(batch=ProofBatch.of(CONFIG, [1, 2, 3], [0.5] * 3)))
 
 

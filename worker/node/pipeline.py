@@ -16,14 +16,13 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Any
 
 from shared import tracing
 from shared.about import NOTHING, About, note
 from shared.config import PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
 from shared.status import Commit
-from shared.store import Ask, Chunk, Claim, Kind, Store, fresh_id
+from shared.store import Ask, Assignment, Chunk, Claim, Kind, Outcome, Store, fresh_id
 from shared.tracing import Step
 from worker.callbacks.messages import generated_message
 from worker.engines import Engine, EngineInfo, Job, JobCancelled, Pending
@@ -38,15 +37,12 @@ log = logging.getLogger(__name__)
 #: behind it.
 DEPTH = 2
 
-#: A batch of the round, or a part of a validation.
-Work = Claim | Chunk
-
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
     """Claimed work that the engine has."""
 
-    work: Work
+    work: Assignment
     pending: Pending
     #: Of its trace: from the claim to what became of it.
     step: Step
@@ -220,7 +216,7 @@ class Pipeline:
 
     # Claim.
 
-    def _claim(self) -> Work | None:
+    def _claim(self) -> Assignment | None:
         """The next work; None if there is none, or none for this model."""
         return self._claimed(self.store.work.claim(self._ask()))
 
@@ -236,7 +232,7 @@ class Pipeline:
         kinds: tuple[Kind, Kind] = ("batch", "chunk") if self._validated else ("chunk", "batch")
         return Ask(self.worker, self._token, kinds, self.engine.info.fingerprint)
 
-    def _claimed(self, work: Work | None) -> Work | None:
+    def _claimed(self, work: Assignment | None) -> Assignment | None:
         """Note what an ask got."""
         if work:
             note(_about(work))
@@ -248,17 +244,17 @@ class Pipeline:
 
     # Submit.
 
-    def _begin(self, work: Work) -> None:
+    def _begin(self, work: Assignment) -> None:
         self._in_flight += (self._in_engine(work),)
 
-    def _in_engine(self, work: Work) -> InFlight:
+    def _in_engine(self, work: Assignment) -> InFlight:
         name = "batch" if isinstance(work, Claim) else "chunk"
         shown = {"poc.start": work.start, "poc.count": work.count, "poc.attempts": work.attempts}
         return InFlight(
             work, self._submit(work), tracing.step(name, of=_about(work), attributes=shown)
         )
 
-    def _submit(self, work: Work) -> Pending:
+    def _submit(self, work: Assignment) -> Pending:
         if isinstance(work, Chunk) and work.given_up:
             return _NotComputed()
         try:
@@ -320,8 +316,8 @@ class Pipeline:
         return dist
 
     def _commit(
-        self, work: Work, dist: list[float], *, and_claim: bool
-    ) -> tuple[bool, Work | None]:
+        self, work: Assignment, dist: list[float], *, and_claim: bool
+    ) -> tuple[bool, Assignment | None]:
         """Whether they counted, and what was claimed in the same step."""
         claimed = None
         with tracing.step("commit") as step:
@@ -329,10 +325,10 @@ class Pipeline:
                 error = work.error or None
                 refused = self.store.validations.commit(work, dist, error, self._profile)
             elif and_claim and not self._ends:
-                came_of_it = self._came_of(work, dist)
-                refused, claimed = self.store.work.commit_and_claim(work, self._ask(), **came_of_it)
+                outcome = self._outcome_of(work, dist)
+                refused, claimed = self.store.work.commit_and_claim(work, outcome, self._ask())
             else:
-                refused = self.store.rounds.commit(work, **self._came_of(work, dist))
+                refused = self.store.rounds.commit(work, self._outcome_of(work, dist))
             step.tell("poc.refused", refused or "")
         self.computed += len(dist)
         self.batches += 1
@@ -345,7 +341,7 @@ class Pipeline:
             self.check.committed(_range_of(work))
         return True, self._claimed(claimed)
 
-    def _came_of(self, claim: Claim, dist: list[float]) -> dict[str, Any]:
+    def _outcome_of(self, claim: Claim, dist: list[float]) -> Outcome:
         """What a commit takes of a computed batch."""
         limit, pairs = claim.config.valid_below, list(zip(claim.nonces, dist, strict=True))
         valid = [pair for pair in pairs if pair[1] < limit]
@@ -354,16 +350,16 @@ class Pipeline:
         if failed:
             error = f"no finite distance for {len(failed)} nonces, the first is {failed[0]}"
             log.error("%s: they count as failed", error)
-        return {
-            "checked": len(dist) - len(failed),
-            "valid": valid,
-            "failed": len(failed),
-            "error": error,
-            "message": generated_message(claim, valid),
-            "profile": self._profile,
-        }
+        return Outcome(
+            checked=len(dist) - len(failed),
+            valid=valid,
+            failed=len(failed),
+            error=error,
+            message=generated_message(claim, valid),
+            profile=self._profile,
+        )
 
-    def _give_back(self, work: Work, error: str | None = None) -> None:
+    def _give_back(self, work: Assignment, error: str | None = None) -> None:
         if isinstance(work, Claim):
             self.store.rounds.give_back(work, error)
         else:
@@ -410,7 +406,7 @@ class _NotTaken:
         return False
 
 
-def _about(work: Work) -> About:
+def _about(work: Assignment) -> About:
     return _known(work.round_id if isinstance(work, Claim) else "", work.traceparent)
 
 
@@ -420,7 +416,7 @@ def _known(round_id: str, traceparent: str) -> About:
     return About(round_id, traceparent)
 
 
-def _range_of(work: Work) -> Commit:
+def _range_of(work: Assignment) -> Commit:
     return Commit(
         round_id=work.round_id if isinstance(work, Claim) else "",
         validation=work.validation if isinstance(work, Chunk) else "",

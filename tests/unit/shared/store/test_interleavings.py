@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.config import PoCConfig
 from shared.requests import GenerateRequest
-from shared.store import Ask, Claim, Store
+from shared.store import Ask, Claim, Outcome, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
 
@@ -63,14 +63,14 @@ def test_every_position_is_counted_once(
         return got
 
     def commit(store: Store, claim: Claim, *, and_claim: bool = False) -> None:
-        found = {"checked": claim.count, "valid": [(nonce, 0.5) for nonce in claim.nonces[::2]]}
+        outcome = Outcome(claim.count, [(nonce, 0.5) for nonce in claim.nonces[::2]])
         if and_claim:
             ask = Ask("w", next(ids), ("chunk", "batch"))
-            refused, got = store.work.commit_and_claim(claim, ask, **found)
+            refused, got = store.work.commit_and_claim(claim, outcome, ask)
             if isinstance(got, Claim):
                 claims.append(got)
         else:
-            refused = store.rounds.commit(claim, **found)
+            refused = store.rounds.commit(claim, outcome)
         if refused is None:
             committed.extend(range(claim.start, claim.start + claim.count))
 

@@ -36,7 +36,7 @@ from shared.data import ProofBatch
 from shared.errors import Cancelled, CouldNotCompute, ModelMismatch, PoCError
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.status import RoundStatus
-from shared.store import Chunk, Claim, ComputedValidation, Entry, Message, Store, rounds
+from shared.store import Chunk, Claim, ComputedValidation, Entry, Message, Outcome, Store, rounds
 from shared.store.connection import Client
 from shared.store.keys import Keys
 from worker.node import pipeline
@@ -383,20 +383,20 @@ class NodeMachine(RuleBasedStateMachine):
         message = None
         if claim.config.callback_url and valid:
             message = Message("http://c", "{}", f"m{next(self.ids)}", claim.round_id, 60)
-        came_of_it: dict[str, Any] = {
-            "checked": len(computed),
-            "valid": valid,
-            "failed": failed,
-            "error": f"no finite distance for {failed}" if failed else None,
-            "message": message,
-        }
+        outcome = Outcome(
+            checked=len(computed),
+            valid=valid,
+            failed=failed,
+            error=f"no finite distance for {failed}" if failed else None,
+            message=message,
+        )
         store, mine, got = self.stores[taken.worker], self.pipelines[taken.worker], None
         token = mine._token
         if and_claim:
-            refused, got = store.work.commit_and_claim(claim, mine._ask(), **came_of_it)
+            refused, got = store.work.commit_and_claim(claim, outcome, mine._ask())
             mine._claimed(got)
         else:
-            refused = store.rounds.commit(claim, **came_of_it)
+            refused = store.rounds.commit(claim, outcome)
         expected = self.model.commit(
             claim.token,
             claim.round_id,

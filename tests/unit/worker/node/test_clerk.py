@@ -16,7 +16,7 @@ from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, RoundFailed, StoreUnavailable
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.status import RoundStatus
-from shared.store import Store
+from shared.store import Outcome, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
 from ticket_sink import KeptTickets
@@ -233,7 +233,7 @@ class TestEndings:
         store.rounds.generate("g2")
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, 4, [(0, 0.25), (2, 0.5)])
+        store.rounds.commit(claim, Outcome(4, [(0, 0.25), (2, 0.5)]))
         stopped = store.rounds.stop("s")
         new_clerk().turn()
         assert sorted(sink.ended) == ["g1", "g2"]
@@ -257,7 +257,7 @@ class TestEndings:
         store.rounds.generate("g", GenerateRequest(config=config))
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, 4, [(n, 0.5) for n in range(4)])
+        store.rounds.commit(claim, Outcome(4, [(n, 0.5) for n in range(4)]))
         store.rounds.stop("s")
         new_clerk().turn()
         ((_, result),) = sink.results
@@ -309,7 +309,7 @@ class TestEndings:
         store.rounds.generate("g", GenerateRequest(config=config))
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, 4, [(0, 0.25), (2, 0.5)])
+        store.rounds.commit(claim, Outcome(4, [(0, 0.25), (2, 0.5)]))
         new_clerk().turn()
         task, kind, message = error_of(sink)
         assert (task, kind) == ("g", RoundFailed)
@@ -376,7 +376,7 @@ class TestProgress:
         store.rounds.generate("g2")
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, 4, [(0, 0.25)])
+        store.rounds.commit(claim, Outcome(4, [(0, 0.25)]))
         new_clerk().turn()
         assert [task for task, _ in sink.reports] == ["g1", "g2"]
         for _, state in sink.reports:
