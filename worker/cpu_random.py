@@ -12,9 +12,7 @@ sorted hash tells which entry of the vocabulary it came from.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -27,6 +25,8 @@ Words = NDArray[np.uint32]
 
 #: Hashes that are made at a time: enough to be worth the calls, few enough for a cache.
 _BLOCK = 1 << 16
+#: Elements of all rows together that torch gets at a time.
+_ELEMENTS = 1 << 18
 
 # The steps of the hash, and what takes them back.
 _C1, _C2, _C3 = (np.uint32(each) for each in (0xCC9E2D51, 0x1B873593, 0xE6546B64))
@@ -50,8 +50,7 @@ def generate_inputs(
     seeds = gpu_random.input_seeds(block_hash, public_key, nonces, device, strong_rng=strong_rng)
     out = torch.empty(len(nonces), seq_len * dim, dtype=dtype)
     for part, its_seeds in gpu_random.segments_of(out, seeds):
-        rows = (segment for row in part for segment in row)
-        _fill_normal(list(zip(rows, _rotated(its_seeds), strict=True)), part.shape[2])
+        _fill_normal(part, list(_rotated(its_seeds)))
     return out.view(len(nonces), seq_len, dim)
 
 
@@ -66,59 +65,57 @@ def generate_permutations(
     seeds = gpu_random.permutation_seeds(block_hash, public_key, nonces, device)
     out = torch.empty(len(nonces), vocab_size, dtype=torch.int32)
     keys = _mixed_keys(0, vocab_size)
-
-    def fill(row: Words, seed: np.uint32) -> None:
-        scratch = np.empty_like(keys[:_BLOCK])
-        for at in _blocks(vocab_size):
+    scratch = np.empty_like(keys[:_BLOCK])
+    words: Words = out.numpy().view(np.uint32)
+    for row, seed in zip(words, _rotated(seeds), strict=True):
+        for at in _blocks(vocab_size, _BLOCK):
             _hash(keys[at], seed, row[at], scratch)
         row.sort()
-        for at in _blocks(vocab_size):
+        for at in _blocks(vocab_size, _BLOCK):
             _unhash(row[at], seed, scratch)
-
-    # numpy lets other threads run while it computes, and has none of its own.
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        rows = threads.map(fill, out.numpy().view(np.uint32), _rotated(seeds))
-        deque(rows, maxlen=0)  # which raises what a row did
     return out
 
 
 def compute_distances(logits: Tensor, permutations: Tensor, target: Tensor) -> Tensor:
     """As `gpu_random.compute_distances`: float32 [batch]; `permutations` int32 or int64."""
-    out = torch.empty(len(logits), dtype=torch.float32)
-    target = target.to(torch.float32)
-    for row, (given, permutation) in enumerate(zip(logits, permutations, strict=True)):
-        shuffled = given.to(torch.float32).index_select(0, permutation)
-        out[row] = gpu_random.distances_of(shuffled[None], target)[0]
-    return out
+    shuffled = torch.empty(logits.shape, dtype=torch.float32)
+    for row, given, permutation in zip(shuffled, logits, permutations, strict=True):
+        torch.index_select(given.to(torch.float32), 0, permutation, out=row)
+    return gpu_random.distances_of(shuffled, target.to(torch.float32))
 
 
-def _fill_normal(rows: Sequence[tuple[Tensor, np.uint32]], n: int) -> None:
-    """Fill each [n] with the normals of its seed, which is a rotated one."""
+def _fill_normal(out: Tensor, seeds: Sequence[np.uint32]) -> None:
+    """Fill `out` [rows, segments, n] with normals; `seeds` are the rotated ones of all segments."""
+    n = out.shape[2]
     pairs = -(-n // 2)
-    for at in _blocks(pairs):
-        first = _mixed_keys(at.start, at.stop)
-        second = _mixed_keys(pairs + at.start, pairs + at.stop)
-        hashes, scratch = np.empty_like(first), np.empty_like(first)
-        radius, angle, wave = torch.empty(3, len(first), dtype=torch.float32)
+    width = max(1, min(pairs, _BLOCK, _ELEMENTS // max(1, len(seeds))))
+    for at in _blocks(pairs, width):
+        shape = *out.shape[:2], at.stop - at.start
+        # torch computes all rows at once: each of its calls may have to wake up threads.
+        radius = _hashes(at.start, at.stop, seeds).view(shape)
+        radius.mul_(2.0**-32).clamp_(min=gpu_random.MIN_UNIFORM).log_().mul_(-2.0).sqrt_()
+        angle = _hashes(pairs + at.start, pairs + at.stop, seeds).view(shape)
+        angle.mul_(2.0 * math.pi * 2.0**-32)  # a power of two: as exact as in two steps
+        out[..., at] = torch.cos(angle).mul_(radius)
+        sines = angle.sin_().mul_(radius)
         # An odd n drops the very last sine.
-        sines = slice(pairs + at.start, min(n, pairs + at.stop))
-        kept = slice(sines.stop - sines.start)
-        for row, seed in rows:
-            _hash(first, seed, hashes, scratch)
-            np.copyto(radius.numpy(), hashes)
-            radius.mul_(2.0**-32).clamp_(min=gpu_random.MIN_UNIFORM).log_().mul_(-2.0).sqrt_()
-            _hash(second, seed, hashes, scratch)
-            np.copyto(angle.numpy(), hashes)
-            angle.mul_(2.0 * math.pi * 2.0**-32)  # as exact as in two steps
-            torch.cos(angle, out=wave)
-            torch.mul(wave, radius, out=row[at])
-            torch.sin(angle, out=wave)
-            torch.mul(wave[kept], radius[kept], out=row[sines])
+        out[..., pairs + at.start : pairs + at.stop] = sines[..., : n - pairs - at.start]
 
 
-def _blocks(n: int) -> Iterator[slice]:
-    for start in range(0, n, _BLOCK):
-        yield slice(start, min(n, start + _BLOCK))
+def _hashes(start: int, stop: int, seeds: Sequence[np.uint32]) -> Tensor:
+    """Of start..stop-1 by each seed: float32 [len(seeds), stop - start]."""
+    mixed = _mixed_keys(start, stop)
+    hashes, scratch = np.empty_like(mixed), np.empty_like(mixed)
+    found = np.empty((len(seeds), len(mixed)), np.float32)
+    for row, seed in zip(found, seeds, strict=True):
+        _hash(mixed, seed, hashes, scratch)
+        row[:] = hashes
+    return torch.from_numpy(found)
+
+
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    for start in range(0, n, width):
+        yield slice(start, min(n, start + width))
 
 
 # All that follows wraps modulo 2^32. The hash turns a mixed key left after the seed has entered;
