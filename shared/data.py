@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from shared.config import MAX_NONCE, PROBABILITY_MISMATCH, Name, PoCConfig, Strict
+from shared.odds import at_least
 
 __all__ = ["PROBABILITY_MISMATCH", "ProofBatch", "ValidatedBatch"]
 
@@ -112,7 +113,7 @@ class ValidatedBatch(Strict):
             received >= config.r_target or recomputed > limit
             for received, recomputed in zip(batch.dist, dist, strict=True)
         )
-        probability = _probability_honest(n_invalid, len(batch), config.p_mismatch)
+        probability = at_least(n_invalid, len(batch), config.p_mismatch)
         return cls(
             public_key=batch.public_key,
             block_hash=batch.block_hash,
@@ -131,14 +132,3 @@ class ValidatedBatch(Strict):
             submit_margin=config.submit_margin,
             profile=profile or {},
         )
-
-
-def _probability_honest(n_invalid: int, n: int, p: float) -> float:
-    if n_invalid == 0:
-        return 1.0
-    # Imported here: a poller or a sender never needs it. Not scipy.stats.binomtest, which gives
-    # the same bits: its module takes two seconds of a core to load.
-    from scipy.special import betainc
-
-    # The binomial tail: at least n_invalid of n.
-    return float(betainc(n_invalid, n - n_invalid + 1, p))

@@ -26,7 +26,7 @@ from shared.errors import (
     StoreUnavailable,
 )
 from shared.requests import explain
-from worker.cli import processes, rounds, views
+from worker.cli import measures, processes, rounds, views
 from worker.cli.sections import Command, Group
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def _poc(
     """
 
 
-_WORK, _ROUNDS, _TOOLS = "Processes", "Rounds", "Tools"
+_WORK, _ROUNDS, _MEASURES, _TOOLS = "Processes", "Rounds", "Measures", "Tools"
 for _panel, _commands in {
     _WORK: (processes.worker, processes.api, processes.callbacks),
     _ROUNDS: (
@@ -85,6 +85,7 @@ for _panel, _commands in {
         views.rounds,
         views.proofs,
     ),
+    _MEASURES: (measures.power,),
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
 }.items():
     for _command in _commands:
