@@ -85,7 +85,10 @@ for _panel, _commands in {
         views.rounds,
         views.proofs,
     ),
-    _MEASURES: (measures.power,),
+    _MEASURES: (
+        measures.calibrate,
+        measures.power,
+    ),
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
 }.items():
     for _command in _commands:

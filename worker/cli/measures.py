@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shared.config import PROBABILITY_MISMATCH, PoCConfig
+from shared.config import MAX_BATCH_SIZE, PROBABILITY_MISMATCH, PoCConfig
 from shared.errors import ConfigError
-from worker.cli.options import CONFIG_HELP, Json
+from shared.settings import Settings
+from worker.cli.options import CONFIG_HELP, ENGINE, Json, takes_settings
 
+SeqLen = Annotated[int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="<int>", help="Nonces in one batch.")
+]
 _THRESHOLD = PoCConfig.model_fields["fraud_threshold"].default
 
 
@@ -54,3 +60,37 @@ def power(
             raise ConfigError(f"--{name} {value:g}: must be above 0 and below 1; try 0.001")
     asked = Question(p_mismatch, fraud_threshold, mismatch, cheat_rate)
     run(asked, n or SAMPLES, json=as_json)
+
+
+@takes_settings(*ENGINE)
+def calibrate(
+    settings: Settings,
+    valid_rate: Annotated[
+        float, typer.Option(metavar="<share>", help="Share of the nonces that is to be valid.")
+    ] = 0.1,
+    blocks: Annotated[
+        int, typer.Option(min=2, max=1000, metavar="<int>", help="Block hashes to try.")
+    ] = 8,
+    nonces: Annotated[
+        int, typer.Option(min=1, max=1_000_000, metavar="<int>", help="Nonces of each block.")
+    ] = 512,
+    seq_len: SeqLen = 256,
+    batch_size: BatchSize = 32,
+    strong_rng: Annotated[
+        bool, typer.Option("--strong-rng", help=f"{CONFIG_HELP['strong_rng'].capitalize()}.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the histogram into an SVG.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the r_target at which a share of the deployed model's nonces is valid.
+
+    Give the settings that the worker has. It is done when no worker needs the GPU.
+
+    poc calibrate --model ./model --valid-rate 0.1 --picture distances.svg
+    """
+    from worker.tools.calibration.calibrate import Plan, run
+
+    plan = Plan(valid_rate, blocks, nonces, seq_len, batch_size, strong_rng)
+    run(settings, plan, json=as_json, picture=picture)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -37,6 +37,26 @@ CONFIG_HELP = {
     "submit_margin": "how far below r-target a prover stays",
 }
 
+#: The settings that say what is computed with.
+ENGINE = (
+    "engine",
+    "model",
+    "dtype",
+    "device",
+    "gpu",
+    "tile",
+    "tensor_parallel",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "quantization",
+    "vllm_options",
+)
+
+#: Fields of a config that only a round needs.
+_OF_A_ROUND = ("block_height", "node_id", "node_count", "callback_url", "callback_deadline_s")
+#: A block and a key that nobody has, where any will do.
+_ANY_BLOCK = {"block_hash": "selfcheck", "block_height": 0, "public_key": "selfcheck"}
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Timeout = Annotated[
     float,
@@ -66,6 +86,22 @@ def takes_settings(
 
 def takes_config(command: Command) -> Command:
     """Give a command an option per field of a config and, as `config`, the fields or None."""
+    return _gathers("config", _config_options(PoCConfig.model_fields, _with_default), _config)(
+        command
+    )
+
+
+def takes_network(command: Command) -> Command:
+    """Give a command the options of a config that a network has, whatever the block and the key."""
+    names = (each for each in PoCConfig.model_fields if each not in _OF_A_ROUND)
+
+    def said(name: str) -> str:
+        return f"{CONFIG_HELP[name]} (any)" if name in _ANY_BLOCK else _with_default(name)
+
+    return _gathers("config", _config_options(names, said), _config_of_any_block)(command)
+
+
+def _config_options(names: Iterable[str], said: Callable[[str], str]) -> list[inspect.Parameter]:
     file = Annotated[
         str | None,
         typer.Option(
@@ -75,16 +111,17 @@ def takes_config(command: Command) -> Command:
             rich_help_panel="Config of the round",
         ),
     ]
-    options = [
-        inspect.Parameter(
-            "config_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=file
-        ),
+    option = inspect.Parameter(
+        "config_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=file
+    )
+    fields = PoCConfig.model_fields
+    return [
+        option,
         *(
-            _option(name, field.annotation, _with_default(name), "Config of the round")
-            for name, field in PoCConfig.model_fields.items()
+            _option(name, fields[name].annotation, said(name), "Config of the round")
+            for name in names
         ),
     ]
-    return _gathers("config", options, _config)(command)
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -107,6 +144,14 @@ def _config(given: Mapping[str, Any]) -> dict[str, Any] | None:
     if not file and not options:
         return None
     config = (read_json(file) if file else {}) | options
+    require(config)
+    return config
+
+
+def _config_of_any_block(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = {name: value for name, value in given.items() if value is not None}
+    file = options.pop("config_file", None)
+    config = _ANY_BLOCK | (read_json(file) if file else {}) | options
     require(config)
     return config
 

@@ -18,7 +18,7 @@ import typer
 
 from shared.errors import ConfigError
 from shared.settings import EVERY_GPU, Settings
-from worker.cli.options import Json, takes_settings
+from worker.cli.options import ENGINE, Json, takes_settings
 from worker.tools import show
 
 if TYPE_CHECKING:
@@ -28,17 +28,7 @@ if TYPE_CHECKING:
 @takes_settings(
     "redis_url",
     "namespace",
-    "engine",
-    "model",
-    "dtype",
-    "device",
-    "gpu",
-    "tile",
-    "tensor_parallel",
-    "max_model_len",
-    "gpu_memory_utilization",
-    "quantization",
-    "vllm_options",
+    *ENGINE,
     "serve_host",
     "serve_port",
     "model_fingerprint",

@@ -6,7 +6,6 @@ import json as jsonlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from rich.bar import Bar
@@ -16,6 +15,7 @@ from rich.text import Text
 from shared.config import PoCConfig
 from worker.engines import EngineInfo
 from worker.engines.base import tile_of
+from worker.tools import svg
 from worker.tools.bench.candidates import Sample
 from worker.tools.bench.turns import Rates
 from worker.tools.show import out
@@ -156,39 +156,21 @@ def _ratios_table(point: Point) -> Table:
     return table
 
 
-# The picture.
-
-_WIDTH, _LABEL, _BAR, _ROW = 760, 190, 440, 26
-
-
 def picture_of(points: Sequence[Point]) -> str:
     """Bars of all points on one scale, as SVG."""
     longest = max(rates.median for point in points for rates in point.rates.values())
     drawn: list[str] = []
     y = 10
     for point in points:
-        y += _ROW
-        drawn.append(f'<text x="10" y="{y}" font-weight="bold">{escape(_title(point))}</text>')
+        y += svg.ROW
+        drawn.append(svg.title(y, _title(point)))
         for name, label in LABELS.items():
             if name in point.rates:
-                y += _ROW
-                drawn += _bar(y, label, point.rates[name].median, longest, ours=name == "round")
-        y += _ROW // 2
-    y += _ROW
-    under = escape(f"nonces per second on {_where(points)}")
-    drawn.append(f'<text x="10" y="{y}" fill="#666">{under}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y + 16}" '
-        f'width="{_WIDTH}" height="{y + 16}" font-family="sans-serif" font-size="13">\n'
-        f'<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(drawn) + "\n</svg>\n"
-    )
-
-
-def _bar(y: int, label: str, rate: float, longest: float, *, ours: bool) -> list[str]:
-    width = round(_BAR * rate / longest, 1)
-    fill = "#2a9d5c" if ours else "#7a9cc6"
-    return [
-        f'<text x="{_LABEL - 8}" y="{y}" text-anchor="end">{escape(label)}</text>',
-        f'<rect x="{_LABEL}" y="{y - 13}" width="{width}" height="17" fill="{fill}"/>',
-        f'<text x="{_LABEL + width + 6}" y="{y}">{rate:,.1f}</text>',
-    ]
+                y += svg.ROW
+                rate = point.rates[name].median
+                fill = svg.OURS if name == "round" else svg.OTHERS
+                drawn += svg.bar(y, label, rate / longest, f"{rate:,.1f}", fill)
+        y += svg.ROW // 2
+    y += svg.ROW
+    drawn.append(svg.note(10, y, f"nonces per second on {_where(points)}"))
+    return svg.document(y + 16, drawn)

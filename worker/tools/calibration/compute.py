@@ -1,0 +1,73 @@
+"""Distances by the deployed model's engine, without Redis and a worker."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from shared.config import PoCConfig
+from shared.errors import ConfigError, EngineError
+from shared.settings import Settings, load_settings
+from worker.engines import Engine, Job, load_engine
+from worker.engines.tile import cut
+from worker.node.pipeline import depth_of
+
+#: Of a setting that is left out here, what a worker would do: a measurement serves no requests.
+_NOT_HERE = ("serve_host", "serve_port")
+
+
+def changed(settings: Settings, *, without: Collection[str] = (), **changes: Any) -> Settings:
+    """`settings` as given, but those `without`, with `changes`.
+
+    Raises `ConfigError` for what can't be used.
+    """
+    left_out = {*_NOT_HERE, *without}
+    given = settings.model_dump(exclude_unset=True, round_trip=True, exclude=left_out)
+    return load_settings({}, **given | changes)
+
+
+@contextmanager
+def loaded(settings: Settings) -> Iterator[Engine]:
+    """The engine of `settings`, as a worker loads it, closed at the end of the block.
+
+    Raises `ConfigError` if it can't be loaded: the options of the command are wrong.
+    """
+    try:
+        engine = load_engine(changed(settings))
+    except EngineError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def distances(
+    engine: Engine,
+    config: PoCConfig,
+    nonces: Sequence[int],
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """One distance per nonce, in batches of `config.batch_size`; `on_done` hears of each batch.
+
+    Raises `EngineError` if they can't be computed, or are not finite.
+    """
+    batches = deque(cut(nonces, config.batch_size))
+    depth = depth_of(engine.info, config.seq_len, config.batch_size)
+    under_way: deque[Any] = deque()
+    found: list[float] = []
+    while batches or under_way:
+        while batches and len(under_way) < depth:
+            under_way.append(engine.submit(Job.of(config, config.public_key, batches.popleft())))
+        done = under_way.popleft().result()
+        found += done
+        on_done(len(done))
+    if wrong := sum(not math.isfinite(each) for each in found):
+        raise EngineError(
+            f"no finite distance for {wrong} of {len(found)} nonces; the weights may hold what is "
+            "no number, or POC_DTYPE is too narrow for them"
+        )
+    return found
