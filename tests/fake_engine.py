@@ -3,7 +3,8 @@
 A worker process loads it with `POC_ENGINE=fake_engine:load` and `POC_MODEL=fake?seconds=0.05`
 (`tests` on the Python path). More knobs: `nan=7` gives no distance for every seventh nonce,
 `fail=3` fails every third job, `hang=3` takes `hang_s` seconds for every third, `memory=3` raises
-MemoryError at the third, `max_seq_len=64`, `weights=other` is another model.
+MemoryError at the third, `max_seq_len=64`, `weights=other` is another model. `noise=1e-4` moves
+distances by up to so much, each by what its nonce says.
 
 None of these touches the functional check. `fault=/a/file` does: what that file says at the time
 breaks the device (see `FAULTS`), and it is well again when the file is gone.
@@ -73,7 +74,9 @@ class FakeEngine:
         weights: str = "fake",
         model: str = "fake",
         fault: Path | None = None,
+        noise: float = 0.0,
     ) -> None:
+        self.noise = noise
         self.seconds, self.nan, self.fail = seconds, nan, fail
         self.hang, self.hang_s, self.memory = hang, hang_s, memory
         self._fault_file = fault
@@ -145,7 +148,11 @@ class FakeEngine:
             raise EngineError("the fake engine was asked to fail")
         if self.memory and self._begun == self.memory:
             raise MemoryError("the fake engine was asked to run out of memory")
-        return self._without_some(job.nonces, self._distances(job))
+        dist = [
+            each + self.noise * (fake_distance("noise", "", nonce) - 1)
+            for nonce, each in zip(job.nonces, self._distances(job), strict=True)
+        ]
+        return self._without_some(job.nonces, dist)
 
     def _distances(self, job: Job) -> list[float]:
         """What the device gives, as it is now."""
@@ -193,6 +200,7 @@ def load(settings: Settings) -> FakeEngine:
         weights=knobs.get("weights", "fake"),
         model=knobs.get("model", "fake"),
         fault=Path(knobs["fault"]) if "fault" in knobs else None,
+        noise=float(knobs.get("noise", 0)),
     )
     engine.remembers = False
     return engine

@@ -80,9 +80,12 @@ class Workers:
             deadline_ms=round(self._settings.batch_deadline * 1000),
             epoch=fresh_id(),
         )
-        if "distances" not in answer:
-            return None
-        return Reference(tuple(json.loads(answer["distances"])), answer["worker"])
+        return _reference(answer)
+
+    def reference(self, fingerprint: str) -> Reference | None:
+        """What the first worker with a model gave in its functional check, if that is kept."""
+        with redis_errors():
+            return _reference(self._redis.hgetall(self._keys("reference", fingerprint)))
 
     def listing(self) -> list[WorkerStatus]:
         """Every live worker, by name."""
@@ -127,3 +130,9 @@ class Workers:
             before = time.time()
             seconds, micros = self._redis.time()
             return float(seconds + micros / 1e6 - (before + time.time()) / 2)
+
+
+def _reference(fields: Mapping[str, str]) -> Reference | None:
+    if "distances" not in fields:
+        return None
+    return Reference(tuple(json.loads(fields["distances"])), fields["worker"])

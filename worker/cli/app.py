@@ -88,6 +88,7 @@ for _panel, _commands in {
     _MEASURES: (
         measures.calibrate,
         measures.power,
+        measures.selfcheck,
     ),
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
 }.items():

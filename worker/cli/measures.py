@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from shared.config import MAX_BATCH_SIZE, PROBABILITY_MISMATCH, PoCConfig
 from shared.errors import ConfigError
+from shared.requests import read
 from shared.settings import Settings
-from worker.cli.options import CONFIG_HELP, ENGINE, Json, takes_settings
+from worker.cli.options import CONFIG_HELP, ENGINE, Json, takes_network, takes_settings
 
 SeqLen = Annotated[int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")]
 BatchSize = Annotated[
@@ -94,3 +95,54 @@ def calibrate(
 
     plan = Plan(valid_rate, blocks, nonces, seq_len, batch_size, strong_rng)
     run(settings, plan, json=as_json, picture=picture)
+
+
+@takes_settings(*ENGINE, "redis_url", "namespace", "model_distances")
+@takes_network
+def selfcheck(
+    settings: Settings,
+    config: dict[str, Any],
+    sample: Annotated[
+        int, typer.Option(min=8, max=100_000, metavar="<int>", help="Nonces to compute.")
+    ] = 64,
+    n: Annotated[
+        int,
+        typer.Option(min=1, max=10_000_000, metavar="<int>", help="Nonces that a validator takes."),
+    ] = 200,
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--as",
+            metavar="<settings>",
+            help="Another side, such as engine=transformers,dtype=float32,tile=16; may be given "
+            "several times. Unless given: other batches, another tile, and what else runs here.",
+        ),
+    ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="<share>",
+            help="How probable an accusation may be (fraud-threshold).",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether this node would pass the validations of others, before a round.
+
+    It computes some nonces as this node does and as other nodes do, and compares.
+
+    Exit status: 0 it passes, 1 it would be called a fraud, 2 wrong options.
+
+    poc selfcheck --model ./model --r-target 1.4 --as dtype=bfloat16
+    """
+    from worker.tools.calibration import verdict
+    from worker.tools.calibration.selfcheck import Plan, check
+    from worker.tools.calibration.sides import Side
+
+    sides = [Side.of(each) for each in others or ()]
+    report = check(settings, Plan(read(PoCConfig, config), sample, n, risk, sides))
+    (verdict.show_json if as_json else verdict.show)(report)
+    if not report.passes:
+        raise typer.Exit(1)
