@@ -86,7 +86,7 @@ KEYS: dict[str, Key] = {
     "jobs": Key("zset", "open validations -> since, ms", _EMPTY),
     "job": Key(
         "hash",
-        "a validation: batch, config, progress",
+        "a validation: batch, config, progress; its evidence, if it found fraud or nothing",
         "while open, then POC_KEEP_ROUNDS_S",
         "task",
     ),

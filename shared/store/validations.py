@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, nan
 from typing import Any
 
 from shared.config import PoCConfig
-from shared.data import ProofBatch
+from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, RoundMismatch, RoundNotInitialized, as_fields
+from shared.evidence import Computer, Evidence
 from shared.requests import ValidateRequest
 from shared.store.ask import Ask
 from shared.store.connection import redis_errors
@@ -70,6 +72,25 @@ class ComputedValidation:
     profile: str
     #: The trace that it is of; empty without one.
     traceparent: str = ""
+    #: All that computed it.
+    computed_by: list[Computer] = field(default_factory=list)
+    opened_at: float | None = None
+
+    def evidence(self, outcome: ValidatedBatch | PoCError) -> Evidence:
+        """All that this `outcome` rests on."""
+        evidence = Evidence(
+            validation=self.id,
+            batch=self.batch,
+            config=self.config.model_copy(update={"callback_url": None}),
+            dist=[each if isfinite(each) else None for each in self.dist],
+            computed_by=self.computed_by,
+            opened_at=self.opened_at,
+            judged_at=time.time(),
+        )
+        if isinstance(outcome, PoCError):
+            return evidence.model_copy(update={"error": str(outcome)})
+        verdict = outcome.model_dump(include={"n_invalid", "probability_honest", "fraud_detected"})
+        return evidence.model_copy(update=verdict)
 
 
 #: The id, batch, config and trace of a validation.
@@ -145,8 +166,11 @@ class Validations:
         dist: Sequence[float],
         error: str | None = None,
         profile: str | None = None,
+        computer: Computer | None = None,
     ) -> str | None:
         """Keep a chunk's distances (NaN: could not) once; None, or why they were refused.
+
+        `computer` is what computed them, for the evidence.
 
         Those of a model of another fingerprint than the first chunk's count as not computed.
         """
@@ -159,6 +183,8 @@ class Validations:
             dist=json.dumps([d if isfinite(d) else None for d in dist]),
             error=error,
             profile=profile,
+            worker=computer and computer.worker,
+            computer=computer and computer.model_dump_json(),
         )
         refused: str | None = answer.get("refused")
         return refused
@@ -192,11 +218,20 @@ class Validations:
         result: str | None = None,
         error: PoCError | None = None,
         message: Message | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
-        """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once."""
-        self._finish(
-            validation.id, validation.round_id, _about(validation.batch), result, error, message
-        )
+        """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once.
+
+        `evidence` is kept as long as the validation is.
+        """
+        of = _about(validation.batch)
+        self._finish(validation.id, validation.round_id, of, result, error, message, evidence)
+
+    def evidence(self, validation: str) -> str | None:
+        """The evidence of an ended validation (an `Evidence` as JSON), if any is kept."""
+        with redis_errors():
+            kept: str | None = self._redis.hget(self._keys("job", validation), "evidence")
+        return kept
 
     def cancel(
         self,
@@ -296,12 +331,14 @@ class Validations:
         result: str | None = None,
         error: PoCError | None = None,
         message: Message | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         verdict = json.loads(result or "{}")
         judged = "fraud" if verdict.get("fraud_detected") else "honest"
         of = {**of, **{name: verdict[name] for name in _OF_A_VERDICT if name in verdict}}
         ended = self._end(validation, "error" if error else judged, of, result, error, message)
-        self._scripts.call("finish_validation", round=round_id, **ended)
+        kept = evidence and evidence.model_dump_json()
+        self._scripts.call("finish_validation", round=round_id, evidence=kept, **ended)
 
     def _end(
         self,
@@ -358,6 +395,12 @@ def _computed(validation: str, fields: dict[str, str], parts: dict[str, str]) ->
         error=fields.get("error", ""),
         profile=fields.get("profile", ""),
         traceparent=fields.get("traceparent", ""),
+        computed_by=[
+            Computer.model_validate_json(value)
+            for name, value in sorted(fields.items())
+            if name.startswith("by:")
+        ],
+        opened_at=float(fields["opened_at"]) if "opened_at" in fields else None,
     )
 
 

@@ -89,6 +89,7 @@ for _panel, _commands in {
         measures.calibrate,
         measures.power,
         measures.selfcheck,
+        measures.evidence,
     ),
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
 }.items():

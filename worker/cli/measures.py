@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shared.config import MAX_BATCH_SIZE, PROBABILITY_MISMATCH, PoCConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PoCError
 from shared.requests import read
 from shared.settings import Settings
 from worker.cli.options import CONFIG_HELP, ENGINE, Json, takes_network, takes_settings
@@ -146,3 +147,24 @@ def selfcheck(
     (verdict.show_json if as_json else verdict.show)(report)
     if not report.passes:
         raise typer.Exit(1)
+
+
+@takes_settings("redis_url", "namespace")
+def evidence(
+    settings: Settings,
+    id: Annotated[str, typer.Argument(help="The validation's id: the task that asked for it.")],
+) -> None:
+    """Print all that a validation which found fraud, or could not compute, rests on.
+
+    poc evidence 0e7c2f5a-5f0e-4a55-8e27-6a1c3c1f9f53 > evidence.json
+    """
+    from shared.store import Store
+
+    with closing(Store(settings)) as store:
+        kept = store.validations.evidence(id) if id else None
+    if kept is None:
+        raise PoCError(
+            f"no evidence of a validation {id} is kept; there is some of those alone that found "
+            f"fraud or could not compute, for {settings.keep_rounds_s} s (POC_KEEP_ROUNDS_S)"
+        )
+    typer.echo(kept)

@@ -6,14 +6,16 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from shared import tracing
 from shared.config import MAX_VALID
+from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import InvalidRequest, PoCError
+from shared.requests import read
 from shared.settings import Settings, load_settings
 from shared.status import RoundStatus, WorkerStatus, printable
 from worker.cli.options import (
@@ -27,6 +29,10 @@ from worker.cli.options import (
     takes_settings,
 )
 from worker.tools import show
+
+if TYPE_CHECKING:
+    from shared.client import PoCClient
+    from shared.config import PoCConfig
 
 #: Exit status of a validation that found fraud.
 FRAUD = 3
@@ -134,6 +140,12 @@ def validate(
         str | None,
         typer.Option(metavar="FILE", help="ProofBatch as JSON to judge, - for standard input."),
     ] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="What `poc evidence` printed: judge its batch again, and compare."
+        ),
+    ] = None,
     round_id: NewRoundId = None,
     replace: Replace = False,
     timeout: Timeout = 30.0,
@@ -144,24 +156,31 @@ def validate(
     poc validate --batch proofs.json --config round.json
 
     Without a config the current round's counts. Exit status: 0 honest, 3 fraud.
+
+    poc validate --evidence evidence.json
     """
     from shared.client import PoCClient
+    from shared.evidence import Evidence
+    from worker.tools.replay import Replay
 
     client = PoCClient(settings, timeout)
-    if batch is None:
+    if evidence is not None and (batch is not None or config or round_id or replace):
+        raise InvalidRequest("--evidence brings its batch and its config: give nothing else")
+    kept = None if evidence is None else read(Evidence, read_json(evidence))
+    if batch is None and kept is None:
         with _waiting():
             ended = client.validate(config, round_id, replace)
         _print_status(ended, as_json)
         return
     if round_id or replace:
         raise InvalidRequest("--batch is judged beside the rounds: no --round-id, no --replace")
-    given = read_json(batch)
-    with _waiting():
-        ticket = client.validate_batch(given, config)
-    how = f"its verdict is posted; `poc cancel {ticket.id}` ends it"
-    with _goes_on("the validation", how), show.following_batch() as progress:
-        verdict = ticket.wait(on_progress=progress.update)
-    if as_json:
+    if kept:
+        verdict = _judged(client, kept.batch, kept.config)
+    else:
+        verdict = _judged(client, read_json(batch or ""), config)
+    if kept:
+        Replay(kept, verdict).show(as_json=as_json)
+    elif as_json:
         typer.echo(verdict.model_dump_json())
     else:
         show.out.print(show.verdict_table(verdict))
@@ -217,6 +236,20 @@ def cancel(
     else:
         said = "was cancelled" if done.cancelled else "had ended before; nothing was changed"
         show.out.print(Text(f"validation {printable(validation)} {said}"), soft_wrap=True)
+
+
+def _judged(
+    client: PoCClient, batch: ProofBatch | dict[str, Any], config: PoCConfig | dict[str, Any] | None
+) -> ValidatedBatch:
+    """The verdict on a batch, once it is there; the evidence of fraud is named."""
+    with _waiting():
+        ticket = client.validate_batch(batch, config)
+    how = f"its verdict is posted; `poc cancel {ticket.id}` ends it"
+    with _goes_on("the validation", how), show.following_batch() as progress:
+        verdict = ticket.wait(on_progress=progress.update)
+    if verdict.fraud_detected:
+        show.news.print(f"what it rests on: poc evidence {ticket.id}", soft_wrap=True)
+    return verdict
 
 
 def _expected(settings: Settings, round_id: str) -> tuple[RoundStatus, list[WorkerStatus]]:

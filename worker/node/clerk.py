@@ -105,11 +105,14 @@ class Clerk:
             named = ", ".join(map(str, missing[:NAMED])) + (", ..." if missing[NAMED:] else "")
             error = CouldNotCompute(
                 f"no finite distance for {len(missing)} of {len(done.batch)} nonces: {named}{why}; "
-                "this accuses nobody: look at the workers, then send it again"
+                "this accuses nobody: look at the workers, then send it again; all there is of it: "
+                f"poc evidence {done.id}"
             )
             log.error("validation %s: %s", done.id, error)
             message = validated_message(done, error, missing)
-            self._store.validations.finish(done, error=error, message=message)
+            self._store.validations.finish(
+                done, error=error, message=message, evidence=done.evidence(error)
+            )
             return
         profile = json.loads(done.profile) if done.profile else {}
         verdict = ValidatedBatch.judge(done.batch, done.dist, done.config, profile)
@@ -121,7 +124,10 @@ class Clerk:
             "fraud" if verdict.fraud_detected else "honest",
         )
         self._store.validations.finish(
-            done, result=verdict.model_dump_json(), message=validated_message(done, verdict)
+            done,
+            result=verdict.model_dump_json(),
+            message=validated_message(done, verdict),
+            evidence=done.evidence(verdict) if verdict.fraud_detected else None,
         )
 
     def _tell(self, ending: Ending) -> None:

@@ -27,6 +27,7 @@ from shared.tracing import Step
 from worker.callbacks.messages import generated_message
 from worker.engines import Engine, EngineInfo, Job, JobCancelled, Pending
 from worker.engines.base import tile_of
+from worker.node.environment import computer
 from worker.node.functional_check import FunctionalCheck
 from worker.node.rounds import RoundLog
 from worker.node.tally import Tally
@@ -80,6 +81,7 @@ class Pipeline:
         self._profile = json.dumps(
             {"fingerprint": engine.info.fingerprint, **engine.info.profile}, sort_keys=True
         )
+        self._computer = computer(worker, engine.info)
         # Replaced, never changed: other threads look at them.
         self._in_flight: tuple[InFlight, ...] = ()
         self._reserved: tuple[Claim, ...] = ()
@@ -323,7 +325,9 @@ class Pipeline:
         with tracing.step("commit") as step:
             if isinstance(work, Chunk):
                 error = work.error or None
-                refused = self.store.validations.commit(work, dist, error, self._profile)
+                refused = self.store.validations.commit(
+                    work, dist, error, self._profile, self._computer
+                )
             elif and_claim and not self._ends:
                 outcome = self._outcome_of(work, dist)
                 refused, claimed = self.store.work.commit_and_claim(work, outcome, self._ask())

@@ -1,6 +1,6 @@
 -- Keep the distances of a chunk, once; the last chunk makes the validation ready for its verdict.
 -- K writes: claims=chunk_claims, leases=chunk_leases, job(job), job_dist(job), verdicts
--- A: token, job, start, count, dist, error?, profile?
+-- A: token, job, start, count, dist, error?, profile?, worker?, computer?
 
 if redis.call('HEXISTS', K.claims, A.token) == 0 then
   return cjson.encode({refused = 'its chunk was taken over'})
@@ -20,6 +20,7 @@ end
 redis.call('HSET', K.job_dist, A.start, A.dist)
 if A.error then redis.call('HSET', K.job, 'error', A.error) end
 if A.profile then redis.call('HSET', K.job, 'profile', A.profile) end
+if A.computer then redis.call('HSET', K.job, 'by:' .. A.worker, A.computer) end
 local done = redis.call('HINCRBY', K.job, 'done', A.count)
 if done >= number(redis.call('HGET', K.job, 'total')) then
   redis.call('RPUSH', K.verdicts, A.job)

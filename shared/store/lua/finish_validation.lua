@@ -2,6 +2,8 @@
 -- with _finish
 -- K writes: verdicts, jobs, job(job), job_dist(job), endings, outbox, clock, status, callbacks,
 --   outcomes, totals, counted=round(round)
--- A: round?, job, keep_s, result?, error?, message?, outcome, summary, keep_outcomes
+-- A: round?, job, keep_s, result?, error?, message?, evidence?, outcome, summary, keep_outcomes
 
-return finish('DONE') and 1 or 0
+if not finish('DONE') then return 0 end
+if A.evidence then redis.call('HSET', K.job, 'evidence', A.evidence) end
+return 1

