@@ -34,7 +34,7 @@ from shared.config import MAX_BATCH_SIZE, PoCConfig
 from shared.errors import EngineError, PoCError
 from shared.requests import GenerateRequest
 from shared.settings import Settings, load_settings
-from shared.store import Outcome, Store, fresh_id
+from shared.store import Computed, Store, fresh_id
 from worker.engines import EngineInfo, Job
 from worker.manager import PoCManager
 from worker.node.heartbeat import Heartbeat
@@ -174,7 +174,7 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
             claim = store.rounds.claim("w", fresh_id())
             assert claim
             valid = [(n, random.random()) for n in claim.nonces[:left]]
-            assert store.rounds.commit(claim, Outcome(claim.count, valid)) is None
+            assert store.rounds.commit(claim, Computed(claim.count, valid)) is None
         memory = _info(store)["used_memory"]
         middle = options.valid // 2
         name = status.round_id

@@ -44,7 +44,7 @@ from shared.store.keys import Keys
 from shared.store.outbox import Entry, Message, Outbox
 from shared.store.overview import Views
 from shared.store.results import Results
-from shared.store.rounds import Claim, Outcome, Rounds
+from shared.store.rounds import Claim, Computed, Rounds
 from shared.store.scripts import Scripts, fresh_id
 from shared.store.subscription import Subscription
 from shared.store.validations import Chunk, ComputedValidation, Validations
@@ -56,12 +56,12 @@ __all__ = [
     "Assignment",
     "Chunk",
     "Claim",
+    "Computed",
     "ComputedValidation",
     "Ending",
     "Entry",
     "Kind",
     "Message",
-    "Outcome",
     "Reference",
     "Rounds",
     "Store",

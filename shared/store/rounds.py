@@ -45,7 +45,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Computed:
     """What came of a computed claim."""
 
     #: Nonces that have a distance.
@@ -113,9 +113,9 @@ class Rounds:
         round_id, answer = self.answer_to_claim(ask)
         return None if "idle" in answer else self.claim_of(ask, round_id, answer)
 
-    def commit(self, claim: Claim, outcome: Outcome) -> str | None:
+    def commit(self, claim: Claim, computed: Computed) -> str | None:
         """Count a computed claim once; None when it counted, else why it was refused."""
-        refused: str | None = self.answer_to_commit(claim, outcome).get("refused")
+        refused: str | None = self.answer_to_commit(claim, computed).get("refused")
         return refused
 
     # Answers as the scripts give them: what there is may be of another kind than a batch.
@@ -125,7 +125,7 @@ class Rounds:
         return self._current.call("claim", ask=ask.as_args(self._context))
 
     def answer_to_commit(
-        self, claim: Claim, outcome: Outcome, ask: Ask | None = None
+        self, claim: Claim, computed: Computed, ask: Ask | None = None
     ) -> dict[str, Any]:
         """Why the commit was refused, if it was, and what `ask` got, if it got something."""
         answer: dict[str, Any] = self._scripts.call(
@@ -133,13 +133,13 @@ class Rounds:
             round=claim.round_id,
             epoch=claim.epoch,
             token=claim.token,
-            checked=outcome.checked,
-            failed=outcome.failed,
-            valid=[word for n, distance in outcome.valid for word in (str(n), repr(distance))],
+            checked=computed.checked,
+            failed=computed.failed,
+            valid=[word for n, distance in computed.valid for word in (str(n), repr(distance))],
             max_valid=self._context.settings.max_valid,
-            error=outcome.error,
-            message=outcome.message and outcome.message.as_args(),
-            profile=outcome.profile,
+            error=computed.error,
+            message=computed.message and computed.message.as_args(),
+            profile=computed.profile,
             ask=ask and ask.as_args(self._context),
         )
         return answer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.store.ask import Ask
-from shared.store.rounds import Claim, Outcome, Rounds
+from shared.store.rounds import Claim, Computed, Rounds
 from shared.store.validations import Chunk, Validations
 
 #: A batch of the round, or a part of a validation, that one worker computes under a lease.
@@ -29,13 +29,13 @@ class Work:
                 return work
 
     def commit_and_claim(
-        self, claim: Claim, outcome: Outcome, ask: Ask
+        self, claim: Claim, computed: Computed, ask: Ask
     ) -> tuple[str | None, Assignment | None]:
         """`Rounds.commit`, and a claim in the same step: why it was refused, and the next work.
 
         None for the next work is no last word: `claim` may find some.
         """
-        answer = self._rounds.answer_to_commit(claim, outcome, ask)
+        answer = self._rounds.answer_to_commit(claim, computed, ask)
         work = self._work_of(ask, claim.round_id, answer) if "claim" in answer else None
         return answer.get("refused"), work
 

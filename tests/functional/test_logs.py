@@ -15,7 +15,7 @@ from preloaded import Fork
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import Settings
-from shared.store import Store
+from shared.store import Computed, Store
 from support import ROOT, clean_environment, free_port, wait_until
 from worker.children import end
 
@@ -123,5 +123,5 @@ def _one_callback(store: Store, config: PoCConfig) -> str:
     claim = store.rounds.claim("w", "t")
     assert claim
     valid = [(claim.nonces[0], 0.1)]
-    store.rounds.commit(claim, 32, valid, message=generated_message(claim, valid))
+    store.rounds.commit(claim, Computed(32, valid, message=generated_message(claim, valid)))
     return "r2"

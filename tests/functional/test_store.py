@@ -14,7 +14,7 @@ from shared.errors import StoreUnavailable
 from shared.requests import GenerateRequest
 from shared.settings import load_settings
 from shared.status import RoundStatus
-from shared.store import Claim, Outcome, Store
+from shared.store import Claim, Computed, Store
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
@@ -62,7 +62,7 @@ def test_a_round_goes_on_after_redis_was_killed() -> None:
     """Given a Redis with a log, when it is killed and started, then nothing answered is lost."""
     with EmbeddedRedis(aof=True) as server, store_on(server) as store:
         store.rounds.generate("g", GenerateRequest(config=CONFIG))
-        store.rounds.commit(take(store), Outcome(4, [(2, 0.5)]))
+        store.rounds.commit(take(store), Computed(4, [(2, 0.5)]))
         in_flight = take(store)
         before = status(store)
         server.kill()
@@ -70,7 +70,7 @@ def test_a_round_goes_on_after_redis_was_killed() -> None:
             store.rounds.status()
         server.start()
         assert status(store) == before
-        assert store.rounds.commit(in_flight, Outcome(4, [])) is None
+        assert store.rounds.commit(in_flight, Computed(4, [])) is None
         assert status(store).total_checked == 8
         assert take(store).start == 8
 
@@ -82,7 +82,7 @@ def test_a_redis_without_a_log_comes_back_idle() -> None:
         in_flight = take(store)
         server.kill()
         server.start()
-        assert store.rounds.commit(in_flight, Outcome(4, [(0, 0.5)])) == "the round is over"
+        assert store.rounds.commit(in_flight, Computed(4, [(0, 0.5)])) == "the round is over"
         assert store.rounds.claim("w", "t") is None
         assert status(store) == RoundStatus()
         store.rounds.generate("g", GenerateRequest(config=CONFIG))
@@ -93,19 +93,19 @@ def test_a_redis_that_steps_back_counts_exactly() -> None:
     """Given a fail-over that undid a claim and two commits, then each position counts once."""
     with EmbeddedRedis() as server, store_on(server) as store:
         store.rounds.generate("g", GenerateRequest(config=CONFIG))
-        store.rounds.commit(take(store), Outcome(4, [(0, 0.5)]))
+        store.rounds.commit(take(store), Computed(4, [(0, 0.5)]))
         undone = take(store)
         kept = dump(server)
-        store.rounds.commit(undone, Outcome(4, [(4, 0.5)]))
+        store.rounds.commit(undone, Computed(4, [(4, 0.5)]))
         lost = take(store)
         restore(server, kept)
 
         assert status(store).valid_nonces == [0]
-        assert store.rounds.commit(lost, Outcome(4, [(8, 0.5)])) == "its positions were taken over"
-        assert store.rounds.commit(undone, Outcome(4, [(4, 0.5)])) is None
+        assert store.rounds.commit(lost, Computed(4, [(8, 0.5)])) == "its positions were taken over"
+        assert store.rounds.commit(undone, Computed(4, [(4, 0.5)])) is None
         again = take(store)
         assert again.start == lost.start
-        assert store.rounds.commit(again, Outcome(4, [(8, 0.5)])) is None
+        assert store.rounds.commit(again, Computed(4, [(8, 0.5)])) is None
         now = status(store)
         assert (now.state, now.total_checked) == (PoCState.GENERATING, 12)
         assert now.valid_nonces == [0, 4, 8]

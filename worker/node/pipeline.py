@@ -22,7 +22,7 @@ from shared.about import NOTHING, About, note
 from shared.config import PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
 from shared.status import Commit
-from shared.store import Ask, Assignment, Chunk, Claim, Kind, Outcome, Store, fresh_id
+from shared.store import Ask, Assignment, Chunk, Claim, Computed, Kind, Store, fresh_id
 from shared.tracing import Step
 from worker.callbacks.messages import generated_message
 from worker.engines import Engine, EngineInfo, Job, JobCancelled, Pending
@@ -329,10 +329,10 @@ class Pipeline:
                     work, dist, error, self._profile, self._computer
                 )
             elif and_claim and not self._ends:
-                outcome = self._outcome_of(work, dist)
-                refused, claimed = self.store.work.commit_and_claim(work, outcome, self._ask())
+                computed = self._computed_of(work, dist)
+                refused, claimed = self.store.work.commit_and_claim(work, computed, self._ask())
             else:
-                refused = self.store.rounds.commit(work, self._outcome_of(work, dist))
+                refused = self.store.rounds.commit(work, self._computed_of(work, dist))
             step.tell("poc.refused", refused or "")
         self.computed += len(dist)
         self.batches += 1
@@ -345,7 +345,7 @@ class Pipeline:
             self.check.committed(_range_of(work))
         return True, self._claimed(claimed)
 
-    def _outcome_of(self, claim: Claim, dist: list[float]) -> Outcome:
+    def _computed_of(self, claim: Claim, dist: list[float]) -> Computed:
         """What a commit takes of a computed batch."""
         limit, pairs = claim.config.valid_below, list(zip(claim.nonces, dist, strict=True))
         valid = [pair for pair in pairs if pair[1] < limit]
@@ -354,7 +354,7 @@ class Pipeline:
         if failed:
             error = f"no finite distance for {len(failed)} nonces, the first is {failed[0]}"
             log.error("%s: they count as failed", error)
-        return Outcome(
+        return Computed(
             checked=len(dist) - len(failed),
             valid=valid,
             failed=len(failed),

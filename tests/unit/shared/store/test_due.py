@@ -11,7 +11,7 @@ from shared.config import PoCConfig, PoCState
 from shared.errors import InvalidRequest
 from shared.requests import GenerateRequest
 from shared.status import RoundStatus
-from shared.store import Ask, Claim, Store
+from shared.store import Ask, Claim, Computed, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
 
@@ -26,7 +26,7 @@ def find(store: Store, claim: Claim | None, count: int) -> str | None:
     """Commit a claim with so many valid nonces; why it was refused, if so."""
     assert claim
     valid = [(nonce, 0.5) for nonce in claim.nonces[:count]]
-    return store.rounds.commit(claim, checked=claim.count, valid=valid)
+    return store.rounds.commit(claim, Computed(claim.count, valid))
 
 
 def beat(store: Store) -> None:
@@ -69,7 +69,7 @@ def test_the_last_commit_claims_nothing(store: Store, config: PoCConfig) -> None
     claim = take(store)
     assert claim
     ask = Ask("w", "next", ("chunk", "batch"))
-    done = store.work.commit_and_claim(claim, ask, checked=claim.count, valid=[(0, 0.5)])
+    done = store.work.commit_and_claim(claim, Computed(claim.count, [(0, 0.5)]), ask)
     assert done == (None, None)
 
 

@@ -36,7 +36,7 @@ from shared.data import ProofBatch
 from shared.errors import Cancelled, CouldNotCompute, ModelMismatch, PoCError
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.status import RoundStatus
-from shared.store import Chunk, Claim, ComputedValidation, Entry, Message, Outcome, Store, rounds
+from shared.store import Chunk, Claim, Computed, ComputedValidation, Entry, Message, Store, rounds
 from shared.store.connection import Client
 from shared.store.keys import Keys
 from worker.node import pipeline
@@ -383,7 +383,7 @@ class NodeMachine(RuleBasedStateMachine):
         message = None
         if claim.config.callback_url and valid:
             message = Message("http://c", "{}", f"m{next(self.ids)}", claim.round_id, 60)
-        outcome = Outcome(
+        outcome = Computed(
             checked=len(computed),
             valid=valid,
             failed=failed,

@@ -11,7 +11,7 @@ import pytest
 from shared.config import PoCConfig
 from shared.requests import GenerateRequest, InitRequest
 from shared.status import RoundStatus
-from shared.store import Entry, Message, Outcome, Store
+from shared.store import Computed, Entry, Message, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
 from shared.store.outbox import GROUP
@@ -30,7 +30,7 @@ def post(store: Store, config: PoCConfig) -> Callable[..., None]:
         claim = store.rounds.claim("w", body)
         assert claim
         message = Message("http://c/generated", body, f"r1:{body}", "r1", deadline_s)
-        assert store.rounds.commit(claim, Outcome(claim.count, [], message=message)) is None
+        assert store.rounds.commit(claim, Computed(claim.count, [], message=message)) is None
 
     return post
 

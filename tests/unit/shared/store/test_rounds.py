@@ -14,7 +14,7 @@ from shared.errors import InvalidRequest, RoundInProgress, RoundMismatch, RoundN
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.settings import load_settings
 from shared.status import RoundStatus
-from shared.store import Claim, Message, Outcome, Store
+from shared.store import Claim, Computed, Message, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
 
@@ -37,7 +37,7 @@ def take(store: Store, worker: str = "w") -> Claim:
 
 def commit(store: Store, claim: Claim, valid: list[tuple[int, float]] | None = None) -> str | None:
     """Commit a claim as wholly computed; why it was refused, if so."""
-    return store.rounds.commit(claim, Outcome(checked=claim.count, valid=valid or []))
+    return store.rounds.commit(claim, Computed(checked=claim.count, valid=valid or []))
 
 
 def status(store: Store, round_id: str | None = None) -> RoundStatus:
@@ -467,7 +467,7 @@ class TestCommits:
         """Three of four had a finite distance."""
         store.rounds.generate("g", GenerateRequest(config=config))
         store.rounds.commit(
-            take(store), Outcome(3, [], failed=1, error="nonce 2: nan", profile='{"tile": "8"}')
+            take(store), Computed(3, [], failed=1, error="nonce 2: nan", profile='{"tile": "8"}')
         )
         now = status(store)
         assert (now.total_checked, now.total_failed) == (3, 1)
@@ -478,8 +478,8 @@ class TestCommits:
         store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
         claim = take(store)
         message = Message("http://c/generated", "{}", claim.token, "r1", 60)
-        store.rounds.commit(claim, Outcome(4, [(0, 0.5)], message=message))
-        store.rounds.commit(claim, Outcome(4, [(0, 0.5)], message=message))
+        store.rounds.commit(claim, Computed(4, [(0, 0.5)], message=message))
+        store.rounds.commit(claim, Computed(4, [(0, 0.5)], message=message))
         assert store.outbox.waiting() == status(store).callbacks_pending == 1
 
     def test_a_round_that_holds_too_much_is_stopped_with_an_error(
@@ -734,7 +734,7 @@ class TestLeases:
             store.workers.heartbeat("w", {"fingerprint": "f"}, {}, [computes.token, waits.token])
         # The lease of the first has ended, so its positions are the next, and no others.
         assert starts(store, 2) == [computes.start, waits.start + waits.count]
-        assert store.rounds.commit(waits, Outcome(4, [])) is None
+        assert store.rounds.commit(waits, Computed(4, [])) is None
 
     def test_a_batch_past_its_deadline_is_not_kept(
         self, store: Store, config: PoCConfig, advance: Callable[[float], None]

@@ -12,7 +12,7 @@ from chunks import claim_chunk
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.requests import GenerateRequest, InitRequest, ValidateRequest
-from shared.store import Message, Outcome, Store, Subscription
+from shared.store import Computed, Message, Store, Subscription
 from shared.store.connection import Client
 from shared.store.keys import Keys
 from support import wait_until
@@ -61,7 +61,7 @@ def callback_kept(store: Store, config: PoCConfig) -> Act:
     claim = store.rounds.claim("w", "token")
     assert claim
     message = Message("http://c/generated", "{}", "key", "r1", 60)
-    return lambda: store.rounds.commit(claim, Outcome(4, [], message=message))
+    return lambda: store.rounds.commit(claim, Computed(4, [], message=message))
 
 
 def asked(config: PoCConfig, *nonces: int) -> ValidateRequest:

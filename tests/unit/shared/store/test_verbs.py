@@ -14,7 +14,7 @@ from shared.data import ProofBatch
 from shared.errors import CouldNotCompute
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.settings import load_settings
-from shared.store import Ask, Message, Outcome, Store
+from shared.store import Ask, Computed, Message, Store
 from shared.store.commands import OF_THE_DEAD
 from shared.store.keys import KEYS, Keys
 from shared.store.verbs import VERBS, Verb
@@ -142,7 +142,7 @@ def history(store: Store, client: redis.Redis) -> None:
         )
         claim = rounds.claim("w", f"{round_id}-1", "f")
         assert claim
-        assert rounds.commit(claim, Outcome(2, [(0, 0.5)], message=message(round_id))) is None
+        assert rounds.commit(claim, Computed(2, [(0, 0.5)], message=message(round_id))) is None
         assert rounds.claim("w", f"{round_id}-2", "f")
 
     # Each command that opens a round replaces a busy one.
@@ -171,7 +171,7 @@ def history(store: Store, client: redis.Redis) -> None:
     rounds.give_back(claims[0], "it failed")  # type: ignore[arg-type]
     claim = rounds.claim("w", "c3", "f")
     assert claim
-    assert str(rounds.commit(claim, Outcome(2, [(8, 0.1), (9, 0.1)]))).startswith(
+    assert str(rounds.commit(claim, Computed(2, [(8, 0.1), (9, 0.1)]))).startswith(
         "the round holds 1 valid"
     )
     for entry in store.outbox.take("s", 1):
@@ -187,14 +187,13 @@ def history(store: Store, client: redis.Redis) -> None:
     batch = rounds.claim("w", "r8-2")
     assert batch
     ask = Ask("w", "t0", ("chunk", "batch"))
-    refused, work = store.work.commit_and_claim(batch, Outcome(checked=2, valid=[]), ask)
+    refused, work = store.work.commit_and_claim(batch, Computed(checked=2, valid=[]), ask)
     assert (refused, work and work.token) == (None, "t0")
     left = [rounds.claim("w", f"r8-{n}") for n in (3, 4)]
     assert left[0]
     sleep(60)
-    assert store.work.commit_and_claim(left[0], Ask("w", "r8-5", ("batch",)), checked=2, valid=[])[
-        1
-    ]
+    after = Ask("w", "r8-5", ("batch",))
+    assert store.work.commit_and_claim(left[0], Computed(2, []), after)[1]
     for n in range(3):
         chunk = claim_chunk(store, "w", f"t{n}")
         assert chunk

@@ -17,7 +17,7 @@ from shared.errors import CouldNotCompute, PoCError, RoundFailed, StoreUnavailab
 from shared.evidence import Evidence
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.status import RoundStatus
-from shared.store import Outcome, Store
+from shared.store import Computed, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
 from ticket_sink import KeptTickets
@@ -266,7 +266,7 @@ class TestEndings:
         store.rounds.generate("g2")
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, Outcome(4, [(0, 0.25), (2, 0.5)]))
+        store.rounds.commit(claim, Computed(4, [(0, 0.25), (2, 0.5)]))
         stopped = store.rounds.stop("s")
         new_clerk().turn()
         assert sorted(sink.ended) == ["g1", "g2"]
@@ -290,7 +290,7 @@ class TestEndings:
         store.rounds.generate("g", GenerateRequest(config=config))
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, Outcome(4, [(n, 0.5) for n in range(4)]))
+        store.rounds.commit(claim, Computed(4, [(n, 0.5) for n in range(4)]))
         store.rounds.stop("s")
         new_clerk().turn()
         ((_, result),) = sink.results
@@ -342,7 +342,7 @@ class TestEndings:
         store.rounds.generate("g", GenerateRequest(config=config))
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, Outcome(4, [(0, 0.25), (2, 0.5)]))
+        store.rounds.commit(claim, Computed(4, [(0, 0.25), (2, 0.5)]))
         new_clerk().turn()
         task, kind, message = error_of(sink)
         assert (task, kind) == ("g", RoundFailed)
@@ -409,7 +409,7 @@ class TestProgress:
         store.rounds.generate("g2")
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, Outcome(4, [(0, 0.25)]))
+        store.rounds.commit(claim, Computed(4, [(0, 0.25)]))
         new_clerk().turn()
         assert [task for task, _ in sink.reports] == ["g1", "g2"]
         for _, state in sink.reports:
