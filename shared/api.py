@@ -4,6 +4,7 @@
     GET /api/v1/pow/rounds                the rounds that are still kept
     GET /api/v1/pow/rounds/{round_id}     a round that is still kept
     GET /api/v1/pow/nonces                valid nonces in pages, in order of discovery
+    GET /metrics                          all of it in numbers, for Prometheus
     GET /livez                            the process lives
     GET /readyz                           Redis answers and a worker is ready
 
@@ -11,7 +12,7 @@ Each answers HEAD, too, with which load balancers probe. The pages at /docs and 
 from elsewhere, so that they work where there is no internet.
 
 Commands go through Celery; there is nothing here that changes a round. While Redis is away every
-route but /livez answers 503, and recovers by itself.
+route but /livez and /metrics answers 503, and recovers by itself.
 
 With POC_API_TOKENS what is told about rounds is for those who send one of the tokens; health and
 the description of the routes stay open.
@@ -29,7 +30,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
@@ -43,6 +44,7 @@ from shared import logs
 from shared.config import MAX_VALID, PoCState, RoundId
 from shared.errors import ConfigError, StoreFailed, StoreUnavailable
 from shared.listener import listen
+from shared.metrics import Exposition
 from shared.settings import Settings
 from shared.status import KeptRound, NodeStatus, RoundStatus
 from shared.store import Store, admitted
@@ -137,6 +139,25 @@ rounds = APIRouter(
     responses=_UNAVAILABLE | _REFUSED,
     dependencies=[Depends(_authorize)],
 )
+
+
+metrics = APIRouter(tags=["metrics"], responses=_REFUSED, dependencies=[Depends(_authorize)])
+
+
+@metrics.get(
+    "/metrics",
+    response_class=Response,
+    response_description="The metrics, as OpenMetrics where that is accepted",
+    responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+)
+def scrape(request: Request) -> Response:
+    """What Prometheus scrapes; docs/metrics.md lists it.
+
+    While Redis is away this answers, too, with `poc_redis_up 0`.
+    """
+    exposition: Exposition = request.app.state.exposition
+    text, content_type = exposition.scrape(request.headers.get("Accept", ""))
+    return Response(text, headers={"Content-Type": content_type})
 
 
 # Not in a thread like the others: those may all be waiting for Redis.
@@ -239,10 +260,12 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.store = reads
+    app.state.exposition = Exposition(settings.namespace, reads.overview)
     tokens = settings.api_tokens.get_secret_value() if settings.api_tokens else ""
     app.state.tokens = [token.encode() for token in tokens.split(",") if token]
     app.add_middleware(_Limits, rate=settings.api_rate)
     app.include_router(rounds)
+    app.include_router(metrics)
     app.include_router(health)
 
     @app.exception_handler(StoreFailed)

@@ -79,6 +79,8 @@ class Overview(_Frozen):
     #: Validations that ended, newest first.
     outcomes: list[Outcome] = Field(default_factory=list)
     totals: Totals = Field(default_factory=Totals)
+    #: Batches of the current round that workers have, or that wait to be taken over from them.
+    claims: int = 0
     #: Commands that wait for a worker.
     queue_length: int = 0
     #: Callbacks that wait for their delivery, and for how many seconds the oldest of them does.

@@ -38,13 +38,16 @@ class Views:
             pipe.hget(key("callbacks"), "oldest_at")
             pipe.lrange(key("history", round_id or "-"), 0, -1)
             pipe.hgetall(key("histogram", round_id or "-"))
-            clock, totals, counts, outcomes, queue, outbox, oldest, history, bins = pipe.execute()
+            pipe.hlen(key("claims", round_id or "-"))
+            clock, totals, counts, outcomes, queue, outbox, oldest, *of_round = pipe.execute()
+        history, bins, claims = of_round
         now = clock[0] + clock[1] / 1e6
         since = float(oldest or 0)
         return {
             "at": now,
             "totals": _totals(totals, counts),
             "outcomes": [each for entry in outcomes for each in _outcome(*entry)],
+            "claims": claims,
             "queue_length": queue,
             "outbox_length": outbox,
             "outbox_oldest_seconds": max(0.0, now - since) if outbox and since else 0,

@@ -109,7 +109,8 @@ def test_every_route_answers_head(api: Api, store: Store) -> None:
     """As it does GET, without the body: load balancers probe with it."""
     generate(store, "r1")
     pages = ["/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
-    for url in (STATUS, f"{NONCES}?limit=1", "/api/v1/pow/rounds/r1", "/livez", "/readyz", *pages):
+    health = ["/metrics", "/livez", "/readyz"]
+    for url in (STATUS, f"{NONCES}?limit=1", "/api/v1/pow/rounds/r1", *health, *pages):
         get, head = api.client.get(url), api.client.head(url)
         assert (head.status_code, head.content) == (200, b""), url
         assert head.headers["Content-Type"] == get.headers["Content-Type"]

@@ -105,7 +105,7 @@ ASKED = (
     "/api/v1/pow/rounds/{round_id}",
     "/api/v1/pow/nonces",
 )
-PATHS = (*ASKED, "/livez", "/readyz")
+PATHS = (*ASKED, "/metrics", "/livez", "/readyz")
 
 #: The share of a profile's examples that each test takes.
 SHARE = 0.25

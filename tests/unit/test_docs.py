@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
+from shared import metrics
 from shared.api import create_app
 from shared.config import PoCConfig, PoCState
 from shared.data import ValidatedBatch
@@ -94,6 +95,11 @@ def test_tests_are_named_in_tables_only(page: Path) -> None:
 def test_the_page_of_settings_has_every_setting() -> None:
     """After a change: put what `python -m shared.settings` prints between the markers."""
     assert between(TEXTS["settings.md"], "<!-- settings: python -m shared.settings") == table()
+
+
+def test_the_page_of_metrics_has_every_metric() -> None:
+    """After a change: put what `python -m shared.metrics` prints between the markers."""
+    assert between(TEXTS["metrics.md"], "<!-- metrics: python -m shared.metrics") == metrics.table()
 
 
 @pytest.mark.parametrize("line", POC_LINES)

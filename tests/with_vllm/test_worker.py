@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 from driver import job
+from prometheus_client.parser import text_string_to_metric_families
 from real_worker import Worker, add_tokenizer
 from small import OPTIONS
 
@@ -76,17 +77,24 @@ def start(settings: Settings, model_dir: Path, tmp_path: Path) -> Iterator[Calla
         end(worker.process, timeout=60)
 
 
+def counted(metrics: str, name: str) -> float:
+    """The sum of a counter's series."""
+    families = text_string_to_metric_families(metrics)
+    return sum(each.value for family in families for each in family.samples if each.name == name)
+
+
 def test_a_whole_round_beside_requests(
     start: Callable[..., Worker], settings: Settings, model_dir: Path
 ) -> None:
     """Given a worker that serves, requests are answered alike before a round and while it runs.
 
-    The round's distances are those of transformers, the functional check passes again and again,
-    and the end leaves no process.
+    vLLM's own metrics count them, and no batch of the round. The round's distances are those of
+    transformers, the functional check passes again and again, and the end leaves no process.
     """
     worker = start(POC_SERVE_PORT="0", POC_CHECK_EVERY_S="0.5")
     worker.wait_until_ready()
     address = worker.served_at
+    told = f"{address.removesuffix('/v1')}/metrics"
     processes = worker.below()
     # A Ctrl-C at the worker's terminal does not reach them.
     assert {os.getsid(each.pid) for each in processes}.isdisjoint({os.getsid(worker.process.pid)})
@@ -105,6 +113,7 @@ def test_a_whole_round_beside_requests(
             during = list(pool.map(ask, range(6)))
         assert during == [before] * 6
         wait_until(lambda: store.status().total_checked >= 64, 60, "some batches")
+        assert counted(httpx.get(told).text, "vllm:request_success_total") == 7
         status = client.stop()
         nonces, distances = store.rounds.found(status.round_id, 0, 64)
     finally:
