@@ -18,6 +18,7 @@ fi
     echo "POC_REDIS_${user}_PASSWORD=$(token)"
   done
   echo "POC_FLOWER_PASSWORD=$(token)"
+  echo "POC_GRAFANA_PASSWORD=$(token)"
   echo "POC_API_TOKENS=$(token)"
   echo "POC_CALLBACK_SECRET=$(head -c 32 /dev/urandom | base64)"
 } > .env

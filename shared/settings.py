@@ -97,7 +97,9 @@ def _receivers(text: str) -> str:
 
 
 #: Variables of docker-compose.yml and deploy/ that no process of ours reads.
-_COMPOSE = re.compile(r"POC_(REDIS_[A-Z]+_PASSWORD|REDIS_PORT|MODELS_DIR|(FLOWER|DOCKER)_[A-Z]+)")
+_COMPOSE = re.compile(
+    r"POC_(REDIS_[A-Z]+_PASSWORD|REDIS_PORT|MODELS_DIR|(FLOWER|DOCKER|PROMETHEUS|GRAFANA)_[A-Z]+)"
+)
 
 
 class Settings(BaseModel):

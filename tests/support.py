@@ -84,6 +84,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def headings(page: Path) -> set[str]:
+    """What the headings of a page are called in links, as GitHub does it."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in titles}
+
+
 class Clock:
     """Stands in for the module `time`, and stands still until the test moves it."""
 

@@ -24,10 +24,12 @@ REDIS_USERS = ("admin", "worker", "controller", "api", "flower")
 NEEDED = {
     "POC_MODEL": "/models/model",
     "POC_FLOWER_PASSWORD": "for-flower",
+    "POC_GRAFANA_PASSWORD": "for-grafana",
     "POC_API_TOKENS": "a-token-of-some-length",
     **{f"POC_REDIS_{user.upper()}_PASSWORD": f"for-{user}" for user in REDIS_USERS},
 }
 WORKERS = {"worker-gpu0": "0", "worker-gpu1": "1"}
+MONITORING = {"prometheus", "grafana"}
 
 
 def compose(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -54,17 +56,22 @@ def _has_compose() -> None:
 @pytest.fixture(scope="module")
 def services(_has_compose: None) -> dict[str, Any]:
     """Every service, with what the file leaves to defaults filled in."""
-    done = compose("config", "--format", "json", **NEEDED)
+    done = compose("--profile", "monitoring", "config", "--format", "json", **NEEDED)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["services"]
     return found
 
 
 def test_a_whole_node(services: dict[str, Any]) -> None:
-    """Redis, a worker for each GPU, the API and Flower, which all wait for Redis."""
-    assert set(services) == {"redis", *WORKERS, "api", "flower"}
+    """Redis, a worker for each GPU, the API and Flower, which all wait for Redis.
+
+    On request Prometheus and Grafana, too.
+    """
+    node = {"redis", *WORKERS, "api", "flower"}
+    assert set(services) == node | MONITORING
     for name, service in services.items():
-        if name != "redis":
+        assert service.get("profiles", []) == (["monitoring"] if name in MONITORING else [])
+        if name in node - {"redis"}:
             assert service["depends_on"]["redis"]["condition"] == "service_healthy"
 
 
@@ -79,6 +86,8 @@ def test_ports_are_open_on_this_machine_only(services: dict[str, Any]) -> None:
         "redis": [("127.0.0.1", "6379", 6379)],
         "api": [("127.0.0.1", "8080", 8080)],
         "flower": [("127.0.0.1", "5555", 5555)],
+        "prometheus": [("127.0.0.1", "9090", 9090)],
+        "grafana": [("127.0.0.1", "3000", 3000)],
     }
 
 
@@ -141,7 +150,7 @@ def test_nothing_may_be_written_and_nothing_gained(services: dict[str, Any]) -> 
         written = {
             each["target"] for each in service.get("volumes", []) if not each.get("read_only")
         }
-        assert written <= {"/models", "/data"}, name
+        assert written <= {"/models", "/data", "/prometheus", "/var/lib/grafana"}, name
         assert {each.split(":")[0] for each in service["tmpfs"]} <= {"/tmp", "/home/poc", "/run"}
 
 
@@ -199,6 +208,30 @@ def test_flower_asks_for_a_password(services: dict[str, Any]) -> None:
     environment = services["flower"]["environment"]
     assert environment["FLOWER_BASIC_AUTH"] == "poc:for-flower"
     assert environment["CELERY_BROKER_URL"] == "redis://flower:for-flower@redis:6379/0"
+
+
+def test_prometheus_has_one_token_in_memory(tmp_path: Path) -> None:
+    """What the container runs first, run here, given two tokens: the first, for its owner's eyes.
+
+    It is where the scrape config looks for it. Needs no Docker.
+    """
+    file = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    service = file["services"]["prometheus"]
+    server = tmp_path / "prometheus"
+    server.write_text('#!/bin/sh\necho "$@"\n')
+    server.chmod(0o755)
+    words = [
+        word.replace("$$", "$").replace("/run/", f"{tmp_path}/")
+        for word in [*service["entrypoint"], *service["command"]]
+    ]
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "POC_API_TOKENS": "first,second"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    assert "--config.file=/etc/prometheus/prometheus.yml" in done.stdout
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    token = Path(config["scrape_configs"][0]["authorization"]["credentials_file"])
+    assert token.parent == Path("/run")
+    assert (tmp_path / token.name).read_text() == "first"
+    assert service["tmpfs"] == ["/run:uid=65534,gid=65534,mode=0700"]
 
 
 @pytest.mark.usefixtures("_has_compose")

@@ -17,7 +17,7 @@ from shared.config import PoCConfig, PoCState
 from shared.data import ValidatedBatch
 from shared.settings import load_settings, table
 from shared.status import RoundStatus
-from support import ROOT
+from support import ROOT, headings
 from transitions import RULES, Command
 from worker.cli.app import app
 from worker.node import node
@@ -192,12 +192,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (heading and heading not in headings(target)):
             lost.append((path, heading))
     assert lost == []
-
-
-def headings(page: Path) -> set[str]:
-    """What the headings of a page are called in links, as GitHub does it."""
-    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in titles}
 
 
 @pages
