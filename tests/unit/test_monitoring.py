@@ -17,7 +17,9 @@ from shared.metrics import METRICS
 from support import ROOT, headings
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
-RULES = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+RULES = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text(encoding="utf-8"))["groups"][0][
+    "rules"
+]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text(encoding="utf-8"))
 
 NAMES = {each.name for each in METRICS}
@@ -96,9 +98,7 @@ def test_the_dashboard_shows_metrics_that_there_are() -> None:
 
 
 def test_every_query_of_the_dashboard_parses(tmp_path: Path) -> None:
-    recorded = [
-        {"record": f"q{n}", "expr": query} for n, query in enumerate(queries(DASHBOARD))
-    ]
+    recorded = [{"record": f"q{n}", "expr": query} for n, query in enumerate(queries(DASHBOARD))]
     file = tmp_path / "queries.yml"
     file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": recorded}]}))
     assert f"{len(recorded)} rules found" in promtool("check", "rules", file)
