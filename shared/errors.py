@@ -93,6 +93,10 @@ class StoreFailed(StoreError):
     """Redis answers, and can't do what the store needs: no waiting mends that."""
 
 
+class NotGenuine(PoCError):
+    """A document is not signed, not by whom it should be, or not as it was signed."""
+
+
 class NoAnswer(PoCError):
     """A command has no answer after the time that its caller gave it; it may still be run."""
 

@@ -38,7 +38,7 @@ from shared.config import MAX_VALID
 from shared.errors import ConfigError
 from shared.receivers import Receivers
 from shared.redis_url import RedisUrl
-from shared.signature import read_secret
+from shared.signature import KEY_BYTES, read_secret
 
 PREFIX = "POC_"
 
@@ -71,6 +71,11 @@ def _tokens(text: SecretStr) -> SecretStr:
 
 def _secret(text: SecretStr) -> SecretStr:
     read_secret(text.get_secret_value())
+    return text
+
+
+def _key(text: SecretStr) -> SecretStr:
+    read_secret(text.get_secret_value(), KEY_BYTES)
     return text
 
 
@@ -238,6 +243,11 @@ class Settings(BaseModel):
         None,
         repr=False,
         description="base64 of 24 to 64 random bytes that callbacks are signed with",
+    )
+    receipt_key: Annotated[SecretStr, AfterValidator(_key)] | None = Field(
+        None,
+        repr=False,
+        description="base64 of 32 random bytes that `poc receipt` signs with (Ed25519)",
     )
     api_host: str = Field("127.0.0.1", description="address that the status API listens on")
     api_port: int = Field(8080, ge=0, le=65535, description="port of the status API")

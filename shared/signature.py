@@ -22,19 +22,24 @@ from shared.errors import InvalidRequest
 #: Seconds that a message's time may be away from the receiver's clock.
 TOLERANCE_S = 300.0
 _PREFIX = "whsec_"
+#: Random bytes of a secret, and of a key of Ed25519 (`shared.envelope`).
 _SECRET_BYTES = range(24, 65)
+KEY_BYTES = range(32, 33)
 
 
-def read_secret(text: str) -> bytes:
-    """The key in `text`. Raises `ValueError` that says how to make one, and never shows it."""
+def read_secret(text: str, sizes: range = _SECRET_BYTES) -> bytes:
+    """The key in `text`, of as many bytes as `sizes` allow.
+
+    Raises `ValueError` that says how to make one, and never shows it.
+    """
     try:
         key = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         key = b""
-    if len(key) not in _SECRET_BYTES:
+    if len(key) not in sizes:
+        many = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
         raise ValueError(
-            f"must be base64 of {_SECRET_BYTES[0]} to {_SECRET_BYTES[-1]} random bytes; make one "
-            "with: openssl rand -base64 32"
+            f"must be base64 of {many} random bytes; make one with: openssl rand -base64 32"
         )
     return key
 

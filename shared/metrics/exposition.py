@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -14,6 +13,7 @@ from prometheus_client.registry import Collector
 from shared.errors import StoreFailed, StoreUnavailable
 from shared.metrics.table import BUILD, OF_A_NODE, REDIS_UP
 from shared.overview import Overview
+from shared.version import installed
 
 _OPENMETRICS = "application/openmetrics-text"
 
@@ -22,7 +22,7 @@ class NodeCollector(Collector):
     """All metrics, from one look at the node per scrape."""
 
     def __init__(self, namespace: str, look: Callable[[], Overview]) -> None:
-        self._build, self._look = (_version(), namespace), look
+        self._build, self._look = (installed(), namespace), look
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """Every family; without an answer of Redis only that there is none."""
@@ -48,10 +48,3 @@ class Exposition:
         # Not the header itself: the library puts parts of it into the answer's.
         encode, content_type = choose_encoder(_OPENMETRICS if _OPENMETRICS in accept else "")
         return encode(self._registry), content_type
-
-
-def _version() -> str:
-    try:
-        return version("poc-worker")
-    except PackageNotFoundError:
-        return "not installed"

@@ -18,12 +18,12 @@ raises `StoreFailed` when Redis answers that it can't.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
-from shared.overview import Overview
+from shared.overview import Bin, Overview, Sample
 from shared.settings import Settings
-from shared.status import NodeStatus, RoundStatus
+from shared.status import NodeStatus, RoundStatus, WorkerStatus
 from shared.store.ask import Ask, Kind
 from shared.store.commands import Commands
 from shared.store.connection import (
@@ -110,9 +110,12 @@ class Store:
     def overview(self, newest: int = 0) -> Overview:
         """All that can be seen of the node at a glance."""
         node = self.status(newest)
-        vocab_size = max((each.vocab_size for each in node.workers), default=0)
-        seen = self._views.read(node.round_id, vocab_size)
+        seen = self._views.read(node.round_id, _vocab_size(node.workers))
         return Overview(namespace=self._settings.namespace, node=node, **seen)
+
+    def course(self, round_id: str) -> tuple[list[Sample], list[Bin]]:
+        """History and histogram of a round that is kept, as an overview has the current one's."""
+        return self._views.course(round_id, _vocab_size(self.workers.listing()))
 
     def broker_options(self) -> Mapping[str, str]:
         """What Celery's transport must be told: where it keeps what."""
@@ -161,3 +164,8 @@ class Store:
     def close(self) -> None:
         """Give the connections back."""
         close(self._redis)
+
+
+def _vocab_size(workers: Sequence[WorkerStatus]) -> int:
+    """That of the namespace's one model; 0 where no worker says."""
+    return max((each.vocab_size for each in workers), default=0)

@@ -55,6 +55,14 @@ class Views:
             "histogram": _histogram(bins, vocab_size),
         }
 
+    def course(self, round_id: str, vocab_size: int) -> tuple[list[Sample], list[Bin]]:
+        """History and histogram of a round that is kept."""
+        with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.lrange(self._keys("history", round_id), 0, -1)
+            pipe.hgetall(self._keys("histogram", round_id))
+            history, bins = pipe.execute()
+        return [_sample(line) for line in history], _histogram(bins, vocab_size)
+
 
 def _totals(kept: Mapping[str, str], current: Sequence[str | None]) -> Totals:
     """What is kept of earlier rounds, and `current`: checked, valid and failed of the newest."""

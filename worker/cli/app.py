@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -26,7 +25,8 @@ from shared.errors import (
     StoreUnavailable,
 )
 from shared.requests import explain
-from worker.cli import measures, processes, rounds, views
+from shared.version import installed
+from worker.cli import measures, processes, receipts, rounds, views
 from worker.cli.sections import Command, Group
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        try:
-            typer.echo(version("poc-worker"))
-        except PackageNotFoundError:
-            typer.echo("not installed: run from a source tree")
+        typer.echo(installed() or "not installed: run from a source tree")
         raise typer.Exit
 
 
@@ -84,6 +81,7 @@ for _panel, _commands in {
         views.status,
         views.rounds,
         views.proofs,
+        receipts.receipt,
     ),
     _MEASURES: (
         measures.calibrate,

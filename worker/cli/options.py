@@ -124,13 +124,21 @@ def _config_options(names: Iterable[str], said: Callable[[str], str]) -> list[in
     ]
 
 
-def read_json(path: str) -> dict[str, Any]:
-    """The JSON object in the file `path`, or on standard input for -."""
+def read_text(path: str) -> str:
+    """The file `path`, or what is on standard input for -."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-        data = json.loads(text)
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{path}: is not UTF-8") from None
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The JSON object in the file `path`, or on standard input for -."""
+    text = read_text(path)
+    try:
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path}: is not JSON: {error}") from None
     if not isinstance(data, dict):
