@@ -65,17 +65,22 @@ class Totals(_Frozen):
     validations: dict[str, int] = Field(default_factory=dict)
 
 
-class Overview(_Frozen):
-    """A node at one moment."""
+class Course(_Frozen):
+    """What a round did, as Redis has it at one moment."""
 
-    namespace: str
     #: Unix time by Redis' clock.
     at: float
-    node: NodeStatus
-    #: The course of the current round: hundreds of samples at most, oldest first.
+    #: The course of the round: hundreds of samples at most, oldest first.
     history: list[Sample] = Field(default_factory=list)
-    #: Distances of the current round, in bins that touch; the outermost two have no far end.
+    #: Distances of the round, in bins that touch; the outermost two have no far end.
     histogram: list[Bin] = Field(default_factory=list)
+
+
+class Overview(Course):
+    """A node at one moment, with the course of its current round."""
+
+    namespace: str
+    node: NodeStatus
     #: Validations that ended, newest first.
     outcomes: list[Outcome] = Field(default_factory=list)
     totals: Totals = Field(default_factory=Totals)

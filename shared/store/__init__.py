@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
-from shared.overview import Bin, Overview, Sample
+from shared.overview import Course, Overview
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus, WorkerStatus
 from shared.store.ask import Ask, Kind
@@ -81,6 +81,7 @@ class Store:
 
     def __init__(self, settings: Settings, redis: Client | None = None) -> None:
         self._settings = settings
+        self.namespace = settings.namespace
         self._redis = redis = connect(settings) if redis is None else redis
         self._keys = keys = Keys(settings.namespace)
         context = Context(redis, keys, Scripts(redis, keys), settings)
@@ -111,10 +112,10 @@ class Store:
         """All that can be seen of the node at a glance."""
         node = self.status(newest)
         seen = self._views.read(node.round_id, _vocab_size(node.workers))
-        return Overview(namespace=self._settings.namespace, node=node, **seen)
+        return Overview(namespace=self.namespace, node=node, **seen)
 
-    def course(self, round_id: str) -> tuple[list[Sample], list[Bin]]:
-        """History and histogram of a round that is kept, as an overview has the current one's."""
+    def course(self, round_id: str) -> Course:
+        """The course of a round that is kept, as an overview has the current one's."""
         return self._views.course(round_id, _vocab_size(self.workers.listing()))
 
     def broker_options(self) -> Mapping[str, str]:

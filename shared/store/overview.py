@@ -9,7 +9,7 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from shared.histogram import edge
-from shared.overview import Bin, Outcome, Sample, Totals
+from shared.overview import Bin, Course, Outcome, Sample, Totals
 from shared.store.connection import redis_errors
 from shared.store.context import Context
 
@@ -41,7 +41,7 @@ class Views:
             pipe.hlen(key("claims", round_id or "-"))
             clock, totals, counts, outcomes, queue, outbox, oldest, *of_round = pipe.execute()
         history, bins, claims = of_round
-        now = clock[0] + clock[1] / 1e6
+        now = _seconds(clock)
         since = float(oldest or 0)
         return {
             "at": now,
@@ -55,13 +55,22 @@ class Views:
             "histogram": _histogram(bins, vocab_size),
         }
 
-    def course(self, round_id: str, vocab_size: int) -> tuple[list[Sample], list[Bin]]:
-        """History and histogram of a round that is kept."""
+    def course(self, round_id: str, vocab_size: int) -> Course:
+        """The course of a round that is kept."""
         with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.time()
             pipe.lrange(self._keys("history", round_id), 0, -1)
             pipe.hgetall(self._keys("histogram", round_id))
-            history, bins = pipe.execute()
-        return [_sample(line) for line in history], _histogram(bins, vocab_size)
+            clock, history, bins = pipe.execute()
+        return Course(
+            at=_seconds(clock),
+            history=[_sample(line) for line in history],
+            histogram=_histogram(bins, vocab_size),
+        )
+
+
+def _seconds(clock: Sequence[int]) -> float:
+    return clock[0] + clock[1] / 1e6
 
 
 def _totals(kept: Mapping[str, str], current: Sequence[str | None]) -> Totals:

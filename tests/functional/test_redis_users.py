@@ -160,6 +160,8 @@ def test_a_whole_round_with_each_process_as_its_user(
         assert json.loads(poc("status", "--json"))["round"]["state"] == "STOPPED"
         assert api.get(f"/api/v1/pow/rounds/{stopped['round_id']}").json()["state"] == "STOPPED"
         assert api.get("/api/v1/pow/nonces").json()["total_valid"] == stopped["total_valid"]
+        assert "poc_redis_up 1.0" in api.get("/metrics").text
+        assert json.loads(poc("receipt"))["payload"]
         proofs = poc("proofs", "--count", "8")
         verdict = json.loads(poc("validate", "--batch", "-", "--json", stdin=proofs))
         assert verdict["fraud_detected"] is False

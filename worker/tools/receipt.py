@@ -28,24 +28,22 @@ def receipt_of(
     nonces take up to a minute: `progress` is told how far it is, for a person. Raises
     `RoundMismatch` for a round that is not kept, or expires meanwhile.
     """
-    seen = store.overview()
-    found = store.rounds.status(round_id) if round_id else seen.node
+    found = store.rounds.status(round_id)
     if found is None:
         raise RoundMismatch(f"no round {round_id} is kept; `poc status` shows the current one")
     if not found.round_id:
         raise RoundNotInitialized
-    of_round = RoundStatus.model_validate(found.model_dump())
-    history, histogram = store.course(of_round.round_id)
+    course = store.course(found.round_id)
     return Receipt(
         software=f"poc-worker {installed()}".rstrip(),
-        namespace=seen.namespace,
-        made_at=seen.at,
-        round=of_round,
-        nonces=Nonces.of(_pages(store, of_round, progress)),
-        history=history,
-        histogram=histogram,
-        workers=[_device(each) for each in seen.node.workers],
-        incidents=_during(of_round, store.workers.incidents(KEEP_INCIDENTS)),
+        namespace=store.namespace,
+        made_at=course.at,
+        round=found,
+        nonces=Nonces.of(_pages(store, found, progress)),
+        history=course.history,
+        histogram=course.histogram,
+        workers=[_device(each) for each in store.workers.listing()],
+        incidents=_during(found, store.workers.incidents(KEEP_INCIDENTS)),
     )
 
 

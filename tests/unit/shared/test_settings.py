@@ -70,7 +70,7 @@ def test_variables_of_compose_are_none_of_ours() -> None:
     """Given a shell that has read .env, the error says whose they are and how to be rid of them."""
     text = "".join(
         path.read_text(encoding="utf-8")
-        for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "deploy").iterdir()))
+        for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "deploy").glob("*.sh")))
     ).replace("${user}", "WORKER")
     ours = {f"POC_{name.upper()}" for name in Settings.model_fields}
     theirs = sorted(set(re.findall(r"POC_[A-Z_]*[A-Z]", text)) - ours)
