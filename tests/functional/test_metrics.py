@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,12 +16,14 @@ from serving_api import serving_api
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import Settings
-from support import wait_until
+from support import ROOT, free_port, running, wait_until
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.functional
 
 CONFIG = PoCConfig(block_hash="b", block_height=1, public_key="k", r_target=1, batch_size=8)
+
+TOKEN = "a-token-of-the-scraper-0123456789"
 
 #: Series by name and labels: all, and those of counters.
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -93,3 +97,56 @@ def test_redis_goes_and_comes_back(scrape: Scrape, redis_server: EmbeddedRedis) 
     assert "poc_workers" not in {name for name, _ in everything}
     redis_server.start()
     wait_until(lambda: value(scrape()[0], "poc_redis_up") == 1, description="Redis to be found")
+
+
+def test_prometheus_scrapes_it_as_the_compose_file_has_it_do(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Given the scrape config in deploy/ with these addresses, it finds the node, with a token.
+
+    And its alerts see that no worker lives.
+    """
+    if not shutil.which("prometheus"):
+        pytest.skip("prometheus is not installed (Debian: apt install prometheus)")
+    token, config, port = tmp_path / "token", tmp_path / "prometheus.yml", free_port()
+    token.write_text(TOKEN)
+    shipped = ROOT / "deploy" / "prometheus"
+    with serving_api(settings.redis_url, tmp_path / "api.log", POC_API_TOKENS=TOKEN) as (_, url):
+        text = (shipped / "prometheus.yml").read_text(encoding="utf-8")
+        for there, here in {
+            "api:8080": url.removeprefix("http://"),
+            "/run/poc_api_token": str(token),
+            "- alerts.yml": f"- {shipped}/alerts.yml",
+            ": 15s": ": 1s",
+        }.items():
+            assert there in text
+            text = text.replace(there, here)
+        config.write_text(text)
+        command = [
+            "prometheus",
+            f"--config.file={config}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
+        base = f"http://127.0.0.1:{port}/api/v1"
+        log = tmp_path / "prometheus.log"
+        with (
+            running(command, "ready to receive web requests", log),
+            httpx.Client(base_url=base, timeout=30, trust_env=False) as prometheus,
+        ):
+
+            def ask(what: str, **params: str) -> Any:
+                return prometheus.get(what, params=params).json()["data"]
+
+            found = wait_until(
+                lambda: ask("/query", query="poc_redis_up == 1")["result"], 30, "a scrape"
+            )
+            assert found[0]["metric"]["job"] == "poc"
+            wait_until(
+                lambda: (
+                    "PocNoWorker"
+                    in {alert["labels"]["alertname"] for alert in ask("/alerts")["alerts"]}
+                ),
+                30,
+                "an alert on its way",
+            )
