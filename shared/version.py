@@ -1,13 +1,13 @@
-"""Which version this is."""
+"""Which versions run here."""
 
 from __future__ import annotations
 
 from importlib import metadata
 
 
-def installed() -> str:
-    """The version of the distribution; empty in a source tree that is not installed."""
+def installed(distribution: str = "poc-worker") -> str:
+    """Its version; empty where it is not installed, as ours may be in a source tree."""
     try:
-        return metadata.version("poc-worker")
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return ""
