@@ -29,8 +29,12 @@ DELIVERY = ("callbacks_pending", "callbacks_delivered", "callbacks_refused", "ca
 
 #: Keys of a namespace that may stay for as long as it is there. Those of the current round and of
 #: open validations come on top; everything else must be empty or have a time to live.
-STAYING = ("status", "clock", "kept", "outbox", "callbacks", "workers", "takers")
-OF_CURRENT_ROUND = ("round", "nonces", "found", "run", "claims", "leases")
+STAYING = (
+    "status", "clock", "kept", "outbox", "callbacks", "totals", "outcomes", "workers", "takers",
+)  # fmt: skip
+OF_CURRENT_ROUND = (
+    "round", "nonces", "found", "run", "history", "histogram", "claims", "leases",
+)  # fmt: skip
 #: Celery's own: bindings of queues.
 CELERY_KEYS = re.compile(r"_kombu\..*")
 
