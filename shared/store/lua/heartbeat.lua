@@ -75,6 +75,7 @@ end_when_due(A.epoch)
 -- hundreds of them at most; one more says how it ended.
 local function sample()
   local course = redis.call('HMGET', K.round, 'total_checked', 'total_valid', 'generating_seconds')
+  if not course[1] then return end  -- somebody has removed the round's hash
   local last = redis.call('HMGET', K.run, 'sampled_s', 'sampled')
   local generating, before = number(course[3]), number(last[1])
   local due = generating >= before + math.max(2, generating / 128)
