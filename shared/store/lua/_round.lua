@@ -51,6 +51,20 @@ local function refresh(run, checked, changes)
     'updated_at', seconds(now), unpack(changes or {}))
 end
 
+-- Note how far the round is, for whoever looks on. Samples become rarer as it goes on, so that there
+-- are hundreds of them at most; one more says how it ended.
+local function sample()
+  local course = redis.call('HMGET', K.round, 'total_checked', 'total_valid', 'generating_seconds')
+  local checked, generating = course[1] or '0', number(course[3])
+  local last = redis.call('HMGET', K.run, 'sampled_s', 'sampled')
+  local due = generating >= number(last[1]) + math.max(2, generating / 128)
+  if state ~= 'GENERATING' then due = checked ~= (last[2] or '0') end
+  if not due then return end
+  redis.call('HSET', K.run, 'sampled_s', seconds(generating * 1000), 'sampled', checked)
+  redis.call('RPUSH', K.history,
+    table.concat({seconds(now_ms()), checked, course[2] or '0'}, ' '))
+end
+
 -- A new state. `epoch` fences: what was in flight under the old one is refused.
 local function enter(new)
   local now, run = now_ms(), hash(K.run)
@@ -72,9 +86,11 @@ local function enter(new)
     redis.call('HSET', K.run, 'elapsed_since', int(now))
   end
   redis.call('HSET', K.run, 'epoch', A.epoch)
+  local was = state
   state = new
   put('state', state)
   refresh()
+  if was == 'GENERATING' and new ~= 'GENERATING' then sample() end
   publish('work')
 end
 
@@ -135,7 +151,7 @@ local function open_round()
     end
     redis.call('HINCRBY', K.totals, 'rounds', 1)
   end
-  for _, name in ipairs({'round', 'nonces', 'found', 'run', 'claims', 'leases', 'tickets'}) do
+  for _, name in ipairs({'round', 'nonces', 'found', 'run', 'history', 'claims', 'leases', 'tickets'}) do
     K[name] = K['new_' .. name]
   end
   round, state = A.new_round, 'IDLE'

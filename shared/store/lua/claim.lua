@@ -2,7 +2,7 @@
 -- with _round
 -- with _claim
 -- K writes: status, clock, endings, round(round), run(round), claims(round), leases(round),
---   tickets(round), chunks, chunk_claims, chunk_leases, totals
+--   tickets(round), history(round), chunks, chunk_claims, chunk_leases, totals
 -- A: round, ask
 
 local other = moved()

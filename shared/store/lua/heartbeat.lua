@@ -71,25 +71,10 @@ renew(K.chunk_claims, K.chunk_leases)
 if state ~= 'STOPPED' then refresh() end
 end_when_due(A.epoch)
 
--- A round's course, for whoever looks on. Samples become rarer as it goes on, so that there are
--- hundreds of them at most; one more says how it ended.
-local function sample()
-  local course = redis.call('HMGET', K.round, 'total_checked', 'total_valid', 'generating_seconds')
-  if not course[1] then return end  -- somebody has removed the round's hash
-  local last = redis.call('HMGET', K.run, 'sampled_s', 'sampled')
-  local generating, before = number(course[3]), number(last[1])
-  local due = generating >= before + math.max(2, generating / 128)
-  if state ~= 'GENERATING' then due = course[1] ~= (last[2] or '0') end
-  if not due then return end
-  redis.call('HSET', K.run, 'sampled_s', course[3], 'sampled', course[1])
-  redis.call('RPUSH', K.history, table.concat({seconds(now), course[1], course[2]}, ' '))
-end
-if round ~= '' then
-  sample()
-  if A.counted and A.counted.round == round then
-    for i = 1, #A.counted.bins, 2 do
-      redis.call('HINCRBY', K.histogram, A.counted.bins[i], A.counted.bins[i + 1])
-    end
+if state == 'GENERATING' then sample() end
+if A.counted and A.counted.round == round then
+  for i = 1, #A.counted.bins, 2 do
+    redis.call('HINCRBY', K.histogram, A.counted.bins[i], A.counted.bins[i + 1])
   end
 end
 

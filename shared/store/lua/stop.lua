@@ -3,7 +3,7 @@
 -- with _round
 -- K reads: named=round(round_id)
 -- K writes: status, clock, endings, command(command), tombstone(round_id), round(round),
---   run(round), leases(round), tickets(round)
+--   run(round), history(round), leases(round), tickets(round)
 -- A: round, command, memory_s, epoch, round_id?
 
 local known = remembered() or moved()

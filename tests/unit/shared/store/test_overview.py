@@ -15,7 +15,7 @@ from shared.histogram import edge
 from shared.overview import Bin, Sample, Totals
 from shared.requests import GenerateRequest, StopRequest, ValidateRequest
 from shared.status import Incident
-from shared.store import Message, Outcome, Store, fresh_id
+from shared.store import Message, Computed, Store, fresh_id
 from shared.store.connection import Client
 from shared.store.keys import Keys
 from shared.store.overview import OUTCOMES
@@ -34,7 +34,7 @@ def commit(store: Store, worker: str = "w", message: Message | None = None) -> N
     claim = store.rounds.claim(worker, fresh_id())
     assert claim
     valid = [(claim.nonces[0], 0.5)]
-    assert store.rounds.commit(claim, Outcome(2, valid, message=message)) is None
+    assert store.rounds.commit(claim, Computed(2, valid, message=message)) is None
 
 
 def beat(store: Store, counted: tuple[str, dict[int, int]] | None = None) -> None:
