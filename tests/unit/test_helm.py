@@ -25,6 +25,8 @@ LEAST = {"model": "m", "secrets": {"apiTokens": SECRET}, "valkey": {"password": 
 #: Settings that the chart gives from other values, from the pod or from files.
 GIVEN = {"namespace", "model", "worker_name", "gpu", "api_host", "api_port", "tensor_parallel"}
 GIVEN |= {"run_callbacks", "redis_url", "api_tokens", "callback_secret"}
+# Receipts are made where the operator is.
+GIVEN |= {"receipt_key"}
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from shared.metrics import METRICS
 from shared.requests import GenerateRequest
 from shared.settings import Settings, load_settings
 from shared.status import Incident
-from shared.store import Message, Store, fresh_id
+from shared.store import Computed, Message, Store, fresh_id
 from shared.store.connection import Client
 from shared.store.keys import Keys
 
@@ -120,7 +120,7 @@ def busy_node(store: Store) -> None:
         claim = store.rounds.claim("w", fresh_id())
         assert claim
         message = Message("http://c", "{}", fresh_id(), round_id, 60)
-        store.rounds.commit(claim, 3, valid, failed=1, message=message)
+        store.rounds.commit(claim, Computed(3, valid, failed=1, message=message))
     delivered, refused = store.outbox.take("s", 10)
     store.outbox.settle(delivered)
     store.outbox.settle(refused, "it answered 404", "status_404")
