@@ -148,10 +148,12 @@ class FakeEngine:
             raise EngineError("the fake engine was asked to fail")
         if self.memory and self._begun == self.memory:
             raise MemoryError("the fake engine was asked to run out of memory")
-        dist = [
-            each + self.noise * (fake_distance("noise", "", nonce) - 1)
-            for nonce, each in zip(job.nonces, self._distances(job), strict=True)
-        ]
+        dist = self._distances(job)
+        if self.noise:
+            dist = [
+                each + self.noise * (fake_distance("noise", "", nonce) - 1)
+                for nonce, each in zip(job.nonces, dist, strict=True)
+            ]
         return self._without_some(job.nonces, dist)
 
     def _distances(self, job: Job) -> list[float]:

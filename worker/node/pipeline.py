@@ -264,6 +264,9 @@ class Pipeline:
             alone = work.attempts > 0
             job = Job.of(work.config, work.public_key, work.nonces, alone=alone)
             return self.engine.submit(job)
+        except EngineDied:
+            self._give_back(work)  # it never came to the device, so nothing is held against it
+            raise
         except EngineError as error:
             return _NotTaken(error)
 

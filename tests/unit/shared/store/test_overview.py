@@ -15,7 +15,7 @@ from shared.histogram import edge
 from shared.overview import Bin, Sample, Totals
 from shared.requests import GenerateRequest, StopRequest, ValidateRequest
 from shared.status import Incident
-from shared.store import Message, Computed, Store, fresh_id
+from shared.store import Computed, Message, Store, fresh_id
 from shared.store.connection import Client
 from shared.store.keys import Keys
 from shared.store.overview import OUTCOMES

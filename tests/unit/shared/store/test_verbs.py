@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import redis
@@ -14,7 +14,7 @@ from shared.data import ProofBatch
 from shared.errors import CouldNotCompute
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.settings import load_settings
-from shared.store import Ask, Computed, Message, Store
+from shared.store import Ask, Computed, Message, Store, fresh_id
 from shared.store.commands import OF_THE_DEAD
 from shared.store.keys import KEYS, Keys
 from shared.store.verbs import VERBS, Verb
@@ -156,12 +156,21 @@ def history(store: Store, client: redis.Redis) -> None:
     assert rounds.claim("w", "r6-3", "f")
     rounds.stop("s1", StopRequest(round_id="never"))
     rounds.stop("s2")
-    # Generations whose time is over, and one that a count ends.
-    for ends in (beat, lambda: rounds.claim("w", "late")):
-        rounds.generate(f"g-{ends}", GenerateRequest(seconds=1))
+
+    # Generations whose time is over, and some that a count ends.
+    def more(valid: Sequence[tuple[int, float]] = ()) -> None:
+        claim = rounds.claim("w", fresh_id(), "f")
+        assert claim
+        assert rounds.commit(claim, Computed(2, valid)) is None
+
+    for ends in (beat, lambda: rounds.claim("w", "late", "f")):
+        rounds.generate(fresh_id(), GenerateRequest(seconds=1))
+        more()
         sleep(1)
         ends()
-    rounds.generate("g-count", GenerateRequest(until_valid=1))
+    rounds.generate("g-count", GenerateRequest(until_valid=2))
+    more([(4, 0.5)])
+    rounds.generate("g-enough", GenerateRequest(until_valid=1))
     # A batch that fails for good, a round that is full.
     busy("r7")
     claims = [rounds.claim("w", f"c{n}", "f") for n in range(2)]

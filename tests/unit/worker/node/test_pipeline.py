@@ -20,7 +20,7 @@ from shared.config import PoCConfig, PoCState
 from shared.errors import EngineDied, EngineError, Quarantined, StoreUnavailable
 from shared.requests import ValidateRequest
 from shared.settings import load_settings
-from shared.store import Store
+from shared.store import Store, fresh_id
 from shared.store.connection import Client
 from support import wait_until
 from worker.engines import Job, Pending
@@ -309,6 +309,24 @@ class TestStep:
         assert status(store).total_checked == 0
         manager.pipeline.drain()
         assert free(store, 2) == [0, 4]
+
+    def test_what_a_dead_engine_does_not_take_is_not_to_blame(
+        self, store: Store, config: PoCConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Given an engine that dies before it has the batch, then that counts as no attempt."""
+
+        class Dead(FakeEngine):
+            def submit(self, job: Job) -> Pending:
+                raise EngineDied("it has ended")
+
+        manager = PoCManager(Dead(), store)
+        manager.start_generate(config)
+        with pytest.raises(EngineDied):
+            manager.pipeline.step()
+        manager.pipeline.drain()
+        claim = store.rounds.claim("another", fresh_id())
+        assert claim
+        assert (claim.start, claim.attempts) == (0, 0)
 
     @pytest.mark.parametrize("job", ["batch", "chunk"])
     @pytest.mark.parametrize(("how", "gave"), [("one short", 3), ("one over", 5)])

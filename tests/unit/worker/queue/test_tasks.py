@@ -75,9 +75,10 @@ def refusal(result: Any) -> tuple[type[BaseException], str]:
     return type(result.result), str(result.result)
 
 
-def test_there_are_four(app: Celery) -> None:
+def test_there_are_five(app: Celery) -> None:
     """And nothing else that a stranger could send."""
-    assert set(app.tasks) == {"poc.init", "poc.generate", "poc.validate", "poc.stop"}
+    names = {"poc.init", "poc.generate", "poc.validate", "poc.cancel", "poc.stop"}
+    assert set(app.tasks) == names
 
 
 def test_they_are_this_applications_alone(app: Celery, node: Node) -> None:
