@@ -81,6 +81,10 @@ class Overview(Course):
 
     namespace: str
     node: NodeStatus
+    #: The distance that a nonce must stay below to be valid, and about which share of the nonces,
+    #: 0 to 1, lies there; None while no worker says how large the model's vocabulary is.
+    valid_below: float = 0
+    expected_share: float | None = None
     #: Validations that ended, newest first.
     outcomes: list[Outcome] = Field(default_factory=list)
     totals: Totals = Field(default_factory=Totals)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
+from shared.config import share_below
 from shared.overview import Course, Overview
 from shared.settings import Settings
 from shared.status import NodeStatus, RoundStatus, WorkerStatus
@@ -111,8 +112,16 @@ class Store:
     def overview(self, newest: int = 0) -> Overview:
         """All that can be seen of the node at a glance."""
         node = self.status(newest)
-        seen = self._views.read(node.round_id, _vocab_size(node.workers))
-        return Overview(namespace=self.namespace, node=node, **seen)
+        vocab_size = _vocab_size(node.workers)
+        seen = self._views.read(node.round_id, vocab_size)
+        known = node.round_id and vocab_size
+        return Overview(
+            namespace=self.namespace,
+            node=node,
+            valid_below=node.valid_below,
+            expected_share=share_below(node.valid_below, vocab_size) if known else None,
+            **seen,
+        )
 
     def course(self, round_id: str) -> Course:
         """The course of a round that is kept, as an overview has the current one's."""

@@ -123,14 +123,19 @@ def demo(
     seconds: Annotated[
         float, typer.Option(min=1, metavar="<seconds>", help="How long to generate.")
     ] = 20.0,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Then go on with rounds, and the page, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Run a whole round on this machine: server, model, worker, API and callbacks.
 
     poc demo --seconds 10
+
+    poc demo --stay
     """
     from worker.tools.demo import run
 
-    raise typer.Exit(run(seconds=seconds))
+    raise typer.Exit(run(seconds=seconds, stay=stay))
 
 
 @takes_settings("redis_url", "namespace", "engine", "model", "device", "gpu", build=dict)

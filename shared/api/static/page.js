@@ -1,0 +1,120 @@
+// The live page: follows the node's events and shows what they tell.
+//
+//   stream.js  events from the API      view.js    an overview into the page
+//   charts.js  the two charts           words.js   numbers and times in words
+//
+// What callers of the node wrote reaches the page as text only: nothing here makes markup.
+
+import { Refused, events } from "./stream.js";
+import { announce, draw, link, lost } from "./view.js";
+import { time } from "./words.js";
+
+const TOKEN = "poc-token";
+const LONGEST_PAUSE_MS = 10_000;
+
+const byId = (id) => document.getElementById(id);
+const ask = byId("ask");
+const forget = byId("forget");
+
+/** The newest overview, and when it came by this browser's clocks. */
+let overview = null;
+let cameAt = 0;
+let lastSeen = 0;
+let token = sessionStorage.getItem(TOKEN) ?? "";
+let wake = () => {};
+
+function show() {
+  if (overview) draw(overview, overview.at + (performance.now() - cameAt) / 1000);
+}
+
+function heard(event, data) {
+  if (event === "problem") {
+    away(data.detail);
+    return;
+  }
+  overview = event === "changes" ? { ...overview, ...data } : data;
+  cameAt = performance.now();
+  lastSeen = Date.now() / 1000;
+  lost("");
+  link("ok", "live");
+  show();
+}
+
+function away(why) {
+  link("bad", "not connected");
+  const since = lastSeen ? ` Last seen ${time(lastSeen)}.` : "";
+  lost(`${why.replace(/\.$/, "")}.${since} This page tries again by itself.`);
+}
+
+async function follow() {
+  for (let failures = 0; ; failures++) {
+    try {
+      for await (const [event, data] of events("api/v1/pow/events", token)) {
+        failures = 0;
+        heard(event, data);
+      }
+      away("The connection was closed");
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) {
+        await newToken();
+        failures = 0;
+        continue;
+      }
+      away(error instanceof Refused ? `The API refuses: ${error.message}` : "Connection lost");
+    }
+    // Not all pages at once, when the API is there again.
+    const pause = Math.min(LONGEST_PAUSE_MS, 500 * 2 ** failures) * (0.5 + Math.random());
+    await new Promise((resolve) => {
+      wake = resolve;
+      setTimeout(resolve, pause);
+    });
+  }
+}
+
+// The token.
+
+function keep(new_) {
+  token = new_;
+  if (token) sessionStorage.setItem(TOKEN, token);
+  else sessionStorage.removeItem(TOKEN);
+}
+
+/** Ask for a token until there is one. */
+function newToken() {
+  byId("wrong").textContent = token ? "That is none of the node's tokens." : "";
+  byId("token").value = "";
+  link("wait", "token wanted");
+  forget.textContent = "Enter token";
+  forget.hidden = false;
+  ask.showModal();
+  return new Promise((resolve) => {
+    byId("ask-form").onsubmit = (submitted) => {
+      submitted.preventDefault();
+      keep(byId("token").value.trim());
+      ask.close();
+      forget.textContent = "Forget token";
+      link("wait", "connecting");
+      resolve();
+    };
+  });
+}
+
+forget.hidden = !token;
+forget.onclick = () => {
+  if (forget.textContent === "Enter token") {
+    ask.showModal();
+  } else {
+    keep("");
+    location.reload();
+  }
+};
+
+// A page that was put aside has perhaps slept through its connection.
+document.addEventListener("visibilitychange", () => document.hidden || wake());
+window.addEventListener("online", () => wake());
+
+// Ages grow while the node has nothing new to say.
+setInterval(() => document.body.dataset.link === "ok" && show(), 1000);
+
+announce();
+follow();
