@@ -42,7 +42,6 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
         reads.close()
 
     app = FastAPIOffline(
-        root_path=settings.api_root_path,
         title="Proof of Compute: status",
         description=f"What the node of namespace `{settings.namespace}` does. {INTEGERS}",
         version="1",
@@ -53,7 +52,7 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
     app.state.feed = Feed(reads.overview)
     tokens = settings.api_tokens.get_secret_value() if settings.api_tokens else ""
     app.state.tokens = [token.encode() for token in tokens.split(",") if token]
-    app.add_middleware(Limits, rate=settings.api_rate)
+    app.add_middleware(Limits, rate=settings.api_rate, prefix=settings.api_root_path)
     app.include_router(rounds)
     app.include_router(metrics)
     app.include_router(health)

@@ -26,8 +26,9 @@ class Limits:
     prefix of POC_API_ROOT_PATH, as ASGI has it, whether or not the proxy took that away.
     """
 
-    def __init__(self, app: ASGIApp, rate: int) -> None:
+    def __init__(self, app: ASGIApp, rate: int, prefix: str) -> None:
         self._app = app
+        self._prefix = prefix
         self._rate = RateLimitItemPerSecond(rate)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
@@ -37,8 +38,7 @@ class Limits:
         if scope["type"] == "http":
             address = (scope["client"] or ("",))[0]
             headers = dict(scope["headers"])
-            prefix: str = scope.get("root_path", "")
-            path = scope["path"]
+            prefix, path = self._prefix, scope["path"]
             if prefix and f"{path}/".startswith(f"{prefix}/"):
                 path = path[len(prefix) :] or "/"
             if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
@@ -50,8 +50,13 @@ class Limits:
                 text, later = "too many requests", {"Retry-After": str(RETRY_AFTER_S)}
                 answer = JSONResponse({"detail": text}, 429, headers=later)
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            asked = {ASKED_BY: scope["method"]}
-            scope = {**scope, **asked, "method": method, "path": prefix + path}
+            scope = {
+                **scope,
+                ASKED_BY: scope["method"],
+                "method": method,
+                "root_path": prefix,
+                "path": prefix + path,
+            }
         await (answer or self._app)(scope, receive, send)
 
 

@@ -29,6 +29,8 @@ from worker.tools.embedded import EmbeddedRedis
 pytestmark = pytest.mark.functional
 
 STATUS = "/api/v1/pow/status"
+OVERVIEW = "/api/v1/pow/overview"
+EVENTS = "/api/v1/pow/events"
 NONCES = "/api/v1/pow/nonces"
 CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_target=1.4, batch_size=4)
 
@@ -108,9 +110,10 @@ def test_a_round_is_followed(api: Api, store: Store) -> None:
 def test_every_route_answers_head(api: Api, store: Store) -> None:
     """As it does GET, without the body: load balancers probe with it."""
     generate(store, "r1")
-    pages = ["/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
-    health = ["/metrics", "/livez", "/readyz"]
-    for url in (STATUS, f"{NONCES}?limit=1", "/api/v1/pow/rounds/r1", *health, *pages):
+    pages = ["/", "/static/page.js", "/docs", "/redoc", "/openapi.json"]
+    reads = [STATUS, OVERVIEW, f"{NONCES}?limit=1", "/api/v1/pow/rounds/r1", "/metrics"]
+    assert api.client.head(EVENTS).status_code == 200
+    for url in (*reads, "/livez", "/readyz", *pages, "/static-offline-docs/swagger-ui.css"):
         get, head = api.client.get(url), api.client.head(url)
         assert (head.status_code, head.content) == (200, b""), url
         assert head.headers["Content-Type"] == get.headers["Content-Type"]
@@ -148,7 +151,7 @@ def test_redis_goes_and_comes_back(api: Api, store: Store, redis_server: Embedde
     assert api.status_code(STATUS) == 200
     redis_server.kill()
 
-    for url in (STATUS, "/api/v1/pow/rounds/r1", NONCES, "/readyz"):
+    for url in (STATUS, OVERVIEW, "/api/v1/pow/rounds/r1", NONCES, "/readyz"):
         response = api.client.get(url)
         assert response.status_code == 503
         assert response.json()["detail"].startswith("Redis: ")

@@ -165,6 +165,12 @@ def test_a_whole_round_with_each_process_as_its_user(
         proofs = poc("proofs", "--count", "8")
         verdict = json.loads(poc("validate", "--batch", "-", "--json", stdin=proofs))
         assert verdict["fraud_detected"] is False
+        seen = api.get("/api/v1/pow/overview").json()
+        assert (seen["node"]["state"], seen["outbox_length"] > 0) == ("STOPPED", True)
+        assert seen["history"]
+        assert seen["histogram"]
+        assert seen["outcomes"][0]["fraud_detected"] is False
+        assert seen["totals"]["validations"] == {"honest": 1}
         assert of_api.poll() is None, api_log.read_text()
         assert of_flower.poll() is None, flower_log.read_text()
     worker.process.terminate()

@@ -13,9 +13,12 @@ const axis = (more) => ({
   ...more,
 });
 
-/** A chart in `box` that follows its width and the browser's colours. */
-function chart(box, options, data) {
+/** A chart in `box` that follows its width and the browser's colours; `says` what is pointed at. */
+function chart(box, says, options, data) {
   const size = () => ({ width: Math.max(200, box.clientWidth), height: HEIGHT });
+  const readout = document.createElement("p");
+  readout.className = "readout";
+  readout.setAttribute("aria-hidden", "true");
   const plot = new uPlot(
     {
       ...size(),
@@ -23,10 +26,19 @@ function chart(box, options, data) {
       padding: [12, 8, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { show: false } },
       ...options,
+      hooks: {
+        ...options.hooks,
+        setCursor: [
+          ({ cursor: { idx } }) => {
+            readout.textContent = idx == null ? "" : says(idx);
+          },
+        ],
+      },
     },
     data,
     box,
   );
+  box.append(readout);
   new ResizeObserver(() => box.clientWidth !== plot.width && plot.setSize(size())).observe(box);
   const redraw = () => plot.redraw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
@@ -37,15 +49,17 @@ function chart(box, options, data) {
 const labels = (_, values) =>
   values.map((n) => (n >= 1e6 ? `${n / 1e6}M` : n >= 1e4 ? `${n / 1e3}k` : String(n)));
 
-/** Nonces per second over time. */
-export function rateChart(box) {
+/** Nonces per second over time; `says` what is at a place of its data. */
+export function rateChart(box, says) {
   const twoDigits = (n) => String(n).padStart(2, "0");
   return chart(
     box,
+    says,
     {
       scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.15)] } },
       axes: [
         axis({
+          size: 28,
           space: 70,
           values: (_, ticks) =>
             ticks.map((t) => {
@@ -70,8 +84,8 @@ export function rateChart(box) {
   );
 }
 
-/** How many nonces lie at which distance; `chart.target` is where a line is drawn. */
-export function distanceChart(box) {
+/** How many nonces lie at which distance; `target` of what it gives is where a line is drawn. */
+export function distanceChart(box, says) {
   const bars = uPlot.paths.bars({ size: [0.86, 40], radius: 0.15 });
   const series = (name) => ({
     paths: bars,
@@ -96,12 +110,13 @@ export function distanceChart(box) {
   };
   return chart(
     box,
+    says,
     {
       scales: {
         x: { time: false },
         y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] },
       },
-      axes: [axis({ space: 60 }), axis({ size: 48, values: labels })],
+      axes: [axis({ size: 28, space: 60 }), axis({ size: 48, values: labels })],
       series: [{}, series("--accent"), series("--bar")],
       hooks: { draw: [line] },
     },

@@ -13,6 +13,7 @@ import {
   probability,
   share,
   span,
+  time,
 } from "./words.js";
 
 // Seconds after which what happened is no longer news, a heartbeat is late, a callback waits long.
@@ -187,21 +188,25 @@ function concerns(all, now) {
   if (node.callbacks_refused) {
     say("warn", `${counted(node.callbacks_refused, "callback")} of this round not delivered.`);
   }
-  const frauds = all.outcomes.filter((each) => each.fraud_detected && now - each.at < NEWS_S);
-  if (frauds.length) say("warn", `${counted(frauds.length, "fraud")} found in the last day.`);
   if (!found.length) say("ok", "All is well.");
+  const frauds = all.outcomes.filter((each) => each.fraud_detected && now - each.at < NEWS_S);
+  if (frauds.length) {
+    say("warn", `Cheating was found in ${counted(frauds.length, "validation")} of the last day.`);
+  }
   fill(byId("concerns"), "li", found, (li, { text, level }) => write(li, text, level));
 }
 
 function answers(all, now) {
   const node = all.node;
   const values = {};
-  values.rate = [`${perSecond(node.state === "GENERATING" ? node.recent_rate_per_second : 0)}/s`];
+  values.rate = [
+    node.state === "GENERATING" ? `${perSecond(node.recent_rate_per_second)}/s` : NONE,
+  ];
   values["rate-more"] = [`${perSecond(node.rate_per_second)}/s over the round`];
   values.checked = [count(node.total_checked)];
   values["checked-more"] = [node.round_id ? `in ${span(node.elapsed_seconds)}` : "no round yet"];
   values.valid = [count(node.total_valid)];
-  const expected = all.expected_share == null ? "" : `, ${share(all.expected_share)} expected`;
+  const expected = all.expected_share == null ? "" : ` (${share(all.expected_share)} expected)`;
   values["valid-more"] = [
     node.total_checked ? `${share(node.total_valid / node.total_checked)}${expected}` : NONE,
   ];
@@ -229,7 +234,10 @@ let rates = null;
 
 function course(all) {
   const node = all.node;
-  rates ??= rateChart(byId("rate-chart"));
+  rates ??= rateChart(
+    byId("rate-chart"),
+    (i) => `${time(rates.data[0][i])}: ${perSecond(rates.data[1][i])}/s`,
+  );
   const xs = [];
   const ys = [];
   let last = { at: node.started_at, checked: 0 };
@@ -247,8 +255,8 @@ function course(all) {
   setData(rates, [xs, ys]);
   const text = !ys.length
     ? "Nothing has been computed yet."
-    : `${perSecond(ys.at(-1))} nonces a second at last, ${perSecond(node.rate_per_second)} over the ` +
-      `round; between ${perSecond(Math.min(...ys))} and ${perSecond(Math.max(...ys))}.`;
+    : `Nonces a second: ${perSecond(ys.at(-1))} at last, ${perSecond(node.rate_per_second)} over ` +
+      `the round; from ${perSecond(Math.min(...ys))} to ${perSecond(Math.max(...ys))}.`;
   write(byId("rate-text"), text);
 }
 
@@ -256,7 +264,10 @@ let spread = null;
 
 function distances(all) {
   const node = all.node;
-  spread ??= distanceChart(byId("distance-chart"));
+  spread ??= distanceChart(byId("distance-chart"), (i) => {
+    const nonces = spread.data[1][i] ?? spread.data[2][i];
+    return `about ${spread.data[0][i].toFixed(4)}: ${counted(nonces, "nonce")}`;
+  });
   const middles = all.histogram.map((bin) => (bin.low + bin.high) / 2);
   const below = (bin, middle) => middle < all.valid_below;
   spread.target = node.round_id ? all.valid_below : NaN;
@@ -269,12 +280,12 @@ function distances(all) {
     write(byId("distance-text"), "No distances yet.");
     return;
   }
-  const margin = node.submit_margin ? `, r_target less a margin of ${node.submit_margin}` : ", r_target";
+  const target = node.submit_margin ? `r_target less ${node.submit_margin}` : "r_target";
   const expected = all.expected_share == null ? "" : `; about ${share(all.expected_share)} expected`;
   write(
     byId("distance-text"),
     `${share(node.total_valid / node.total_checked)} of ${counted(node.total_checked, "nonce")} lie ` +
-      `below ${all.valid_below.toFixed(4)}${margin} (dashed)${expected}.`,
+      `below ${all.valid_below.toFixed(4)}, ${target}${expected}.`,
   );
 }
 
@@ -352,7 +363,7 @@ function callbacks(all) {
 function totals(all) {
   const whole = all.totals;
   facts("total-facts", [
-    ["Rounds", count(whole.rounds)],
+    ["Rounds before this one", count(whole.rounds)],
     ["Checked", count(whole.checked)],
     ["Valid", count(whole.valid)],
     ["Failed", count(whole.failed), whole.failed ? "warn" : ""],

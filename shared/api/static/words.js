@@ -16,8 +16,8 @@ export const perSecond = (n) => (n == null ? NONE : n >= 100 ? whole.format(Math
 export function share(x) {
   if (x == null || !Number.isFinite(x)) return NONE;
   const percent = 100 * x;
-  if (percent && percent < 0.1) return `${percent.toPrecision(2)}%`;
-  return `${percent.toFixed(percent < 10 ? 2 : 1)}%`;
+  if (percent && percent < 1) return `${percent.toPrecision(2)}%`;
+  return `${percent.toFixed(1)}%`;
 }
 
 export const probability = (p) => (p == null ? NONE : p && p < 0.001 ? p.toExponential(1) : p.toFixed(3));

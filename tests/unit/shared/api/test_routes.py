@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.api import create_app, serve
-from shared.config import MAX_NONCE, PoCConfig
+from shared.config import MAX_NONCE, PoCConfig, r_target_for
 from shared.errors import ConfigError
 from shared.requests import GenerateRequest
 from shared.settings import load_settings
@@ -24,6 +24,8 @@ from shared.store.keys import Keys
 SETTINGS = load_settings({}, namespace="test")
 STATUS = "/api/v1/pow/status"
 NONCES = "/api/v1/pow/nonces"
+OVERVIEW = "/api/v1/pow/overview"
+EVENTS = "/api/v1/pow/events"
 CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_target=1.4, batch_size=4)
 
 
@@ -170,6 +172,28 @@ class TestStatus:
         assert (worker["rate_per_second"], worker["busy"]) == (None, None)
 
 
+class TestOverview:
+    """What the page shows."""
+
+    def test_it_is_the_store_s(self, api: TestClient, store: Store) -> None:
+        """All fields, but for the clock."""
+        find(store, [(1, 1.25)])
+        live(store, vocab_size="100")
+        found = body(api, OVERVIEW)
+        kept = store.overview().model_dump(mode="json")
+        assert {**found, "at": 0} == {**kept, "at": 0}
+        assert found["at"] <= kept["at"]
+
+    def test_it_says_what_share_to_expect(self, api: TestClient, store: Store) -> None:
+        """By the formula that r_target is chosen by, once a vocabulary is known."""
+        find(store, [(1, 1.25)])
+        assert body(api, OVERVIEW)["expected_share"] is None
+        live(store, vocab_size="100")
+        found = body(api, OVERVIEW)
+        assert found["valid_below"] == CONFIG.r_target
+        assert r_target_for(found["expected_share"], 100) == pytest.approx(CONFIG.r_target)
+
+
 class TestRounds:
     """Rounds that are still kept."""
 
@@ -275,7 +299,7 @@ class TestHealth:
 class TestRedisAway:
     """An outage is said, and passes."""
 
-    @pytest.mark.parametrize("url", [STATUS, "/api/v1/pow/rounds/a", NONCES, "/readyz"])
+    @pytest.mark.parametrize("url", [STATUS, OVERVIEW, "/api/v1/pow/rounds/a", NONCES, "/readyz"])
     def test_every_read_says_unavailable(
         self, api: TestClient, server: fakeredis.FakeServer, url: str
     ) -> None:
@@ -330,7 +354,14 @@ class TestReadOnly:
         round_id = find(store, [(1, 1.25)])
         live(store)
         before = {key: redis.dump(key) for key in redis.scan_iter()}
-        for url in (STATUS, f"/api/v1/pow/rounds/{round_id}", NONCES, "/readyz", "/livez"):
+        for url in (
+            STATUS,
+            OVERVIEW,
+            f"/api/v1/pow/rounds/{round_id}",
+            NONCES,
+            "/readyz",
+            "/livez",
+        ):
             body(api, url)
         assert {key: redis.dump(key) for key in redis.scan_iter()} == before
         assert Keys("test")("status") in before
@@ -355,7 +386,7 @@ class TestTokens:
         with TestClient(create_app(settings, store)) as client:
             yield client
 
-    @pytest.mark.parametrize("url", [STATUS, NONCES, "/api/v1/pow/rounds/r1"])
+    @pytest.mark.parametrize("url", [STATUS, OVERVIEW, EVENTS, NONCES, "/api/v1/pow/rounds/r1"])
     @pytest.mark.parametrize(
         "header",
         [
@@ -386,9 +417,9 @@ class TestTokens:
         response = api.get(STATUS, headers={"Authorization": f"Bearer {token}"})
         assert response.status_code == 200
 
-    @pytest.mark.parametrize("url", ["/livez", "/docs", "/redoc", "/openapi.json"])
+    @pytest.mark.parametrize("url", ["/", "/livez", "/docs", "/redoc", "/openapi.json"])
     def test_health_and_description_stay_open(self, api: TestClient, url: str) -> None:
-        """Supervisors have no token, and the description tells what this repository tells."""
+        """Supervisors have no token, and the page and the description tell what all can read."""
         assert api.get(url).status_code == 200
 
     def test_readiness_stays_open(self, api: TestClient, store: Store) -> None:

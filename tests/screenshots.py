@@ -1,6 +1,6 @@
 """Takes the pictures of docs/images/: a real node's page, in a real browser.
 
-    python docs/screenshots.py
+    PYTHONPATH=.:tests python -m screenshots
 
 It runs `poc demo --stay`, waits until a round has a course to show, and ends it. Needs Chromium.
 """
@@ -16,23 +16,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-ROOT = Path(__file__).parents[1]
+from chromium import chromium
+from support import ROOT
+
 IMAGES = ROOT / "docs" / "images"
 #: Name, colours, width, height of each picture; without a height all of the page.
 PICTURES = (
     ("page-light", "light", 1180, 760),
-    ("page-dark", "dark", 1180, None),
+    ("page-dark", "dark", 1000, None),
     ("page-phone", "dark", 390, 844),
 )
-#: What a browser for tests needs none of.
-ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 
 
 def main() -> None:
@@ -40,15 +36,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--chromium", default="/usr/bin/chromium", help="the browser to take")
     parser.add_argument("--seconds", type=float, default=45, help="of the round that is shown")
     parser.add_argument("--url", help="of a page that is there; no node is run")
     options = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=options.chromium, args=ARGUMENTS, headless=True
-        )
+    with chromium() as browser:
         if options.url:
             take(browser, options.url)
             return
