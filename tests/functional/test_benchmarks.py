@@ -16,7 +16,14 @@ from worker.engines.vllm.options import installed
 
 pytestmark = pytest.mark.functional
 
-SCRIPTS = ("bookkeeping.py", "generator.py", "gpu_round.py", "numerics.py", "timeline.py")
+SCRIPTS = (
+    "bookkeeping.py",
+    "generator.py",
+    "gpu_round.py",
+    "numerics.py",
+    "pages.py",
+    "timeline.py",
+)
 
 
 def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
