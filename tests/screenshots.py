@@ -26,7 +26,7 @@ IMAGES = ROOT / "docs" / "images"
 #: Name, colours, width, height of each picture; without a height all of the page.
 PICTURES = (
     ("page-light", "light", 1180, 760),
-    ("page-dark", "dark", 1000, None),
+    ("page-dark", "dark", 1000, 1240),
     ("page-phone", "dark", 390, 844),
 )
 

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
 
-from support import ROOT, clean_environment, wait_until
+from support import ROOT, clean_environment, running, wait_until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -46,33 +48,45 @@ def demo(tmp_path: Path) -> Iterator[psutil.Process]:
         process.wait()
 
 
-def test_the_demo_shows_a_round_and_leaves_nothing_running(tmp_path: Path) -> None:
-    """It ends with 0 only if the round, both verdicts and all callbacks were as they must be."""
-    process = subprocess.Popen(
-        [*DEMO, "--seconds", "2"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    )
-    children: set[psutil.Process] = set()
-    wait_until(
-        lambda: children.update(_descendants(process.pid)) or process.poll() is not None,
-        timeout=150,
-        description="the demo to end",
-        every=0.2,
-    )
-    said = process.communicate()[0]
+def test_the_demo_shows_a_round_stays_and_leaves_nothing_running(tmp_path: Path) -> None:
+    """It ends with 0 only if the round, both verdicts and all callbacks were as they must be.
 
-    assert process.returncode == 0, said
+    Given --stay, rounds then go on, and the page is there, until Ctrl-C.
+    """
+    log = tmp_path / "out"
+    with running(
+        [*DEMO, "--seconds", "2", "--stay"],
+        r"watch them at (http://\S+)",
+        log,
+        timeout=150,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as (process, found):
+        children = _descendants(process.pid)
+        assert len(children) >= 4, "a server, two workers and an API"
+        assert "<title>Proof of Compute</title>" in httpx.get(found[1], trust_env=False).text
+        overview = f"{found[1]}api/v1/pow/overview"
+
+        def seen() -> dict[str, Any]:
+            return dict(httpx.get(overview, trust_env=False).json())
+
+        wait_until(
+            lambda: seen()["node"]["block_height"] == 2 and seen()["node"]["total_checked"],
+            timeout=60,
+            description="nonces of another round",
+        )
+        assert seen()["totals"]["validations"] == {"honest": 1, "fraud": 1}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text()
+
+    said = log.read_text()
     assert "FAIL" not in said
-    assert len(children) >= 4, "a server, two workers and an API"
     assert not [child for child in children if child.is_running()]
     assert not list(tmp_path.glob("poc-*"))
     ending, after = said.split("ending what was started")[0], said.split("what next")[1]
     assert "what next" not in ending, "the prompt comes with it"
     assert "poc generate --block-hash" in after
+    assert "poc demo --stay" in after
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
@@ -18,7 +19,7 @@ from serving_api import serving_api
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.data import ProofBatch
-from shared.settings import Settings
+from shared.settings import Settings, load_settings
 from shared.status import Incident, RoundStatus
 from shared.store import Store
 from support import free_port, wait_until
@@ -196,6 +197,14 @@ class TestRound:
         assert page.evaluate("window.same")
         assert re.match(r"Generating · [\d,.]+/s · test", page.title())
 
+    def test_a_round_that_ends_by_itself_has_an_eta(self, page: Page, url: str) -> None:
+        """Given that a count was asked for, it says how far it is, and when it gets there."""
+        seen = httpx.get(f"{url}/api/v1/pow/overview", trust_env=False).json()
+        asked = {"total_valid": 50, "generating_seconds": 100, "until_valid": 200}
+        seen["node"] |= asked
+        page.evaluate("async all => (await import('./static/view.js')).draw(all, all.at)", seen)
+        assert page.locator("#eta").inner_text() == "25.0% of 200 valid nonces, 5 min 0 s to go"
+
     def test_it_is_built_for_those_who_listen(self, page: Page) -> None:
         """Landmarks, headings in order, names of tables, and one voice that speaks by itself."""
         for landmark in ("banner", "main", "contentinfo"):
@@ -264,6 +273,34 @@ class TestWithout:
             expect(page.locator("#workers")).to_contain_text("Start one: poc worker")
             expect(page.locator("#rate-text")).to_have_text("Nothing has been computed yet.")
             assert value(page, "checked") == "0"
+
+    def test_a_gpu_that_tells_half(
+        self, redis_server: EmbeddedRedis, tmp_path: Path, open_page: Open
+    ) -> None:
+        """Given one card that tells all, and one that tells its name, what is known is shown."""
+        gpus = [
+            {
+                "name": "H100",
+                "utilization": 0.97,
+                "memory_used_bytes": 60 * 2**30,
+                "memory_total_bytes": 80 * 2**30,
+                "temperature_celsius": 66.4,
+                "power_watts": 512.3,
+            },
+            {"name": "T4"},
+        ]
+        settings = load_settings({}, redis_url=redis_server.url, namespace="gpus", lease_s="600")
+        with (
+            contextlib.closing(Store(settings)) as store,
+            serving_api(redis_server.url, tmp_path / "log", POC_NAMESPACE="gpus") as (_, url),
+        ):
+            fields = {"state": "idle", "gpus": json.dumps(gpus)}
+            store.workers.heartbeat("w", {"fingerprint": "f"}, fields, tokens=[])
+            page = open_page(url)
+            expect(page.locator("#state")).to_have_text("Ready: no round yet")
+            assert row(page, "worker-table")[8] == (
+                "H100\n97% used · 60.0 of 80.0 GiB · 66 °C · 512 W\nT4"
+            )
 
     def test_a_lost_connection_is_said_and_found_again(
         self, redis_server: EmbeddedRedis, tmp_path: Path, open_page: Open

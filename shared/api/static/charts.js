@@ -23,7 +23,7 @@ function chart(box, says, options, data) {
     {
       ...size(),
       legend: { show: false },
-      padding: [12, 8, 0, 0],
+      padding: [12, 26, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { show: false } },
       ...options,
       hooks: {

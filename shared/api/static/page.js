@@ -1,7 +1,8 @@
 // The live page: follows the node's events and shows what they tell.
 //
-//   stream.js  events from the API      view.js    an overview into the page
-//   charts.js  the two charts           words.js   numbers and times in words
+//   stream.js    events from the API       view.js   the first glance
+//   sections.js  what is below that        dom.js    text into elements
+//   charts.js    the two charts            words.js  numbers and times in words
 //
 // What callers of the node wrote reaches the page as text only: nothing here makes markup.
 

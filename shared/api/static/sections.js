@@ -1,0 +1,194 @@
+// The sections below the first glance: charts, tables and facts.
+
+import { distanceChart, rateChart } from "./charts.js";
+import { byId, facts, table, write } from "./dom.js";
+import {
+  NONE,
+  ago,
+  brief,
+  count,
+  counted,
+  gib,
+  moment,
+  perSecond,
+  probability,
+  share,
+  span,
+  time,
+} from "./words.js";
+
+// Seconds after which a heartbeat is late, and a callback waits long.
+export const LATE_S = 15;
+export const LONG_S = 60;
+
+let rates = null;
+
+export function course(all) {
+  const node = all.node;
+  rates ??= rateChart(
+    byId("rate-chart"),
+    (i) => `${time(rates.data[0][i])}: ${perSecond(rates.data[1][i])}/s`,
+  );
+  const xs = [];
+  const ys = [];
+  let last = { at: node.started_at, checked: 0 };
+  for (const sample of all.history) {
+    if (sample.at > last.at) {
+      xs.push(sample.at);
+      ys.push((sample.checked - last.checked) / (sample.at - last.at));
+    }
+    last = sample;
+  }
+  if (node.state === "GENERATING" && node.updated_at > last.at + 1) {
+    xs.push(node.updated_at);
+    ys.push(node.recent_rate_per_second);
+  }
+  setData(rates, [xs, ys]);
+  const text = !ys.length
+    ? "Nothing has been computed yet."
+    : `Nonces a second: ${perSecond(ys.at(-1))} at last, ${perSecond(node.rate_per_second)} over ` +
+      `the round; from ${perSecond(Math.min(...ys))} to ${perSecond(Math.max(...ys))}.`;
+  write(byId("rate-text"), text);
+}
+
+let spread = null;
+
+export function distances(all) {
+  const node = all.node;
+  spread ??= distanceChart(byId("distance-chart"), (i) => {
+    const nonces = spread.data[1][i] ?? spread.data[2][i];
+    return `about ${spread.data[0][i].toFixed(4)}: ${counted(nonces, "nonce")}`;
+  });
+  const middles = all.histogram.map((bin) => (bin.low + bin.high) / 2);
+  const below = (bin, middle) => middle < all.valid_below;
+  spread.target = node.round_id ? all.valid_below : NaN;
+  setData(spread, [
+    middles,
+    all.histogram.map((bin, i) => (below(bin, middles[i]) ? bin.nonces : null)),
+    all.histogram.map((bin, i) => (below(bin, middles[i]) ? null : bin.nonces)),
+  ]);
+  if (!all.histogram.length) {
+    write(byId("distance-text"), "No distances yet.");
+    return;
+  }
+  const target = node.submit_margin ? `r_target less ${node.submit_margin}` : "r_target";
+  const expected = all.expected_share == null ? "" : `; about ${share(all.expected_share)} expected`;
+  write(
+    byId("distance-text"),
+    `${share(node.total_valid / node.total_checked)} of ${counted(node.total_checked, "nonce")} lie ` +
+      `below ${all.valid_below.toFixed(4)}, ${target}${expected}.`,
+  );
+}
+
+/** Only what has changed is drawn again. */
+function setData(plot, data) {
+  const key = JSON.stringify([data, plot.target]);
+  if (plot.key === key) return;
+  plot.key = key;
+  plot.setData(data);
+}
+
+export function workers(node, now) {
+  const rows = node.workers.map((each) => [
+    each.name,
+    { text: each.state, level: each.state === "idle" ? "" : "ok" },
+    `${perSecond(each.rate_per_second)}/s`,
+    share(each.busy),
+    String(each.tile || NONE),
+    {
+      text: ago(now - each.heartbeat_at),
+      level: now - each.heartbeat_at > LATE_S ? "warn" : "",
+    },
+    each.checked_at ? `passed ${ago(now - each.checked_at)}` : NONE,
+    [each.device, each.model].filter(Boolean).join("\n"),
+    each.gpus.map(gpuOf).join("\n") || NONE,
+  ]);
+  table(
+    "worker-table",
+    ["Worker", "State", "Rate", "Busy", "Tile", "Heartbeat", "Functional check", "Device and model", "GPU"],
+    rows,
+    "No worker is there. Start one: poc worker",
+  );
+}
+
+function gpuOf(gpu) {
+  const told = (value, text) => (value == null ? [] : [text(value)]);
+  const numbers = [
+    ...told(gpu.utilization, (x) => `${Math.round(100 * x)}% used`),
+    ...told(gpu.memory_used_bytes, (x) =>
+      gpu.memory_total_bytes ? `${gib(x)} of ${gib(gpu.memory_total_bytes)} GiB` : `${gib(x)} GiB`,
+    ),
+    ...told(gpu.temperature_celsius, (x) => `${Math.round(x)} °C`),
+    ...told(gpu.power_watts, (x) => `${Math.round(x)} W`),
+  ];
+  return [gpu.name, numbers.join(" · ")].filter(Boolean).join("\n");
+}
+
+export function incidents(node, now) {
+  const rows = node.incidents.map((each) => [
+    moment(each.at, now),
+    each.host ? `${each.worker}\n${each.host}` : each.worker,
+    { text: each.reason, level: "bad" },
+    each.in_doubt ? counted(each.in_doubt, "nonce") : NONE,
+  ]);
+  table("incident-table", ["When", "Worker", "Why", "In doubt"], rows, "No worker had to end.");
+}
+
+export function callbacks(all) {
+  const { node, totals: whole } = all;
+  const error = node.callback_error || node.validation_callbacks.callback_error;
+  const reasons = Object.entries(whole.refused).map(([reason, n]) => `${count(n)} ${reason}`);
+  facts("callback-facts", [
+    ["Waiting", count(all.outbox_length)],
+    [
+      "Oldest waits",
+      all.outbox_length ? span(all.outbox_oldest_seconds) : NONE,
+      all.outbox_oldest_seconds > LONG_S ? "warn" : "",
+    ],
+    ["Delivered", count(whole.delivered)],
+    ["Refused", reasons.join("\n") || "0", reasons.length ? "warn" : ""],
+    ["Last failure", error || "none", error ? "warn" : ""],
+  ]);
+}
+
+export function totals(all) {
+  const whole = all.totals;
+  facts("total-facts", [
+    ["Rounds before this one", count(whole.rounds)],
+    ["Checked", count(whole.checked)],
+    ["Valid", count(whole.valid)],
+    ["Failed", count(whole.failed), whole.failed ? "warn" : ""],
+    ["Taken over from dead workers", count(whole.taken_over)],
+    ["Workers that had to end", count(whole.incidents)],
+    ["Commands that wait", count(all.queue_length)],
+  ]);
+}
+
+export function validations(all, now) {
+  const open = Object.entries(all.node.validations).map(([id, { done, total }]) => [
+    id,
+    `${count(done)} of ${count(total)}`,
+    share(done / total),
+  ]);
+  table("open-table", ["Task", "Nonces", "Done"], open, "");
+  const rows = all.outcomes.map((each) => [
+    moment(each.at, now),
+    brief(each.public_key, 12) || NONE,
+    each.block_hash ? `${brief(each.block_hash)} at ${count(each.block_height)}` : NONE,
+    count(each.nonces),
+    count(each.n_invalid),
+    probability(each.probability_honest),
+    verdict(each),
+  ]);
+  table(
+    "outcome-table",
+    ["When", "Submitter", "Block", "Nonces", "Invalid", "p-value", "Verdict"],
+    rows,
+    "No validation has ended yet.",
+  );
+}
+
+function verdict(outcome) {
+  if (outcome.error) return { text: `none: ${outcome.error}`, level: "warn" };
+  return outcome.fraud_detected ? { text: "fraud", level: "bad" } : { text: "honest", level: "ok" };
+}
