@@ -85,6 +85,8 @@ class Overview(Course):
     #: 0 to 1, lies there; None while no worker says how large the model's vocabulary is.
     valid_below: float = 0
     expected_share: float | None = None
+    #: About how long the generation still takes; None if it has no end, or nobody can tell.
+    seconds_left: float | None = None
     #: Validations that ended, newest first.
     outcomes: list[Outcome] = Field(default_factory=list)
     totals: Totals = Field(default_factory=Totals)

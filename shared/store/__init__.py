@@ -120,6 +120,7 @@ class Store:
             node=node,
             valid_below=node.valid_below,
             expected_share=share_below(node.valid_below, vocab_size) if known else None,
+            seconds_left=node.seconds_left,
             **seen,
         )
 

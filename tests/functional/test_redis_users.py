@@ -171,6 +171,7 @@ def test_a_whole_round_with_each_process_as_its_user(
         assert seen["histogram"]
         assert seen["outcomes"][0]["fraud_detected"] is False
         assert seen["totals"]["validations"] == {"honest": 1}
+        assert len(api.get("/api/v1/pow/rounds").json()["rounds"]) == 1
         assert of_api.poll() is None, api_log.read_text()
         assert of_flower.poll() is None, flower_log.read_text()
     worker.process.terminate()

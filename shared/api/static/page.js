@@ -6,11 +6,13 @@
 //
 // What callers of the node wrote reaches the page as text only: nothing here makes markup.
 
-import { Refused, events } from "./stream.js";
+import { rounds } from "./sections.js";
+import { Refused, asked, events } from "./stream.js";
 import { announce, draw, link, lost } from "./view.js";
 import { time } from "./words.js";
 
 const TOKEN = "poc-token";
+const ROUNDS = 10;
 const LONGEST_PAUSE_MS = 10_000;
 
 const byId = (id) => document.getElementById(id);
@@ -23,9 +25,25 @@ let cameAt = 0;
 let lastSeen = 0;
 let token = sessionStorage.getItem(TOKEN) ?? "";
 let wake = () => {};
+/** What the list of rounds was made for. */
+let listed = null;
+
+const now = () => overview.at + (performance.now() - cameAt) / 1000;
 
 function show() {
-  if (overview) draw(overview, overview.at + (performance.now() - cameAt) / 1000);
+  if (overview) draw(overview, now());
+}
+
+/** The list of rounds, when another one has begun or this one changed its state. */
+async function list() {
+  const key = `${overview.node.round_id} ${overview.node.state}`;
+  if (key === listed) return;
+  listed = key;
+  try {
+    rounds((await asked(`api/v1/pow/rounds?newest=${ROUNDS}`, token)).rounds, now());
+  } catch {
+    listed = null; // with the next event again
+  }
 }
 
 function heard(event, data) {
@@ -39,6 +57,7 @@ function heard(event, data) {
   lost("");
   link("ok", "live");
   show();
+  list();
 }
 
 function away(why) {

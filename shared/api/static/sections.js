@@ -192,3 +192,22 @@ function verdict(outcome) {
   if (outcome.error) return { text: `none: ${outcome.error}`, level: "warn" };
   return outcome.fraud_detected ? { text: "fraud", level: "bad" } : { text: "honest", level: "ok" };
 }
+
+/** The rounds that are kept, at `now`: what the API lists, not part of an overview. */
+export function rounds(kept, now) {
+  const rows = kept.map((each) => [
+    moment(each.started_at, now),
+    `${brief(each.block_hash)} at ${count(each.block_height)}`,
+    each.state.toLowerCase(),
+    count(each.total_checked),
+    count(each.total_valid),
+    `${perSecond(each.rate_per_second)}/s`,
+    each.kept_until ? moment(each.kept_until, now) : "the current one",
+  ]);
+  table(
+    "round-table",
+    ["Begun", "Block", "State", "Checked", "Valid", "Rate", "Kept until"],
+    rows,
+    "No round yet.",
+  );
+}

@@ -1,14 +1,23 @@
-// Server-sent events over fetch: EventSource can't send an Authorization header.
+// What the API tells. Server-sent events come over fetch, since EventSource can't send a token.
 
 // The server says something at least every 15 seconds.
 const SILENCE_MS = 40_000;
 
-/** An answer that was no stream: `status`, and why. */
+/** An answer that tells nothing: `status`, and why. */
 export class Refused extends Error {
   constructor(status, detail) {
     super(detail);
     this.status = status;
   }
+}
+
+const bearer = (token) => (token ? { Authorization: `Bearer ${token}` } : {});
+
+/** The JSON at `url`; throws what is refused. */
+export async function asked(url, token) {
+  const answer = await fetch(url, { headers: bearer(token), cache: "no-store" });
+  if (!answer.ok) throw new Refused(answer.status, await reason(answer));
+  return answer.json();
 }
 
 /** Yields [event, data] for each event of `url`, until the stream ends; throws if it breaks. */
@@ -21,7 +30,7 @@ export async function* events(url, token) {
   };
   heard();
   try {
-    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const headers = bearer(token);
     const answer = await fetch(url, { headers, signal: quiet.signal, cache: "no-store" });
     if (!answer.ok) throw new Refused(answer.status, await reason(answer));
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -12,7 +12,7 @@ import {
   validations,
   workers,
 } from "./sections.js";
-import { NONE, ago, brief, count, counted, perSecond, share, span } from "./words.js";
+import { NONE, ago, brief, count, counted, perSecond, share, span, time } from "./words.js";
 
 // Seconds after which what happened is no longer news.
 const NEWS_S = 86_400;
@@ -43,7 +43,7 @@ export function draw(all, now) {
   write(byId("namespace"), all.namespace);
   write(byId("state"), state.text, state.level);
   write(byId("round"), roundOf(node));
-  goal(node);
+  goal(all);
   concerns(all, now);
   answers(all, now);
   course(all);
@@ -80,30 +80,21 @@ function roundOf(node) {
   return `${block} · round ${node.round_id} · key ${brief(node.public_key, 12)}${part}`;
 }
 
-/** How far the round is, if it ends by itself. */
-function goal(node) {
-  const wanted = node.until_valid || 0;
-  const seconds = node.until_s || 0;
-  byId("goal").hidden = !node.round_id || !(wanted || seconds);
+/** How far the round is, if it is to end by itself. */
+function goal({ node, seconds_left: left }) {
+  const timed = node.ends_at > node.started_at;
+  byId("goal").hidden = !(node.until_valid || timed);
   if (byId("goal").hidden) return;
-  const parts = [];
-  const lefts = [];
-  if (wanted) {
-    parts.push(node.total_valid / wanted);
-    const rate = node.total_valid / node.generating_seconds;
-    lefts.push(node.total_valid >= wanted ? 0 : rate ? (wanted - node.total_valid) / rate : Infinity);
-  }
-  if (seconds) {
-    parts.push(node.generating_seconds / seconds);
-    lefts.push(seconds - node.generating_seconds);
-  }
-  const done = Math.min(1, Math.max(...parts));
-  const left = Math.max(0, Math.min(...lefts));
+  const ofCount = node.until_valid ? node.total_valid / node.until_valid : 0;
+  const seconds = node.ends_at - node.started_at;
+  const ofTime = timed ? (node.updated_at - node.started_at) / seconds : 0;
+  const done = Math.min(1, Math.max(ofCount, ofTime));
   byId("progress").value = done;
-  const aims = [wanted && counted(wanted, "valid nonce"), seconds && span(seconds)].filter(Boolean);
-  const eta =
-    node.state !== "GENERATING" ? "" : left === Infinity ? ", no end in sight" : `, ${span(left)} to go`;
-  write(byId("eta"), `${share(done)} of ${aims.join(" or ")}${eta}`);
+  const aims = [];
+  if (node.until_valid) aims.push(counted(node.until_valid, "valid nonce"));
+  if (timed) aims.push(`the end at ${time(node.ends_at)}`);
+  const eta = left == null ? "" : `: ${span(left)} to go`;
+  write(byId("eta"), `${share(done)} of the way to ${aims.join(" or ")}${eta}`);
 }
 
 function concerns(all, now) {
