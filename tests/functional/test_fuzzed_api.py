@@ -182,7 +182,7 @@ def test_odd_numbers_are_refused(
 ) -> None:
     """Or not looked at, where there is no such parameter."""
     response = client.get(f"{path.format(round_id='r1')}?{name}={n}")
-    newest = dict.fromkeys(("status", "rounds", "r1"), ["newest"])
+    newest = {each: ["newest"] for each in ("status", "rounds", "r1")}
     known = {**newest, "nonces": ["start", "limit"]}
     if name in known[response.url.path.rsplit("/")[-1]] and n not in ("1.0", "٣"):
         assert is_refusal(response)
