@@ -42,7 +42,8 @@ async function list() {
   try {
     rounds((await asked(`api/v1/pow/rounds?newest=${ROUNDS}`, token)).rounds, now());
   } catch {
-    listed = null; // with the next event again
+    // With the next event again.
+    listed = null;
   }
 }
 
