@@ -179,7 +179,10 @@ def test_a_server_that_can_t_be_verified_is_not_talked_to(broken: Settings) -> N
     client = PoCClient(broken, timeout=2)
     with contextlib.closing(client), pytest.raises(StoreUnavailable, match=says):
         client.stop()
-    with client._app.connection_for_write() as connection, pytest.raises(Exception, match=says):
+    with (
+        client._line._app.connection_for_write() as connection,
+        pytest.raises(Exception, match=says),
+    ):
         connection.ensure_connection(max_retries=1, timeout=2)
 
 

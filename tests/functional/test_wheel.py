@@ -168,8 +168,8 @@ def test_a_controller_imports_it_beside_its_own(installed: Installed) -> None:
     """Given a project whose own `shared` is imported first, then our client is still ours."""
     (installed.project / "shared/__init__.py").write_text("")
     code = (
-        "import shared, sys; from poc_worker.shared.client import PoCClient; "
-        "print(shared.__file__, PoCClient.__module__, 'worker' in sys.modules)"
+        "import shared, sys; from poc_worker.shared import client; client.PoCClient; "
+        "print(shared.__file__, client.__name__, 'worker' in sys.modules)"
     )
     said = installed.run("python", "-c", code)
     (installed.project / "shared/__init__.py").write_text(THEIRS)

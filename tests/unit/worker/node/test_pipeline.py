@@ -311,12 +311,12 @@ class TestStep:
         assert free(store, 2) == [0, 4]
 
     def test_what_a_dead_engine_does_not_take_is_not_to_blame(
-        self, store: Store, config: PoCConfig, monkeypatch: pytest.MonkeyPatch
+        self, store: Store, config: PoCConfig
     ) -> None:
         """Given an engine that dies before it has the batch, then that counts as no attempt."""
 
         class Dead(FakeEngine):
-            def submit(self, job: Job) -> Pending:
+            def ensure_alive(self) -> None:
                 raise EngineDied("it has ended")
 
         manager = PoCManager(Dead(), store)
