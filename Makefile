@@ -18,6 +18,9 @@ AUDIT_VENV := .venv-audit
 # Nor are those that the site of the docs is made with.
 DOCS_VENV := .venv-docs
 
+# Options of `make demo`, such as DEMO=--stay.
+DEMO ?=
+
 # What `make faults` runs: the same seed makes the same schedule.
 SEED    ?= 1
 SECONDS ?= 600
@@ -48,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # `exec` puts the command in the shell's place, so that signals reach it.
 demo: $(STAMP) ## Run a whole round here: server, worker, API, callbacks
-	@exec $(BIN)/poc demo
+	@exec $(BIN)/poc demo $(DEMO)
 
 # Each process of the tests has a Redis of its own. The tests of a file stay together, with the
 # worker that they share; in the order of their names, so that the long ones begin first.
@@ -94,6 +97,7 @@ docs: ## Build the site of the docs into build/site, and fail on a lost page or 
 	@test -x $(DOCS_VENV)/bin/mkdocs || { $(PYTHON) -m venv $(DOCS_VENV) \
 	  && $(DOCS_VENV)/bin/python -m pip install --quiet -r constraints-docs.txt; }
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build
+	@echo "to read it: $(PYTHON) -m http.server --directory build/site"
 
 check: lint test ## Run what CI runs: the linters, then the tests
 

@@ -61,7 +61,7 @@ class Totals(_Frozen):
     #: Callbacks that were delivered, and those that were not, by the reason.
     delivered: int = 0
     refused: dict[str, int] = Field(default_factory=dict)
-    #: Validations that ended, by how: honest, fraud, error.
+    #: Validations that ended, by how: honest, fraud, error, cancelled.
     validations: dict[str, int] = Field(default_factory=dict)
 
 
@@ -92,8 +92,12 @@ class Overview(Course):
     totals: Totals = Field(default_factory=Totals)
     #: Batches of the current round that workers have, or that wait to be taken over from them.
     claims: int = 0
+    #: Seconds after its last heartbeat that a worker is shown no more.
+    worker_lives_s: float = 0
     #: Commands that wait for a worker.
     queue_length: int = 0
     #: Callbacks that wait for their delivery, and for how many seconds the oldest of them does.
     outbox_length: int = 0
     outbox_oldest_seconds: float = 0
+    #: Why the last delivery failed, of any round; `tried again` in front if it still may come.
+    outbox_error: str = ""

@@ -23,7 +23,7 @@ from chromium import chromium
 from support import ROOT
 
 IMAGES = ROOT / "docs" / "images"
-#: Name, colours, width, height of each picture; without a height all of the page.
+#: Name, colours, width, height of each picture.
 PICTURES = (
     ("page-light", "light", 1180, 760),
     ("page-dark", "dark", 1000, 1240),
@@ -54,13 +54,13 @@ def take(browser: Browser, url: str) -> None:
     for name, colours, width, height in PICTURES:
         page = browser.new_page(
             color_scheme=colours,  # type: ignore[arg-type]
-            viewport={"width": width, "height": height or 800},
+            viewport={"width": width, "height": height},
         )
         page.goto(url)
         page.wait_for_selector("#worker-table tbody tr")
         page.wait_for_timeout(500)
         path = IMAGES / f"{name}.png"
-        page.screenshot(path=path, full_page=height is None)
+        page.screenshot(path=path)
         page.close()
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -60,7 +60,7 @@ class Watch:
     def page(self, round_id: str, start: int) -> Steps[list[ValidNonce]]:
         """The valid nonces from position `start` on, as soon as there are some.
 
-        None when the round has ended and all are told.
+        Empty when the round has ended and all are told.
         """
         while True:
             # The status first: a round that has ended by then has all its nonces in the list.

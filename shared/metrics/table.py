@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shared.config import PoCState, share_below
+from shared.config import PoCState
 from shared.metrics.metric import Metric, Series, by, by_gpu, by_worker, gpus, one
 from shared.overview import Overview
 
 #: Labels that are there from the start: what first appears with a 1 is no increase to Prometheus.
-OUTCOMES = ("honest", "fraud", "error")
+OUTCOMES = ("honest", "fraud", "error", "cancelled")
 REASONS = ("deadline", "never_sent", "other")
 _WORKER_STATES = ("idle", "generating", "validating")
 
@@ -38,13 +38,6 @@ def _worker_infos(seen: Overview) -> Iterator[Series]:
 def _gpu_infos(seen: Overview) -> Iterator[Series]:
     for labels, gpu in gpus(seen):
         yield (*labels, gpu.name), 1
-
-
-def _expected_share(seen: Overview) -> float | None:
-    vocab_size = max((each.vocab_size for each in seen.node.workers), default=0)
-    if not (vocab_size and seen.node.r_target):
-        return None
-    return share_below(seen.node.valid_below, vocab_size)
 
 
 def _age(seen: Overview, at: float) -> float | None:
@@ -161,7 +154,7 @@ OF_A_NODE: tuple[Metric, ...] = (
     Metric(
         "poc_round_expected_valid_ratio",
         "Share of valid nonces, 0 to 1, that a random model would give; absent without a worker",
-        one(_expected_share),
+        one(lambda seen: seen.expected_share),
     ),
     Metric(
         "poc_round_claimed_batches",
@@ -313,7 +306,3 @@ def table() -> str:
         labels = ", ".join(f"`{label}`" for label in each.labels)
         rows.append(f"| `{each.name}` | {each.kind} | {labels} | {each.help} |")
     return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    print(table())  # noqa: T201

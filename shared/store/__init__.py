@@ -121,6 +121,7 @@ class Store:
             valid_below=node.valid_below,
             expected_share=share_below(node.valid_below, vocab_size) if known else None,
             seconds_left=node.seconds_left,
+            worker_lives_s=self._settings.worker_lives_s,
             **seen,
         )
 

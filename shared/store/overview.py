@@ -35,14 +35,14 @@ class Views:
             pipe.xrevrange(key("outcomes"), count=OUTCOMES)
             pipe.llen(self._queue)
             pipe.xlen(key("outbox"))
-            pipe.hget(key("callbacks"), "oldest_at")
+            pipe.hmget(key("callbacks"), "oldest_at", "last_error")
             pipe.lrange(key("history", round_id or "-"), 0, -1)
             pipe.hgetall(key("histogram", round_id or "-"))
             pipe.hlen(key("claims", round_id or "-"))
-            clock, totals, counts, outcomes, queue, outbox, oldest, *of_round = pipe.execute()
+            clock, totals, counts, outcomes, queue, outbox, trouble, *of_round = pipe.execute()
         history, bins, claims = of_round
         now = _seconds(clock)
-        since = float(oldest or 0)
+        since = float(trouble[0] or 0)
         return {
             "at": now,
             "totals": _totals(totals, counts),
@@ -51,6 +51,7 @@ class Views:
             "queue_length": queue,
             "outbox_length": outbox,
             "outbox_oldest_seconds": max(0.0, now - since) if outbox and since else 0,
+            "outbox_error": trouble[1] or "",
             "history": [_sample(line) for line in history],
             "histogram": _histogram(bins, vocab_size),
         }

@@ -89,7 +89,7 @@ class ComputedValidation:
         )
         if isinstance(outcome, PoCError):
             return evidence.model_copy(update={"error": str(outcome)})
-        verdict = outcome.model_dump(include={"n_invalid", "probability_honest", "fraud_detected"})
+        verdict = outcome.model_dump(include=set(_OF_A_VERDICT))
         return evidence.model_copy(update=verdict)
 
 

@@ -15,6 +15,7 @@ from shared.config import PoCConfig, r_target_for
 from shared.errors import ConfigError
 from shared.settings import load_settings
 from support import ROOT, clean_environment
+from worker.cli.options import FRAUD
 from worker.tools.calibration.selfcheck import Plan, check
 from worker.tools.make_model import make_model
 
@@ -58,7 +59,7 @@ def test_a_validator_with_other_floats_calls_it_a_fraud(poc: Poc) -> None:
         *("selfcheck", "--r-target=1.4", "--seq-len=4", "--sample=32", "--json"),
         *("--as=tile=4", "--as=dtype=bfloat16"),
     )
-    assert ran.returncode == 1, ran.stderr
+    assert ran.returncode == FRAUD, ran.stderr
     said = json.loads(ran.stdout)
     tile, floats = said["sides"]
     assert (tile["equal"], tile["probability_flagged"]) == (32, 0.0)

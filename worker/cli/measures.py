@@ -12,7 +12,7 @@ from shared.config import MAX_BATCH_SIZE, PROBABILITY_MISMATCH, PoCConfig
 from shared.errors import ConfigError, PoCError
 from shared.requests import read
 from shared.settings import Settings
-from worker.cli.options import CONFIG_HELP, ENGINE, Json, takes_network, takes_settings
+from worker.cli.options import CONFIG_HELP, ENGINE, FRAUD, Json, takes_network, takes_settings
 
 SeqLen = Annotated[int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")]
 BatchSize = Annotated[
@@ -134,7 +134,7 @@ def selfcheck(
 
     It computes some nonces as this node does and as other nodes do, and compares.
 
-    Exit status: 0 it passes, 1 it would be called a fraud, 2 wrong options.
+    Exit status: 0 it passes, 3 it would be called a fraud, 2 wrong options, 1 it can't be said.
 
     poc selfcheck --model ./model --r-target 1.4 --as dtype=bfloat16
     """
@@ -146,7 +146,7 @@ def selfcheck(
     report = check(settings, Plan(read(PoCConfig, config), sample, n, risk, sides))
     (verdict.show_json if as_json else verdict.show)(report)
     if not report.passes:
-        raise typer.Exit(1)
+        raise typer.Exit(FRAUD)
 
 
 @takes_settings("redis_url", "namespace")

@@ -57,6 +57,9 @@ _OF_A_ROUND = ("block_height", "node_id", "node_count", "callback_url", "callbac
 #: A block and a key that nobody has, where any will do.
 _ANY_BLOCK = {"block_hash": "selfcheck", "block_height": 0, "public_key": "selfcheck"}
 
+#: Exit status of what would be, or is, called a fraud.
+FRAUD = 3
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Timeout = Annotated[
     float,

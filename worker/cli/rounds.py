@@ -19,6 +19,7 @@ from shared.requests import read
 from shared.settings import Settings, load_settings
 from shared.status import RoundStatus, WorkerStatus, printable
 from worker.cli.options import (
+    FRAUD,
     Json,
     NewRoundId,
     Replace,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from shared.client import PoCClient
     from shared.config import PoCConfig
 
-#: Exit status of a validation that found fraud.
-FRAUD = 3
 #: Seconds between two looks at who works.
 LOOK_S = 1.0
 

@@ -123,7 +123,7 @@ def proofs(
 def _look(store: Store, round_id: str | None) -> show.Seen:
     found = store.rounds.status(round_id, newest=NEWEST)
     if found is None:
-        raise RoundMismatch(f"no round {round_id} is kept; `poc status` shows the current one")
+        raise RoundMismatch(f"no round {round_id} is kept; `poc rounds` lists those that are")
     return found, store.workers.listing(), store.workers.incidents()
 
 

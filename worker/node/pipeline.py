@@ -78,10 +78,8 @@ class Pipeline:
         self.tally = Tally(engine.info.vocab_size)
         #: What the log says of the rounds that this worker sees.
         self.rounds = RoundLog(store, worker)
-        self._profile = json.dumps(
-            {"fingerprint": engine.info.fingerprint, **engine.info.profile}, sort_keys=True
-        )
         self._computer = computer(worker, engine.info)
+        self._profile = json.dumps(self._computer.profile, sort_keys=True)
         # Replaced, never changed: other threads look at them.
         self._in_flight: tuple[InFlight, ...] = ()
         self._reserved: tuple[Claim, ...] = ()

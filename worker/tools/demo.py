@@ -55,6 +55,7 @@ READY_S = 120.0
 
 #: What to try after it.
 NEXT = f"""\
+  . .venv/bin/activate                    # in a clone, so that there is `poc`
   poc demo --stay                         # the same, and the node and its page stay
   poc make-model ./model                  # a small model to keep
   poc worker --embedded --model ./model   # a worker with a Redis of its own

@@ -30,7 +30,7 @@ def receipt_of(
     """
     found = store.rounds.status(round_id)
     if found is None:
-        raise RoundMismatch(f"no round {round_id} is kept; `poc status` shows the current one")
+        raise RoundMismatch(f"no round {round_id} is kept; `poc rounds` lists those that are")
     if not found.round_id:
         raise RoundNotInitialized
     course = store.course(found.round_id)

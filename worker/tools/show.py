@@ -113,7 +113,8 @@ def rounds_table(kept: Sequence[KeptRound]) -> RenderableType:
     if not kept:
         return Text("no round is kept. Start one: poc generate --help", style="dim")
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("round", "block", "state"):
+    table.add_column("round", no_wrap=True)  # to be copied whole
+    for heading in ("block", "state"):
         table.add_column(heading, overflow="fold")
     for heading in ("checked", "valid", "rate/s"):
         table.add_column(heading, justify="right")
@@ -135,7 +136,7 @@ def rounds_table(kept: Sequence[KeptRound]) -> RenderableType:
 
 
 def _moment(unix_time: float) -> str:
-    return f"{datetime.fromtimestamp(unix_time).astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{datetime.fromtimestamp(unix_time).astimezone():%m-%d %H:%M:%S}"
 
 
 def _ends(status: RoundStatus) -> str:

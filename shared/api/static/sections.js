@@ -17,9 +17,13 @@ import {
   time,
 } from "./words.js";
 
-// Seconds after which a heartbeat is late, and a callback waits long.
-export const LATE_S = 15;
+// Seconds after which a callback waits long.
 export const LONG_S = 60;
+// Batches that a point of the first chart has at least, unless they take long.
+const FEW = 4;
+
+// Whether a heartbeat is late: half of the time has gone after which the worker counts as gone.
+export const isLate = (worker, all, now) => now - worker.heartbeat_at > all.worker_lives_s / 2;
 
 let rates = null;
 
@@ -33,10 +37,11 @@ export function course(all) {
   const ys = [];
   let last = { at: node.started_at, checked: 0 };
   for (const sample of all.history) {
-    if (sample.at > last.at) {
-      xs.push(sample.at);
-      ys.push((sample.checked - last.checked) / (sample.at - last.at));
-    }
+    // A batch counts as it ends: over less than a few of them a rate says nothing.
+    const few = sample.checked - last.checked < FEW * node.batch_size;
+    if (sample.at <= last.at || (few && sample.at - last.at < LONG_S)) continue;
+    xs.push(sample.at);
+    ys.push((sample.checked - last.checked) / (sample.at - last.at));
     last = sample;
   }
   if (node.state === "GENERATING" && node.updated_at > last.at + 1) {
@@ -88,8 +93,8 @@ function setData(plot, data) {
   plot.setData(data);
 }
 
-export function workers(node, now) {
-  const rows = node.workers.map((each) => [
+export function workers(all, now) {
+  const rows = all.node.workers.map((each) => [
     each.name,
     { text: each.state, level: each.state === "idle" ? "" : "ok" },
     `${perSecond(each.rate_per_second)}/s`,
@@ -97,7 +102,7 @@ export function workers(node, now) {
     String(each.tile || NONE),
     {
       text: ago(now - each.heartbeat_at),
-      level: now - each.heartbeat_at > LATE_S ? "warn" : "",
+      level: isLate(each, all, now) ? "warn" : "",
     },
     each.checked_at ? `passed ${ago(now - each.checked_at)}` : NONE,
     [each.device, each.model].filter(Boolean).join("\n"),
@@ -136,7 +141,7 @@ export function incidents(node, now) {
 
 export function callbacks(all) {
   const { node, totals: whole } = all;
-  const error = node.callback_error || node.validation_callbacks.callback_error;
+  const error = all.outbox_error;
   const reasons = Object.entries(whole.refused).map(([reason, n]) => `${count(n)} ${reason}`);
   facts("callback-facts", [
     ["Waiting", count(all.outbox_length)],

@@ -2,7 +2,7 @@
 
 import { byId, fill, write } from "./dom.js";
 import {
-  LATE_S,
+  isLate,
   LONG_S,
   callbacks,
   course,
@@ -48,7 +48,7 @@ export function draw(all, now) {
   answers(all, now);
   course(all);
   distances(all);
-  workers(node, now);
+  workers(all, now);
   incidents(node, now);
   callbacks(all);
   totals(all);
@@ -105,10 +105,12 @@ function concerns(all, now) {
   if (node.error) say("bad", node.error);
   const ended = node.incidents.filter((each) => now - each.at < NEWS_S);
   if (ended.length) say("bad", `${counted(ended.length, "worker")} had to end in the last day.`);
-  const late = node.workers.filter((each) => now - each.heartbeat_at > LATE_S);
+  const late = node.workers.filter((each) => isLate(each, all, now));
   if (late.length) say("warn", `${counted(late.length, "heartbeat")} late.`);
   if (node.total_failed) say("warn", `${counted(node.total_failed, "nonce")} failed in this round.`);
-  if (all.outbox_length && all.outbox_oldest_seconds > LONG_S) say("warn", "Callbacks wait long.");
+  if (all.outbox_length && all.outbox_oldest_seconds > LONG_S) {
+    say("warn", `Callbacks wait long${all.outbox_error ? `: ${all.outbox_error}` : ""}.`);
+  }
   if (node.callbacks_refused) {
     say("warn", `${counted(node.callbacks_refused, "callback")} of this round not delivered.`);
   }

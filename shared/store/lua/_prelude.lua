@@ -60,10 +60,15 @@ local function callback_counters(of)
   return targets
 end
 
-local function count_callback(of, field, by, error)
+-- Show a failure where the callback is counted, and for the whole namespace, whose outbox it is.
+local function show_failure(of, error)
+  for _, key in ipairs(callback_counters(of)) do redis.call('HSET', key, 'callback_error', error) end
+  redis.call('HSET', K.callbacks, 'last_error', error)
+end
+
+local function count_callback(of, field, by)
   for _, key in ipairs(callback_counters(of)) do
     redis.call('HINCRBY', key, 'callbacks_' .. field, by)
-    if error then redis.call('HSET', key, 'callback_error', error) end
   end
 end
 

@@ -4,7 +4,5 @@
 -- A: round, entry, error
 
 if #redis.call('XRANGE', K.outbox, A.entry, A.entry) == 0 then return 0 end
-for _, key in ipairs(callback_counters(A.round)) do
-  redis.call('HSET', key, 'callback_error', TRIED_AGAIN .. A.error)
-end
+show_failure(A.round, TRIED_AGAIN .. A.error)
 return 1

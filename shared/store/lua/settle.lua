@@ -5,13 +5,14 @@
 redis.call('XACK', K.outbox, A.group, A.entry)
 if redis.call('XDEL', K.outbox, A.entry) == 0 then return 0 end
 count_callback(A.round, 'pending', -1)
-count_callback(A.round, A.outcome, 1, A.error)
+count_callback(A.round, A.outcome, 1)
+if A.error then show_failure(A.round, A.error) end
 redis.call('HINCRBY', K.totals, A.reason and 'refused:' .. A.reason or A.outcome, 1)
 if A.outcome ~= 'delivered' then return 1 end
-for _, key in ipairs(callback_counters(A.round)) do
-  local error = redis.call('HGET', key, 'callback_error') or ''
-  if string.sub(error, 1, #TRIED_AGAIN) == TRIED_AGAIN then
-    redis.call('HSET', key, 'callback_error', '')
-  end
+local function forget_trouble(key, field)
+  local error = redis.call('HGET', key, field) or ''
+  if string.sub(error, 1, #TRIED_AGAIN) == TRIED_AGAIN then redis.call('HSET', key, field, '') end
 end
+for _, key in ipairs(callback_counters(A.round)) do forget_trouble(key, 'callback_error') end
+forget_trouble(K.callbacks, 'last_error')
 return 1

@@ -56,8 +56,8 @@ def _rows(report: Report) -> dict[str, str | Text]:
         else Text("you would be called a fraud", style="bold red")
     )
     verdict.append(
-        f": with a probability of {chance(worst.flagged)} by {worst.side.name}; accepted: "
-        f"{chance(plan.accepted_risk)}",
+        f": the probability to be called a fraud is {chance(worst.flagged)} at worst, by "
+        f"{worst.side.name}; up to {chance(plan.accepted_risk)} is accepted",
         style="not bold default",
     )
     fraud = f"from {plan.flagged_from} mismatches on" if plan.flagged_from <= plan.n else "never"

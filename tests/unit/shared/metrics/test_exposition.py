@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared.api import create_app
 from shared.config import PoCConfig
 from shared.metrics import METRICS
+from shared.metrics.table import OUTCOMES, REASONS
 from shared.requests import GenerateRequest
 from shared.settings import Settings, load_settings
 from shared.status import Incident
@@ -196,9 +197,9 @@ def test_every_metric_of_the_table_is_told(api: TestClient, store: Store) -> Non
 def test_counters_are_there_before_anything_happens(api: TestClient) -> None:
     """With zeros: Prometheus sees no increase in a series that begins with 1."""
     seen = scrape(api)
-    for outcome in ("honest", "fraud", "error"):
+    for outcome in OUTCOMES:
         assert value(seen, "poc_validations_total", outcome=outcome) == 0
-    for reason in ("deadline", "never_sent", "other"):
+    for reason in REASONS:
         assert value(seen, "poc_callbacks_refused_total", reason=reason) == 0
     assert value(seen, "poc_workers") == 0
 

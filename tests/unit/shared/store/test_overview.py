@@ -218,6 +218,20 @@ class TestOutbox:
         assert seen.outbox_length == 2
         assert seen.outbox_oldest_seconds == pytest.approx(seen.at - 1)
 
+    def test_why_it_waits_outlives_the_round(self, store: Store, config: PoCConfig) -> None:
+        """The queue is the node's: a new round hides nothing. The next delivery ends it."""
+        round_id = generate(store, config)
+        for _ in range(2):
+            commit(store, message=Message("http://c", "{}", fresh_id(), round_id, 60))
+        first, second = store.outbox.take("s", 2)
+        store.outbox.defer(first, "it answered 503")
+        generate(store, config)
+        assert store.overview().outbox_error == "tried again: it answered 503"
+        store.outbox.settle(first)
+        assert store.overview().outbox_error == ""
+        store.outbox.settle(second, "it answered 404")
+        assert store.overview().outbox_error == "it answered 404"
+
     def test_an_empty_one_has_no_age(self, store: Store, config: PoCConfig) -> None:
         round_id = generate(store, config)
         commit(store, message=Message("http://c", "{}", fresh_id(), round_id, 60))
