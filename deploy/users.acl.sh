@@ -33,7 +33,7 @@ priorities="$(printf '\006\026')?"
 # What a status is made of; not the outbox, whose messages are for their receivers.
 status="%R~$node:status %R~$node:kept %R~$node:round:* %R~$node:nonces:* %R~$node:found:* %R~$node:tombstone:*
   %R~$node:workers %R~$node:worker:* %R~$node:incidents %R~$node:jobs %R~$node:job:* %R~$node:callbacks
-  %R~$node:history:* %R~$node:histogram:* %R~$node:claims:*
+  %R~$node:clock %R~$node:history:* %R~$node:histogram:* %R~$node:claims:*
   %R~$node:totals %R~$node:outcomes"
 # What tells the names of all keys, of other namespaces as well.
 blind="-scan -randomkey -client|tracking"

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidRequest, NotGenuine
 from shared.signature import KEY_BYTES, read_secret
+from shared.status import printable
 
 
 class Signature(BaseModel):
@@ -77,7 +78,9 @@ class Envelope(BaseModel):
         signed = _signed(self.payload_type, _decode(self.payload))
         keys = [each.keyid for each in self.signatures]
         if signer is not None and signer not in keys:
-            raise NotGenuine(f"it is not signed by {signer:.100}, but by {keys[0]:.100}")
+            raise NotGenuine(
+                f"it is not signed by {signer:.100}, but by {printable(keys[0][:100])}"
+            )
         for each in self.signatures:
             if signer in (None, each.keyid) and not _holds(each, signed):
                 raise NotGenuine("its signature does not hold: it is not as it was signed")

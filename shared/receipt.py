@@ -61,6 +61,8 @@ class Device(_Frozen):
     fingerprint: str
     tile: int
     gpus: list[Gpu]
+    #: Of Python and of the packages that may move the last bits of a distance.
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class Receipt(_Frozen):

@@ -83,6 +83,8 @@ class RoundStatus(BaseModel):
     callbacks_refused: int = 0
     #: Why the last one failed; `tried again` in front if it still may be delivered.
     callback_error: str = ""
+    #: Callbacks that were refused, by the reason.
+    refusals: dict[str, int] = Field(default_factory=dict)
     error: str = ""
     #: What computed the newest distances: model fingerprint, engine, dtype, tile, ...
     profile: Annotated[dict[str, str], BeforeValidator(_from_json)] = Field(default_factory=dict)
@@ -131,6 +133,11 @@ class RoundStatus(BaseModel):
     ) -> Self:
         """The status that the hash `fields` holds."""
         known: dict[str, Any] = dict(fields)
+        known["refusals"] = {
+            name.removeprefix("refused:"): count
+            for name, count in fields.items()
+            if name.startswith("refused:")
+        }
         return cls(**known | {"valid_nonces": list(nonces), "valid_distances": list(distances)})
 
     @staticmethod
@@ -227,6 +234,8 @@ class WorkerStatus(BaseModel):
     #: Functional checks that passed since it started, and the Unix time of the last.
     checks: int = 0
     checked_at: float = 0
+    #: Of Python and of the packages that may move the last bits of a distance.
+    versions: Annotated[dict[str, str], BeforeValidator(_from_json)] = Field(default_factory=dict)
     gpus: Annotated[list[GpuReading], BeforeValidator(_list_from_json)] = Field(
         default_factory=list
     )

@@ -30,6 +30,7 @@ class Views:
         with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
             # In one step: what a round has counted is in the totals once it is no longer current.
             pipe.time()
+            pipe.hget(key("clock"), "offset")
             pipe.hgetall(key("totals"))
             pipe.hmget(key("status"), "total_checked", "total_valid", "total_failed")
             pipe.xrevrange(key("outcomes"), count=OUTCOMES)
@@ -39,18 +40,22 @@ class Views:
             pipe.lrange(key("history", round_id or "-"), 0, -1)
             pipe.hgetall(key("histogram", round_id or "-"))
             pipe.hlen(key("claims", round_id or "-"))
-            clock, totals, counts, outcomes, queue, outbox, trouble, *of_round = pipe.execute()
+            clock, offset, totals, counts, outcomes, queue, outbox, trouble, *of_round = (
+                pipe.execute()
+            )
         history, bins, claims = of_round
-        now = _seconds(clock)
+        # Streams have the server's clock; all else has that of the scripts, which never goes back.
+        streams = _seconds(clock)
+        ahead = int(offset or 0) / 1000
         since = float(trouble[0] or 0)
         return {
-            "at": now,
+            "at": streams + ahead,
             "totals": _totals(totals, counts),
-            "outcomes": [each for entry in outcomes for each in _outcome(*entry)],
+            "outcomes": [each for name, entry in outcomes for each in _outcome(name, entry, ahead)],
             "claims": claims,
             "queue_length": queue,
             "outbox_length": outbox,
-            "outbox_oldest_seconds": max(0.0, now - since) if outbox and since else 0,
+            "outbox_oldest_seconds": max(0.0, streams + ahead - since) if outbox and since else 0,
             "outbox_error": trouble[1] or "",
             "history": [_sample(line) for line in history],
             "histogram": _histogram(bins, vocab_size),
@@ -60,11 +65,12 @@ class Views:
         """The course of a round that is kept."""
         with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
             pipe.time()
+            pipe.hget(self._keys("clock"), "offset")
             pipe.lrange(self._keys("history", round_id), 0, -1)
             pipe.hgetall(self._keys("histogram", round_id))
-            clock, history, bins = pipe.execute()
+            clock, offset, history, bins = pipe.execute()
         return Course(
-            at=_seconds(clock),
+            at=_seconds(clock) + int(offset or 0) / 1000,
             history=[_sample(line) for line in history],
             histogram=_histogram(bins, vocab_size),
         )
@@ -86,10 +92,10 @@ def _totals(kept: Mapping[str, str], current: Sequence[str | None]) -> Totals:
     return Totals.model_validate({**counts, **labelled})
 
 
-def _outcome(id: str, fields: Mapping[str, str]) -> list[Outcome]:
+def _outcome(id: str, fields: Mapping[str, str], ahead: float) -> list[Outcome]:
     """None of another version's that can't be read."""
     with suppress(ValidationError, ValueError, TypeError, LookupError):
-        at = int(id.partition("-")[0]) / 1000
+        at = int(id.partition("-")[0]) / 1000 + ahead
         return [Outcome(**{**json.loads(fields["summary"]), "at": at})]
     return []
 

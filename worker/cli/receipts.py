@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from typing import Annotated
 
@@ -79,7 +80,8 @@ def _check(path: str, signer: str | None) -> None:
         key = envelope.verify(signer)
     except (InvalidRequest, NotGenuine) as error:
         raise type(error)(f"{path}: {error}") from None
-    typer.echo(envelope.open(envelope.payload_type))
+    # Made anew in ASCII: whoever wrote the file may have meant the terminal.
+    typer.echo(json.dumps(json.loads(envelope.open(envelope.payload_type)), indent=1))
     _say(f"signed by {key}" + ("" if signer else "; see that this is the node's key: --signer"))
 
 

@@ -97,6 +97,7 @@ class Heartbeat:
             "busy_seconds": f"{engine.busy_seconds:.3f}",
             "checks": str(check.passed if check else 0),
             "checked_at": f"{check.passed_at if check else 0:.3f}",
+            "versions": json.dumps(self._pipeline.computer.versions),
             "gpus": json.dumps(self._gpus.read()),
         }
         model = {

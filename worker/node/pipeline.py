@@ -78,8 +78,9 @@ class Pipeline:
         self.tally = Tally(engine.info.vocab_size)
         #: What the log says of the rounds that this worker sees.
         self.rounds = RoundLog(store, worker)
-        self._computer = computer(worker, engine.info)
-        self._profile = json.dumps(self._computer.profile, sort_keys=True)
+        #: What computes here, as evidence has it.
+        self.computer = computer(worker, engine.info)
+        self._profile = json.dumps(self.computer.profile, sort_keys=True)
         # Replaced, never changed: other threads look at them.
         self._in_flight: tuple[InFlight, ...] = ()
         self._reserved: tuple[Claim, ...] = ()
@@ -329,7 +330,7 @@ class Pipeline:
             if isinstance(work, Chunk):
                 error = work.error or None
                 refused = self.store.validations.commit(
-                    work, dist, error, self._profile, self._computer
+                    work, dist, error, self._profile, self.computer
                 )
             elif and_claim and not self._ends:
                 computed = self._computed_of(work, dist)

@@ -54,7 +54,12 @@ def find_gpus() -> list[Gpu]:
         raise _no_gpu("there is no nvidia-smi here, which comes with NVIDIA's driver")
     try:
         done = subprocess.run(
-            [program, "-L"], capture_output=True, text=True, timeout=FIND_S, check=False
+            [program, "-L"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=FIND_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _no_gpu(f"nvidia-smi fails: {error}") from None
@@ -132,7 +137,7 @@ class _Workers:
             while keeper.is_alive():
                 self._supervisor.alive()
                 keeper.join(WORD_S)
-        return max(self._statuses.values())
+        return max(self._statuses.values(), default=0 if self._ending.is_set() else 1)
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Once: a second signal would have the workers drop what they compute."""
@@ -161,7 +166,8 @@ class _Workers:
             if time.monotonic() - began > MAX_PAUSE_S:
                 pause = FIRST_PAUSE_S
             _say(f"{gpu.label} ended with status {status}: it is started again in {pause:g} s")
-            self._ending.wait(pause)
+            if self._ending.wait(pause):
+                self._statuses[gpu] = 0  # told to end while none was there
             pause = min(2 * pause, MAX_PAUSE_S)
 
     def _start(self, gpu: Gpu) -> subprocess.Popen[bytes] | None:
@@ -180,14 +186,20 @@ class _Workers:
             return process
 
     def _follow(self, gpu: Gpu, process: subprocess.Popen[bytes]) -> int:
-        """Show what it says until it ends; its exit status, with 1 for a signal that killed it."""
+        """Show what it says until it ends; its exit status.
+
+        Of a signal that killed it that is 1, or 0 if it was told to end: it could not do so in
+        order yet.
+        """
         reader = threading.Thread(target=_relay, args=(gpu.label, process), daemon=True)
         reader.start()
         status = process.wait()
         with self._lock:
             del self._running[gpu]
         reader.join(LAST_WORDS_S)
-        return status if status >= 0 else 1
+        if status >= 0:
+            return status
+        return 0 if self._ending.is_set() else 1
 
 
 def _relay(label: str, process: subprocess.Popen[bytes]) -> None:

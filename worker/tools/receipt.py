@@ -81,4 +81,5 @@ def _device(worker: WorkerStatus) -> Device:
         fingerprint=worker.fingerprint,
         tile=worker.tile,
         gpus=[Gpu(name=each.name, uuid=each.uuid) for each in worker.gpus],
+        versions=worker.versions,
     )

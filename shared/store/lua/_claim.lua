@@ -17,7 +17,7 @@ local function take_expired(claims, leases)
       local claim = cjson.decode(raw)
       if died then
         claim.attempts = claim.attempts + 1
-        redis.call('HINCRBY', K.totals, 'taken_over', 1)
+        for_viewers('HINCRBY', K.totals, 'taken_over', 1)
         claim.error = 'worker ' .. claim.worker .. ' did not finish it'
       end
       return claim

@@ -31,11 +31,17 @@ local function now_ms()
   return clock_now
 end
 
+-- How far that clock is ahead of the server's, which the ids of streams have.
+local function offset_ms() return number(redis.call('HGET', K.clock, 'offset')) end
+
 local function hash(key)
   local flat, map = redis.call('HGETALL', key), {}
   for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
   return map
 end
+
+-- What only viewers need: a key that a stray hand has spoilt costs them their view, and no more.
+local function for_viewers(...) return redis.pcall(...) end
 
 local function publish(topic) redis.call('PUBLISH', A.wake, topic) end
 

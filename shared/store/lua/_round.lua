@@ -61,7 +61,7 @@ local function sample()
   if state ~= 'GENERATING' then due = checked ~= (last[2] or '0') end
   if not due then return end
   redis.call('HSET', K.run, 'sampled_s', seconds(generating * 1000), 'sampled', checked)
-  redis.call('RPUSH', K.history,
+  for_viewers('RPUSH', K.history,
     table.concat({seconds(now_ms()), checked, course[2] or '0'}, ' '))
 end
 
@@ -147,9 +147,9 @@ local function open_round()
     redis.call('ZADD', K.kept, int(now_ms() + A.keep_s * 1000), round)
     local counts = redis.call('HMGET', K.status, 'total_checked', 'total_valid', 'total_failed')
     for i, name in ipairs({'checked', 'valid', 'failed'}) do
-      redis.call('HINCRBY', K.totals, name, int(number(counts[i])))
+      for_viewers('HINCRBY', K.totals, name, int(number(counts[i])))
     end
-    redis.call('HINCRBY', K.totals, 'rounds', 1)
+    for_viewers('HINCRBY', K.totals, 'rounds', 1)
   end
   for _, name in ipairs({'round', 'nonces', 'found', 'run', 'history', 'claims', 'leases', 'tickets'}) do
     K[name] = K['new_' .. name]

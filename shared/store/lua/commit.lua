@@ -19,6 +19,9 @@ local function refusal()
   if run.epoch ~= A.epoch then return 'the round went on without it' end
   if redis.call('HEXISTS', K.claims, A.token) == 0 then return 'its positions were taken over' end
   if valid + #A.valid / 2 <= A.max_valid then return nil end
+  -- The batch that reaches the count at which it is to end counts as a whole.
+  local least = number(totals[4])
+  if least > 0 and least <= A.max_valid then return nil end
   local message = 'the round holds ' .. int(valid) .. ' valid nonces and POC_MAX_VALID is ' ..
     int(A.max_valid) .. ': it was stopped; raise the limit or lower r_target'
   put('error', message)

@@ -74,16 +74,16 @@ end_when_due(A.epoch)
 if state == 'GENERATING' then sample() end
 if A.counted and A.counted.round == round then
   for i = 1, #A.counted.bins, 2 do
-    redis.call('HINCRBY', K.histogram, A.counted.bins[i], A.counted.bins[i + 1])
+    for_viewers('HINCRBY', K.histogram, A.counted.bins[i], A.counted.bins[i + 1])
   end
 end
 
 -- Since when the oldest callback waits: an entry's id begins with its time.
-local looked = number(redis.call('HGET', K.callbacks, 'looked_at'))
-if now >= looked * 1000 + 1000 then
+local looked = for_viewers('HGET', K.callbacks, 'looked_at')
+if type(looked) ~= 'table' and now >= number(looked) * 1000 + 1000 then
   local first = redis.call('XRANGE', K.outbox, '-', '+', 'COUNT', 1)[1]
   redis.call('HSET', K.callbacks, 'looked_at', seconds(now),
-    'oldest_at', first and seconds(string.match(first[1], '%d+')) or '0')
+    'oldest_at', first and seconds(string.match(first[1], '%d+') + offset_ms()) or '0')
 end
 local reference = redis.call('HMGET', K.reference, 'distances', 'worker')
 return cjson.encode({alive = true, distances = reference[1] or nil, worker = reference[2] or nil})

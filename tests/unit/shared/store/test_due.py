@@ -63,6 +63,22 @@ def test_its_ticket_ends_with_what_it_has(store: Store, config: PoCConfig) -> No
     assert store.rounds.open_tickets()[1] == []
 
 
+def test_a_count_of_all_that_a_round_may_hold_is_reached(
+    new_store: Callable[..., Store], config: PoCConfig
+) -> None:
+    """Given a batch that goes beyond it, then it counts as a whole, and nothing has failed."""
+    store = new_store(max_valid=3)
+    store.rounds.generate("g", GenerateRequest(config=config, until_valid=3))
+    for _ in range(2):
+        claim = take(store)
+        assert claim
+        pairs = [(nonce, 0.5) for nonce in claim.nonces[:2]]
+        assert store.rounds.commit(claim, Computed(claim.count, pairs)) is None
+    ended = store.rounds.status()
+    assert ended
+    assert (ended.state, ended.total_valid, ended.error) == (STOPPED, 4, "")
+
+
 def test_the_last_commit_claims_nothing(store: Store, config: PoCConfig) -> None:
     """A batch that nobody waits for is not begun."""
     store.rounds.generate("g", GenerateRequest(config=config, until_valid=1))

@@ -14,7 +14,7 @@ from shared.errors import CouldNotCompute
 from shared.histogram import edge
 from shared.overview import Bin, Sample, Totals
 from shared.requests import GenerateRequest, StopRequest, ValidateRequest
-from shared.status import Incident
+from shared.status import Incident, RoundStatus
 from shared.store import Computed, Message, Store, fresh_id
 from shared.store.connection import Client
 from shared.store.keys import Keys
@@ -54,6 +54,38 @@ def test_a_node_where_nothing_ever_happened_has_an_overview(store: Store) -> Non
     assert (seen.history, seen.histogram, seen.outcomes) == ([], [], [])
     assert seen.totals == Totals()
     assert (seen.queue_length, seen.outbox_length, seen.outbox_oldest_seconds) == (0, 0, 0)
+
+
+def test_ages_are_right_after_the_clock_went_back(
+    store: Store, config: PoCConfig, redis: Client, keys: Keys
+) -> None:
+    """Given an hour, then all times are of the scripts' clock, which did not."""
+    generate(store, config)
+    last = int(redis.hget(keys("clock"), "last") or 0)
+    redis.hset(keys("clock"), "last", last + 3_600_000)
+    beat(store)
+    seen = store.overview()
+    (worker,) = seen.node.workers
+    assert 0 <= seen.at - worker.heartbeat_at < 60
+    assert store.course(seen.node.round_id).at == pytest.approx(seen.at, abs=60)
+
+
+@pytest.mark.parametrize("name", ["history", "histogram", "totals", "outcomes", "callbacks"])
+def test_a_spoilt_key_that_only_viewers_need_ends_no_worker(
+    store: Store, config: PoCConfig, redis: Client, keys: Keys, name: str
+) -> None:
+    """Given one that somebody else wrote, then rounds go on and end as ever."""
+    round_id = generate(store, config)
+    key = keys(name, round_id) if name in ("history", "histogram") else keys(name)
+    redis.delete(key)
+    redis.set(key, "by a stray hand")
+    beat(store, (round_id, {0: 1}))
+    commit(store)
+    ended = store.rounds.stop(fresh_id(), StopRequest())
+    assert (ended.state, ended.total_checked) == ("STOPPED", 2)
+    assert store.endings.next() is not None
+    beat(store)
+    redis.delete(key)
 
 
 def test_it_holds_the_status(store: Store, config: PoCConfig) -> None:
@@ -196,6 +228,7 @@ class TestTotals:
         totals = store.overview().totals
         assert totals.delivered == 1
         assert totals.refused == {"status_404": 2, "deadline": 1}
+        assert (store.rounds.status() or RoundStatus()).refusals == totals.refused
 
     def test_incidents_are_counted(self, store: Store) -> None:
         for _ in range(2):
