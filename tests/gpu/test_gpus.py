@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from shared.status import GpuReading
 from worker.node.gpus import Gpus
+
+pytestmark = pytest.mark.gpu
 
 
 def test_a_card_tells_of_itself() -> None:

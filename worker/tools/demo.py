@@ -154,10 +154,8 @@ def _go_on(api: _Api, client: PoCClient, config: PoCConfig, receiver: _Receiver)
         block = {"block_hash": secrets.token_hex(16), "block_height": config.block_height + 1}
         config = config.model_copy(update=block)
         receiver.forget()
-        ticket = client.generate(config)
-        time.sleep(STAY_ROUND_S)
-        client.stop()
-        ended = ticket.wait(timeout=30)
+        ticket = client.generate(config, seconds=STAY_ROUND_S)
+        ended = ticket.wait(timeout=STAY_ROUND_S + 30)
         verdict = _validate(client, config, *_newest(ended))
         found = f"{ended.total_checked:,} nonces, {ended.total_valid:,} valid"
         judged = "fraud" if verdict.fraud_detected else "honest"

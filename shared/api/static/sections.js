@@ -201,7 +201,9 @@ function verdict(outcome) {
 /** The rounds that are kept, at `now`: what the API lists, not part of an overview. */
 export function rounds(kept, now) {
   const rows = kept.map((each) => [
+    each.round_id,
     moment(each.started_at, now),
+    each.state === "STOPPED" ? moment(each.updated_at, now) : NONE,
     `${brief(each.block_hash)} at ${count(each.block_height)}`,
     each.state.toLowerCase(),
     count(each.total_checked),
@@ -211,7 +213,7 @@ export function rounds(kept, now) {
   ]);
   table(
     "round-table",
-    ["Begun", "Block", "State", "Checked", "Valid", "Rate", "Kept until"],
+    ["Round", "Begun", "Ended", "Block", "State", "Checked", "Valid", "Rate", "Kept until"],
     rows,
     "No round yet.",
   );

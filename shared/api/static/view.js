@@ -132,9 +132,10 @@ function answers(all, now) {
   values.checked = [count(node.total_checked)];
   values["checked-more"] = [node.round_id ? `in ${span(node.elapsed_seconds)}` : "no round yet"];
   values.valid = [count(node.total_valid)];
-  const expected = all.expected_share == null ? "" : ` (${share(all.expected_share)} expected)`;
   values["valid-more"] = [
-    node.total_checked ? `${share(node.total_valid / node.total_checked)}${expected}` : NONE,
+    node.total_checked
+      ? `${share(node.total_valid / node.total_checked)}${expectation(all)}`
+      : NONE,
   ];
   const many = node.workers.length;
   values.workers = [count(many), many ? "" : "bad"];
@@ -152,6 +153,13 @@ function answers(all, now) {
   for (const [name, [text, level]] of Object.entries(values)) {
     write(document.querySelector(`[data-is="${name}"]`), text, level);
   }
+}
+
+/** What share of valid nonces to expect, and by how much chance alone moves it (95% of times). */
+function expectation({ expected_share: p, node }) {
+  if (p == null) return "";
+  const chance = 2 * Math.sqrt((p * (1 - p)) / node.total_checked);
+  return ` (${share(p)} ± ${share(chance)} expected)`;
 }
 
 const sum = (counts) => Object.values(counts).reduce((a, b) => a + b, 0);

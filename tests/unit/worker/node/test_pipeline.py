@@ -196,7 +196,8 @@ class TestStep:
         for _ in range(2):
             manager.pipeline.step()
         assert status(store).total_checked == 4
-        assert (0, 1, 2, 3) in computed(engine)[2:]
+        # The engine has both; it may not have begun the second yet.
+        wait_until(lambda: (0, 1, 2, 3) in computed(engine)[2:], 10, "the same positions")
 
     def test_a_chunk_comes_with_the_commit_of_a_batch(
         self, manager: PoCManager, engine: FakeEngine, config: PoCConfig
