@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from shared.status import NodeStatus
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+from shared.status import Frozen, NodeStatus
 
 
-class Sample(_Frozen):
+class Sample(Frozen):
     """How far a round was at some time."""
 
     #: Unix time by Redis' clock.
@@ -20,7 +16,7 @@ class Sample(_Frozen):
     valid: int
 
 
-class Bin(_Frozen):
+class Bin(Frozen):
     """The nonces of a round whose distances lie from `low` up to `high`."""
 
     low: float
@@ -28,7 +24,7 @@ class Bin(_Frozen):
     nonces: int
 
 
-class Outcome(_Frozen):
+class Outcome(Frozen):
     """How a validation ended."""
 
     #: The task that asked for it.
@@ -48,7 +44,7 @@ class Outcome(_Frozen):
     error: str = ""
 
 
-class Totals(_Frozen):
+class Totals(Frozen):
     """What happened in this namespace so far. None of it ever shrinks, while Redis keeps it."""
 
     rounds: int = 0
@@ -65,7 +61,7 @@ class Totals(_Frozen):
     validations: dict[str, int] = Field(default_factory=dict)
 
 
-class Course(_Frozen):
+class Course(Frozen):
     """What a round did, as Redis has it at one moment."""
 
     #: Unix time by Redis' clock.

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from shared.envelope import Envelope
 from shared.errors import InvalidRequest
 from shared.overview import Bin, Sample
-from shared.status import Incident, RoundStatus
+from shared.status import Frozen, Incident, RoundStatus
 
 PAYLOAD_TYPE = "application/vnd.poc-worker.receipt+json"
 #: How to come to the digest.
@@ -23,11 +23,7 @@ RULE = (
 )
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Nonces(_Frozen):
+class Nonces(Frozen):
     """All valid nonces of a round with their distances, as a digest."""
 
     count: int
@@ -45,14 +41,14 @@ class Nonces(_Frozen):
         return cls(count=count, sha256=digest.hexdigest())
 
 
-class Gpu(_Frozen):
+class Gpu(Frozen):
     """A card, by name and number."""
 
     name: str
     uuid: str
 
 
-class Device(_Frozen):
+class Device(Frozen):
     """What a worker computes with."""
 
     worker: str
@@ -65,7 +61,7 @@ class Device(_Frozen):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-class Receipt(_Frozen):
+class Receipt(Frozen):
     """One round of one node, as its Redis had it at a time."""
 
     #: Of this form.

@@ -40,11 +40,15 @@ def _list_from_json(value: Any) -> Any:
     return json.loads(value or "[]") if isinstance(value, str) else value
 
 
-class RoundStatus(BaseModel):
-    """One round as its hash shows it; all zero before the first init."""
+class Frozen(BaseModel):
+    """The base of what is read from Redis: it holds strings, and may be of another version."""
 
-    # Lax where the config is strict: a hash holds strings.
+    # Lax where the config is strict.
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RoundStatus(Frozen):
+    """One round as its hash shows it; all zero before the first init."""
 
     state: PoCState = PoCState.IDLE
     round_id: str = ""
@@ -166,10 +170,8 @@ class KeptRound(RoundStatus):
     kept_until: float = 0
 
 
-class Cancellation(BaseModel):
+class Cancellation(Frozen):
     """What became of a command to cancel a validation."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     #: Its ticket.
     validation: str
@@ -177,10 +179,8 @@ class Cancellation(BaseModel):
     cancelled: bool
 
 
-class CallbackCounts(BaseModel):
+class CallbackCounts(Frozen):
     """What became of callbacks."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     callbacks_pending: int = 0
     callbacks_delivered: int = 0
@@ -188,10 +188,8 @@ class CallbackCounts(BaseModel):
     callback_error: str = ""
 
 
-class GpuReading(BaseModel):
+class GpuReading(Frozen):
     """How a GPU was at a worker's last heartbeat; None where the card does not tell."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str = ""
     uuid: str = ""
@@ -203,10 +201,8 @@ class GpuReading(BaseModel):
     power_watts: float | None = None
 
 
-class WorkerStatus(BaseModel):
+class WorkerStatus(Frozen):
     """One worker as its last heartbeat shows it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     #: What it does: idle, generating, validating.
@@ -241,10 +237,8 @@ class WorkerStatus(BaseModel):
     )
 
 
-class Commit(BaseModel):
+class Commit(Frozen):
     """Nonces that a worker committed: consecutive batches of a round, or of a validation."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     #: One of the two is given.
     round_id: str = ""
@@ -271,10 +265,8 @@ class Commit(BaseModel):
         )
 
 
-class Incident(BaseModel):
+class Incident(Frozen):
     """A worker that had to end, and which of its results are in doubt."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     worker: str
     host: str = ""

@@ -42,6 +42,14 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+def on_end_signal(handler: Callable[[signal.Signals], object]) -> None:
+    """Have `handler` called for each signal by which this process is told to end."""
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Of SIGHUP that is nohup's wish; SIGINT is ignored by all that a script starts with &.
+        if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, lambda number, _: handler(signal.Signals(number)))
+
+
 def spawn(
     args: Sequence[str | os.PathLike[str]],
     *,

@@ -98,6 +98,7 @@ def callbacks(settings: Settings) -> None:
 
     from shared import logs, tracing
     from shared.store import Store
+    from worker.children import on_end_signal
     from worker.outage import Outage
     from worker.sender import PoCCallbackSender
 
@@ -106,10 +107,7 @@ def callbacks(settings: Settings) -> None:
             level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
     ending = threading.Event()
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # Of SIGHUP that is nohup's wish; SIGINT is ignored by all that a script starts with &.
-        if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, lambda *_: ending.set())
+    on_end_signal(lambda _: ending.set())
     name = f"callbacks-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
     logs.call_process(name)
     tracing.start(name, settings.namespace)

@@ -23,7 +23,7 @@ from rich.markup import escape
 from shared import logs
 from shared.errors import ConfigError
 from shared.settings import EVERY_GPU, Settings, environment
-from worker.children import spawn
+from worker.children import on_end_signal, spawn
 from worker.notify import WORD_S, Supervisor
 from worker.queue.app import QUARANTINED, START_FAILED
 from worker.tools import show
@@ -124,10 +124,7 @@ class _Workers:
 
     def run(self) -> int:
         """Until all have ended; the worst exit status."""
-        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Of SIGHUP that is nohup's wish.
-            if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
-                signal.signal(each, lambda number, _: self._pass_on(signal.Signals(number)))
+        on_end_signal(self._pass_on)
         _say(f"starts {', '.join(f'{gpu.label} ({gpu.uuid})' for gpu in self._gpus)}")
         keepers = [threading.Thread(target=self._keep, args=(gpu,)) for gpu in self._gpus]
         for keeper in keepers:
