@@ -93,6 +93,9 @@ def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     wait_until(
         lambda: again in {each.pid for each in store.workers.listing()}, 60, "it to be registered"
     )
+    # It is registered a moment before it says that it is ready.
+    ready = "ready: worker node-gpu0@test"
+    wait_until(lambda: log.read_text().count(ready) == 2, 20, "it to be ready")
     assert second.is_running()
 
     family = workers_of(parent)
@@ -105,7 +108,7 @@ def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     assert all(f"{label} | " in said for label in ("gpu0", "gpu1"))
     told = [each for each in ear.heard() if each != "WATCHDOG=1"]
     assert told == ["READY=1", "STOPPING=1"]
-    assert said.count("ready: worker node-gpu0@test") == 2
+    assert said.count(ready) == 2
 
 
 def test_no_worker_outlives_it(start: Start, store: Store, log: Path) -> None:
