@@ -13,32 +13,38 @@ from pydantic import Field, ValidationError
 from shared.envelope import Envelope
 from shared.errors import InvalidRequest
 from shared.overview import Bin, Sample
+from shared.schemes import Proof
 from shared.status import Frozen, Incident, RoundStatus
 
 PAYLOAD_TYPE = "application/vnd.poc-worker.receipt+json"
 #: How to come to the digest.
 RULE = (
     "SHA-256 of one line for each valid nonce, in order of discovery: the nonce in decimal digits, "
-    "a blank, its distance as Python's repr writes a float64, a line feed"
+    "a blank, its proof as Redis keeps it (a distance as Python's repr writes a float64, or a "
+    "vector as base64), a line feed"
 )
 
 
 class Nonces(Frozen):
-    """All valid nonces of a round with their distances, as a digest."""
+    """All valid nonces of a round with their proofs, as a digest."""
 
     count: int
     sha256: str
     rule: str = RULE
 
     @classmethod
-    def of(cls, pages: Iterable[tuple[Sequence[int], Sequence[float]]]) -> Nonces:
-        """The digest of nonces and distances that come in pages; one page at a time is held."""
+    def of(cls, pages: Iterable[tuple[Sequence[int], Sequence[Proof]]]) -> Nonces:
+        """The digest of nonces and proofs that come in pages; one page at a time is held."""
         digest, count = hashlib.sha256(), 0
-        for nonces, distances in pages:
-            lines = (f"{n} {d!r}\n" for n, d in zip(nonces, distances, strict=True))
+        for nonces, proofs in pages:
+            lines = (f"{n} {_text(p)}\n" for n, p in zip(nonces, proofs, strict=True))
             digest.update("".join(lines).encode())
             count += len(nonces)
         return cls(count=count, sha256=digest.hexdigest())
+
+
+def _text(proof: Proof) -> str:
+    return proof if isinstance(proof, str) else repr(proof)
 
 
 class Gpu(Frozen):
@@ -86,7 +92,7 @@ class Receipt(Frozen):
 
     def payload(self) -> bytes:
         """What is signed."""
-        left_out = {"round": {"valid_nonces", "valid_distances"}}
+        left_out = {"round": {"valid_nonces", "valid_distances", "valid_proofs"}}
         return self.model_dump_json(indent=1, exclude=left_out).encode()
 
     @classmethod

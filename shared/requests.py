@@ -7,9 +7,10 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from shared.config import MAX_VALID, Name, PoCConfig, RoundId, Strict
-from shared.data import ProofBatch
+from shared.config import MAX_VALID, TERMS, PoCConfig
 from shared.errors import InvalidRequest
+from shared.schemes import AnyBatch
+from shared.wire import Name, RoundId, Strict
 
 #: Bad fields that an error names; a large batch may have thousands.
 SHOW_ERRORS = 5
@@ -58,7 +59,7 @@ class GenerateRequest(RoundRequest):
 class ValidateRequest(RoundRequest):
     """`poc.validate`: of the round, or of a `batch` that is judged by `config` if there is one."""
 
-    batch: ProofBatch | None = None
+    batch: AnyBatch | None = None
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
@@ -97,7 +98,7 @@ def explain(error: ValidationError) -> str:
 
 def _sentence(loc: tuple[int | str, ...], message: str, value: Any) -> str:
     # A name may be of any length, and of characters that no log can hold.
-    path = _cut(repr(".".join(map(str, loc)))[1:-1])
+    path = _cut(repr(".".join(str(part) for part in loc if part != TERMS))[1:-1])
     message = message.removeprefix("Value error, ")
     # A container is shown by the field in it that is wrong, or by the message alone.
     shown = "" if isinstance(value, dict | list | BaseModel) else f" (got {_cut(repr(value))})"

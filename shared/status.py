@@ -9,20 +9,18 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.config import PoCConfig, PoCState
+from shared.schemes import DEFAULT, SCHEMES, Proof
 
 #: The fields of a config that the status shows under the same names.
 _FROM_CONFIG = (
     "block_hash",
     "block_height",
     "public_key",
-    "r_target",
-    "fraud_threshold",
     "node_id",
     "node_count",
     "batch_size",
     "seq_len",
     "strong_rng",
-    "submit_margin",
 )
 
 
@@ -48,13 +46,20 @@ class Frozen(BaseModel):
 
 
 class RoundStatus(Frozen):
-    """One round as its hash shows it; all zero before the first init."""
+    """One round as its hash shows it; all zero before the first init.
+
+    `r_target`, `fraud_threshold`, `submit_margin` and `valid_distances` are of the scheme
+    `distance`; `terms` and `valid_proofs` have what any other has instead.
+    """
 
     state: PoCState = PoCState.IDLE
     round_id: str = ""
     block_hash: str = ""
     block_height: int = 0
     public_key: str = ""
+    #: What a proof is.
+    scheme: str = DEFAULT
+    terms: dict[str, Any] = Field(default_factory=dict)
     r_target: float = 0
     fraud_threshold: float = 0
     node_id: int = 0
@@ -95,11 +100,29 @@ class RoundStatus(Frozen):
     #: The newest valid nonces, oldest first, and their distances.
     valid_nonces: list[int] = Field(default_factory=list)
     valid_distances: list[float] = Field(default_factory=list)
+    valid_proofs: list[Proof] = Field(default_factory=list)
+
+    @property
+    def proofs(self) -> Sequence[Proof]:
+        """What the newest valid nonces gave, whichever the scheme."""
+        return self.valid_distances or self.valid_proofs
 
     @property
     def valid_below(self) -> float:
-        """The distance that a nonce must stay below to be valid."""
+        """The distance that a nonce must stay below to be valid; 0 if its scheme has none."""
         return self.r_target - self.submit_margin
+
+    @property
+    def has_distances(self) -> bool:
+        """Whether its proofs are distances, which views show how they are spread."""
+        return self.scheme in SCHEMES and SCHEMES[self.scheme].has_distances
+
+    @property
+    def title_of_terms(self) -> str:
+        """What its scheme asks for, in a few words, for logs."""
+        if self.has_distances:
+            return f"r_target {self.r_target:g}"
+        return f"{self.scheme} {self.terms}"
 
     @property
     def is_due(self) -> bool:
@@ -133,16 +156,22 @@ class RoundStatus(Frozen):
         cls,
         fields: Mapping[str, str],
         nonces: Sequence[int] = (),
-        distances: Sequence[float] = (),
+        proofs: Sequence[Proof] = (),
     ) -> Self:
         """The status that the hash `fields` holds."""
         known: dict[str, Any] = dict(fields)
+        scheme = SCHEMES.get(fields.get("scheme", DEFAULT))
+        if scheme and scheme.name != DEFAULT:
+            known["terms"] = {
+                name: json.loads(fields[name]) for name in scheme.in_status if name in fields
+            }
+        name = "valid_distances" if scheme and scheme.has_distances else "valid_proofs"
         known["refusals"] = {
             name.removeprefix("refused:"): count
             for name, count in fields.items()
             if name.startswith("refused:")
         }
-        return cls(**known | {"valid_nonces": list(nonces), "valid_distances": list(distances)})
+        return cls(**known | {"valid_nonces": list(nonces), name: list(proofs)})
 
     @staticmethod
     def fields_of(config: PoCConfig) -> dict[str, str]:
@@ -150,7 +179,9 @@ class RoundStatus(Frozen):
         zeros = ("checked", "valid", "failed")
         callbacks = ("pending", "delivered", "refused")
         return (
-            {name: _text(getattr(config, name)) for name in _FROM_CONFIG}
+            {"scheme": config.scheme}
+            | {name: _text(getattr(config, name)) for name in _FROM_CONFIG}
+            | {name: _text(getattr(config.terms, name)) for name in config.terms.in_status}
             | {f"total_{name}": "0" for name in zeros}
             | {f"callbacks_{name}": "0" for name in callbacks}
             | {"error": "", "callback_error": "", "profile": ""}

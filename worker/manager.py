@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import nan
 from typing import Any, TypeVar
 
 from shared.about import about
@@ -25,6 +25,7 @@ from shared.requests import (
     StopRequest,
     ValidateRequest,
 )
+from shared.schemes import Batch, Distance
 from shared.status import Cancellation, RoundStatus
 from shared.store import Store, fresh_id
 from worker.callbacks.messages import validated_message
@@ -144,26 +145,35 @@ class PoCManager:
         claim = self.pipeline.reserve()
         return claim.nonces if claim else ()
 
-    def run_batch(self) -> ProofBatch:
-        """Compute and commit the batch claimed first; empty outside GENERATING or if refused."""
+    def run_batch(self) -> Batch:
+        """Compute and commit the batch claimed first; empty outside GENERATING or if refused.
+
+        One of the round's scheme: a `ProofBatch` of the published one.
+        """
         done = self.pipeline.run_reserved()
         if done is None:
             return ProofBatch.empty()
-        claim, dist = done
-        kept = [(n, d) for n, d in zip(claim.nonces, dist, strict=True) if isfinite(d)]
-        return ProofBatch.of(claim.config, [n for n, _ in kept], [d for _, d in kept])
+        claim, proofs = done
+        kept = [(n, each) for n, each in zip(claim.nonces, proofs, strict=True) if each is not None]
+        config = claim.config
+        return config.terms.batch_of(config, [n for n, _ in kept], [each for _, each in kept])
 
-    async def run_batch_async(self) -> ProofBatch:
+    async def run_batch_async(self) -> Batch:
         """`run_batch` beside an event loop."""
         return await asyncio.to_thread(self.run_batch)
 
     def validate(self, nonces: Sequence[int], public_key: str) -> tuple[list[float], list[bool]]:
-        """Distances of anybody's `nonces` in the current round's block, and which are valid."""
+        """Distances of anybody's `nonces` in the current round's block, and which are valid.
+
+        A distance is NaN where the model gave no finite numbers. Of the scheme `distance` only.
+        """
         _, config = self.store.rounds.current()
         if config is None:
             raise RoundNotInitialized
-        dist = self.engine.submit(Job.of(config, public_key, nonces)).result()
-        return dist, [d < config.r_target for d in dist]
+        terms = Distance.of(config)
+        proofs = self.engine.submit(Job.of(config, public_key, nonces)).result()
+        dist = [nan if each is None else float(each) for each in proofs]
+        return dist, [d < terms.r_target for d in dist]
 
     def _admit(self, kind: type[Request], request: Request | PoCConfig | None) -> Request:
         """`request` as one of `kind`. Raises `InvalidRequest` for a config that can't be run."""
@@ -175,6 +185,11 @@ class PoCManager:
             raise InvalidRequest(
                 f"seq_len={config.seq_len}: the model computes at most {longest} positions"
             )
+        if config:
+            info = self.engine.info
+            why = info.without.get(config.scheme) or config.terms.refusal_of_model(info.hidden_size)
+            if why:
+                raise InvalidRequest(why)
         # What its name resolves to is looked at when something is sent.
         url = config and config.callback_url
         if url and (why := self._receivers.refusal_of_url(url)):

@@ -16,7 +16,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from shared.config import PoCConfig
-from shared.data import ProofBatch, ValidatedBatch
+from shared.schemes import Batch, Body, Verdict
 from shared.errors import defect
 from shared.settings import Settings
 from shared.store import Message, Store
@@ -38,16 +38,16 @@ class PoCCallbackSender:
         self._store, self._name, self._settings = store, name, settings
         self._outage = outage or Outage(settings)
 
-    def send_generated(self, batch: ProofBatch, config: PoCConfig, key: str) -> str | None:
+    def send_generated(self, batch: Batch, config: PoCConfig, key: str) -> str | None:
         """POST `batch` once and wait; None when it was delivered, else why not.
 
         `key` is the idempotency key. Without a `callback_url` there is nothing to do.
         """
-        return self._send(message(config, "generated", batch.model_dump_json(), key))
+        return self._send(message(config, "generated", Body(batch.model_dump_json()), key))
 
-    def send_validated(self, batch: ValidatedBatch, config: PoCConfig, key: str) -> str | None:
+    def send_validated(self, batch: Verdict, config: PoCConfig, key: str) -> str | None:
         """POST a verdict once and wait; as `send_generated`."""
-        return self._send(message(config, "validated", batch.model_dump_json(), key))
+        return self._send(message(config, "validated", Body(batch.model_dump_json()), key))
 
     def _send(self, message: Message | None) -> str | None:
         async def once(message: Message) -> Answer:

@@ -10,11 +10,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 
 from shared.api.limits import RETRY_AFTER_S
-from shared.config import MAX_VALID, PoCState, RoundId
+from shared.config import MAX_VALID, PoCState
 from shared.metrics import Exposition
 from shared.overview import Overview
+from shared.schemes import Proof
 from shared.status import KeptRound, NodeStatus, RoundStatus
 from shared.store import Store
+from shared.wire import RoundId
 
 INTEGERS = (
     "Nonces are integers of up to 2^63 - 1: read them as 64-bit integers, since JavaScript's "
@@ -37,7 +39,13 @@ class NoncePage(BaseModel):
     start: int = Field(description="position of the page's first nonce, counted from 0")
     next: int = Field(description="`start` of the next page, or of a later look for what is new")
     nonces: list[int] = Field(description=f"in order of discovery. {INTEGERS}")
-    distances: list[float] = Field(description="the distance of each nonce, in the same order")
+    distances: list[float] = Field(
+        default_factory=list, description="the distance of each nonce, in the same order"
+    )
+    proofs: list[Proof] = Field(
+        default_factory=list,
+        description="instead of distances, in a round of another scheme: the proof of each nonce",
+    )
 
 
 class KeptRounds(BaseModel):
@@ -202,7 +210,7 @@ def nonces(
     """
     # State and counters first: a round that has ended by then has all its nonces in the list.
     counted = _kept(store.rounds.status(round_id), round_id)
-    found, distances = store.rounds.found(counted.round_id, start, limit)
+    found, proofs = store.rounds.found(counted.round_id, start, limit, counted.scheme)
     return NoncePage(
         round_id=counted.round_id,
         state=counted.state,
@@ -210,7 +218,7 @@ def nonces(
         start=start,
         next=start + len(found),
         nonces=found,
-        distances=distances,
+        **{"distances" if counted.has_distances else "proofs": proofs},
     )
 
 

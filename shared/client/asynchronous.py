@@ -12,7 +12,7 @@ from shared.client.asking import Answer, Asked, Batch, Config
 from shared.client.steps import run_async
 from shared.client.tickets import Followed, Line, Progress
 from shared.client.watching import ValidNonce, Watch
-from shared.data import ValidatedBatch
+from shared.schemes import Verdict
 from shared.settings import Settings
 from shared.status import Cancellation, RoundStatus
 
@@ -68,7 +68,7 @@ class AsyncPoCClient:
 
     async def validate_batch(
         self, batch: Batch, config: Config | None = None
-    ) -> AsyncTicket[ValidatedBatch]:
+    ) -> AsyncTicket[Verdict]:
         """As `PoCClient.validate_batch`."""
         return await self._send(asking.validate_batch(batch, config))
 

@@ -10,7 +10,7 @@ from shared.client.asking import Answer, Asked, Batch, Config
 from shared.client.steps import run
 from shared.client.tickets import Followed, Line, Progress
 from shared.client.watching import ValidNonce, Watch
-from shared.data import ValidatedBatch
+from shared.schemes import Verdict
 from shared.settings import Settings
 from shared.status import Cancellation, RoundStatus
 
@@ -67,7 +67,7 @@ class PoCClient:
         """End the generation of the current round, or open a round in that state."""
         return self._send(asking.validate(config, round_id, replace)).wait(self._timeout)
 
-    def validate_batch(self, batch: Batch, config: Config | None = None) -> Ticket[ValidatedBatch]:
+    def validate_batch(self, batch: Batch, config: Config | None = None) -> Ticket[Verdict]:
         """Have the distances of `batch` recomputed and judged, by `config` or the current round's.
 
         The ticket ends with the verdict.

@@ -112,7 +112,7 @@ class Followed(Generic[Answer]):
     def ended(self, timeout: float | None, on_progress: Progress | None = None) -> Steps[Answer]:
         """Until it has ended, for at most `timeout` seconds; `on_progress` gets each news of it."""
         result = yield from self._follow(timeout, lambda state: state == "SUCCESS", on_progress)
-        answer: Answer = self._asked.answers.model_validate(result)
+        answer: Answer = self._asked.answers(result)
         return answer
 
     def _follow(

@@ -11,6 +11,7 @@ from shared.client.steps import Steps
 from shared.config import PoCState
 from shared.errors import RoundMismatch, StoreRefused, StoreUnavailable
 from shared.settings import Settings
+from shared.schemes import Proof
 from shared.status import RoundStatus
 from shared.store import Store
 
@@ -21,10 +22,15 @@ LOOK_S, PAGE = 0.25, 1000
 
 
 class ValidNonce(NamedTuple):
-    """A nonce with its distance, 0 to 2."""
+    """A nonce with its proof: a distance, 0 to 2, or what another scheme has."""
 
     nonce: int
-    distance: float
+    proof: Proof
+
+    @property
+    def distance(self) -> float:
+        """The proof, where it is a distance."""
+        return float(self.proof)
 
 
 class Watch:
@@ -66,7 +72,7 @@ class Watch:
             # The status first: a round that has ended by then has all its nonces in the list.
             status = yield from self._status(round_id)
             found = yield from self._patiently(
-                lambda: self._store.rounds.found(round_id, start, PAGE)
+                lambda: self._store.rounds.found(round_id, start, PAGE, status.scheme)
             )
             if found[0]:
                 return list(map(ValidNonce, *found))

@@ -35,6 +35,10 @@ class Message:
     deadline_s: float
     #: The step of a trace that it follows from; empty without one.
     traceparent: str = ""
+    #: With items it is joined with what comes within a second: body, items with commas between
+    #: them, tail.
+    items: tuple[str, ...] = ()
+    tail: str = ""
 
     def as_args(self) -> dict[str, Any]:
         """What a script takes."""

@@ -10,6 +10,7 @@ from typing import Any
 from shared.config import PoCConfig
 from shared.errors import InvalidRequest
 from shared.requests import GenerateRequest, InitRequest, RoundRequest, StopRequest, ValidateRequest
+from shared.schemes import DEFAULT, Proof, terms_of
 from shared.status import KeptRound, RoundStatus
 from shared.store.ask import Ask
 from shared.store.connection import redis_errors
@@ -48,16 +49,16 @@ class Claim:
 class Computed:
     """What came of a computed claim."""
 
-    #: Nonces that have a distance.
+    #: Nonces that have a proof.
     checked: int
-    #: Those of them that are valid, with their distances.
-    valid: Sequence[tuple[int, float]]
-    #: Nonces without a finite distance, and what is said of them.
+    #: Those of them that are valid, with their proofs as Redis keeps them.
+    valid: Sequence[tuple[int, str]]
+    #: Nonces without a proof, and what is said of them.
     failed: int = 0
     error: str | None = None
     #: The callback that goes out if it counts.
     message: Message | None = None
-    #: What moves the last bits of the distances, as JSON.
+    #: What moves the last bits of the proofs, as JSON.
     profile: str = ""
 
 
@@ -135,7 +136,7 @@ class Rounds:
             token=claim.token,
             checked=computed.checked,
             failed=computed.failed,
-            valid=[word for n, distance in computed.valid for word in (str(n), repr(distance))],
+            valid=[word for n, proof in computed.valid for word in (str(n), proof)],
             max_valid=self._context.settings.max_valid,
             error=computed.error,
             message=computed.message and computed.message.as_args(),
@@ -203,24 +204,37 @@ class Rounds:
         """The status of a round from its hash and the `newest` of the nonces that it counts."""
         total = int(fields.get("total_valid", 0))
         round_id = fields.get("round_id", "")
-        nonces, dist = self.found(round_id, max(0, total - newest), newest)
-        return RoundStatus.of(fields, nonces, dist)
+        scheme = fields.get("scheme", DEFAULT)
+        nonces, proofs = self.found(round_id, max(0, total - newest), newest, scheme)
+        return RoundStatus.of(fields, nonces, proofs)
+
+    def config(self, round_id: str) -> PoCConfig | None:
+        """The config of a round that is kept; None if it is not."""
+        with redis_errors():
+            kept = self._redis.hget(self._keys("run", round_id), "config")
+        return PoCConfig.model_validate_json(kept) if kept else None
 
     def traceparent(self, round_id: str) -> str:
         """The trace of a round; empty without one."""
         with redis_errors():
             return self._redis.hget(self._keys("run", round_id), "traceparent") or ""
 
-    def found(self, round_id: str, start: int, count: int) -> tuple[list[int], list[float]]:
-        """`count` valid nonces with their distances, in order of discovery from `start` on."""
+    def found(
+        self, round_id: str, start: int, count: int, scheme: str = DEFAULT
+    ) -> tuple[list[int], list[Proof]]:
+        """`count` valid nonces with their proofs, in order of discovery from `start` on.
+
+        `scheme` is the round's. Raises `ValueError` for one that this version does not know.
+        """
         if not round_id or count <= 0:
             return [], []
+        loaded = terms_of(scheme).loaded
         with redis_errors():
             nonces = self._redis.lrange(self._keys("found", round_id), start, start + count - 1)
-            dist = self._redis.hmget(self._keys("nonces", round_id), nonces) if nonces else []
-        if None in dist:  # the round expired in between
+            kept = self._redis.hmget(self._keys("nonces", round_id), nonces) if nonces else []
+        if None in kept:  # the round expired in between
             return [], []
-        return [int(n) for n in nonces], [float(d) for d in dist]
+        return [int(n) for n in nonces], [loaded(each) for each in kept]
 
     def open_tickets(self) -> tuple[RoundStatus, list[str]]:
         """The current round and the tasks that wait for its end."""
@@ -244,6 +258,7 @@ class Rounds:
                 "replace": request.replace,
                 "config": request.config.model_dump_json(),
                 "fields": flat(RoundStatus.fields_of(request.config)),
+                "positions": _exact(request.config.positions),
             }
         return self._command(verb, command, **args)
 
@@ -253,6 +268,11 @@ class Rounds:
             verb, command=command, epoch=fresh_id(), memory_s=memory_s, **args
         )
         return RoundStatus.of(answer["status"])
+
+
+def _exact(positions: int) -> str | None:
+    """As a Lua number holds it; None for more than it can count, and nobody ever hands out."""
+    return str(positions) if positions < 2**53 else None
 
 
 @lru_cache(maxsize=8)

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import isfinite, nan
 from typing import Any
 
 from shared.config import PoCConfig
-from shared.data import ProofBatch, ValidatedBatch
-from shared.errors import CouldNotCompute, PoCError, RoundMismatch, RoundNotInitialized, as_fields
+from shared.errors import CouldNotCompute, InvalidRequest, PoCError, RoundMismatch, RoundNotInitialized, as_fields
 from shared.evidence import Computer, Evidence
 from shared.requests import ValidateRequest
+from shared.schemes import Batch, Ended, Proof, Verdict, batch_from
+from shared.schemes.distance import Distance, ProofBatch
 from shared.store.ask import Ask
 from shared.store.connection import redis_errors
 from shared.store.context import Context
@@ -25,9 +25,8 @@ from shared.store.outbox import Message
 
 log = logging.getLogger(__name__)
 
-#: Ended validations that are kept for viewers, and what is kept of their verdicts.
+#: Ended validations that are kept for viewers.
 KEEP_OUTCOMES = 100
-_OF_A_VERDICT = ("n_invalid", "probability_honest", "fraud_detected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,10 @@ class Chunk:
     start: int
     count: int
     attempts: int
-    #: It failed too often: it is only to be committed, without distances.
+    #: It failed too often: it is only to be committed, without proofs.
     given_up: bool
     error: str
-    batch: ProofBatch
+    batch: Batch
     config: PoCConfig
     #: The trace that it is of; empty without one.
     traceparent: str = ""
@@ -60,13 +59,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ComputedValidation:
-    """A validation whose chunks are all in. `dist` is NaN where nothing could be computed."""
+    """A validation whose chunks are all in. A proof is None where none could be computed."""
 
     id: str
     round_id: str
-    batch: ProofBatch
+    batch: Batch
     config: PoCConfig
-    dist: list[float]
+    proofs: list[Proof | None]
     error: str
     #: What computed it, as JSON; the last chunk's.
     profile: str
@@ -76,25 +75,31 @@ class ComputedValidation:
     computed_by: list[Computer] = field(default_factory=list)
     opened_at: float | None = None
 
-    def evidence(self, outcome: ValidatedBatch | PoCError) -> Evidence:
+    @property
+    def not_computed(self) -> list[int]:
+        """The nonces without a proof."""
+        pairs = zip(self.batch.nonces, self.proofs, strict=True)
+        return [nonce for nonce, proof in pairs if proof is None]
+
+    def evidence(self, outcome: Verdict | PoCError) -> Evidence:
         """All that this `outcome` rests on."""
         evidence = Evidence(
             validation=self.id,
             batch=self.batch,
             config=self.config.model_copy(update={"callback_url": None}),
-            dist=[each if isfinite(each) else None for each in self.dist],
+            proofs=self.proofs,
             computed_by=self.computed_by,
             opened_at=self.opened_at,
             judged_at=time.time(),
         )
         if isinstance(outcome, PoCError):
             return evidence.model_copy(update={"error": str(outcome)})
-        verdict = outcome.model_dump(include=set(_OF_A_VERDICT))
-        return evidence.model_copy(update=verdict)
+        ended = outcome.ended
+        return evidence.model_copy(update=_judged(ended) if ended else {})
 
 
 #: The id, batch, config and trace of a validation.
-_Opened = tuple[str, ProofBatch, PoCConfig, str]
+_Opened = tuple[str, Batch, PoCConfig, str]
 
 
 class Validations:
@@ -142,7 +147,7 @@ class Validations:
         """The chunk that `ask` got; None if its validation ended while it waited: it is dropped."""
         claim = answer["claim"]
         opened = self._open(claim["job"])
-        _, batch, config, traceparent = opened or ("", ProofBatch.empty(), _NO_CONFIG, "")
+        _, batch, config, traceparent = opened or ("", _NO_BATCH, _NO_CONFIG, "")
         chunk = Chunk(
             token=ask.token,
             validation=claim["job"],
@@ -163,12 +168,12 @@ class Validations:
     def commit(
         self,
         chunk: Chunk,
-        dist: Sequence[float],
+        proofs: Sequence[Proof | None],
         error: str | None = None,
         profile: str | None = None,
         computer: Computer | None = None,
     ) -> str | None:
-        """Keep a chunk's distances (NaN: could not) once; None, or why they were refused.
+        """Keep a chunk's proofs (None: could not) once; None, or why they were refused.
 
         `computer` is what computed them, for the evidence.
 
@@ -180,7 +185,7 @@ class Validations:
             job=chunk.validation,
             start=str(chunk.start),
             count=chunk.count,
-            dist=json.dumps([d if isfinite(d) else None for d in dist]),
+            proofs=json.dumps(list(proofs)),
             error=error,
             profile=profile,
             worker=computer and computer.worker,
@@ -215,17 +220,17 @@ class Validations:
     def finish(
         self,
         validation: ComputedValidation,
-        result: str | None = None,
+        verdict: Verdict | None = None,
         error: PoCError | None = None,
         message: Message | None = None,
         evidence: Evidence | None = None,
     ) -> None:
-        """End a validation with `result` (a ValidatedBatch as JSON) or `error`, once.
+        """End a validation with its `verdict` or an `error`, once.
 
         `evidence` is kept as long as the validation is.
         """
         of = _about(validation.batch)
-        self._finish(validation.id, validation.round_id, of, result, error, message, evidence)
+        self._finish(validation.id, validation.round_id, of, verdict, error, message, evidence)
 
     def evidence(self, validation: str) -> str | None:
         """The evidence of an ended validation (an `Evidence` as JSON), if any is kept."""
@@ -307,7 +312,7 @@ class Validations:
                 try:
                     self._opened = opened = (
                         validation,
-                        ProofBatch.model_validate_json(batch),
+                        batch_from(json.loads(batch)),
                         PoCConfig.model_validate_json(config),
                         traceparent or "",
                     )
@@ -328,15 +333,18 @@ class Validations:
         validation: str,
         round_id: str,
         of: Mapping[str, Any],
-        result: str | None = None,
+        verdict: Verdict | None = None,
         error: PoCError | None = None,
         message: Message | None = None,
         evidence: Evidence | None = None,
     ) -> None:
-        verdict = json.loads(result or "{}")
-        judged = "fraud" if verdict.get("fraud_detected") else "honest"
-        of = {**of, **{name: verdict[name] for name in _OF_A_VERDICT if name in verdict}}
-        ended = self._end(validation, "error" if error else judged, of, result, error, message)
+        outcome, result, judged = "error", None, None
+        if verdict:
+            result, judged = verdict.model_dump_json(), verdict.ended
+            outcome = "fraud" if judged and judged.fraud_detected else "honest"
+            outcome = outcome if judged else "computed"
+        of = {**of, **(_judged(judged) if judged else {})}
+        ended = self._end(validation, outcome, of, result, error, message)
         kept = evidence and evidence.model_dump_json()
         self._scripts.call("finish_validation", round=round_id, evidence=kept, **ended)
 
@@ -365,10 +373,22 @@ class Validations:
 #: What reading a validation raises that was not written by this version.
 _UNREADABLE = (ValueError, TypeError, LookupError)
 # Stands in for the config of a validation that has ended and is not looked at.
-_NO_CONFIG = PoCConfig(block_hash="-", block_height=0, public_key="-", r_target=1.0)
+_NO_CONFIG = PoCConfig(
+    block_hash="-", block_height=0, public_key="-", terms=Distance(r_target=1.0)
+)
 
 
-def _about(batch: ProofBatch) -> dict[str, Any]:
+_NO_BATCH = ProofBatch.empty()
+
+
+def _judged(ended: Ended) -> dict[str, Any]:
+    """What is told of a verdict, whichever its scheme."""
+    told = ended._asdict()
+    del told["nonces"]
+    return told
+
+
+def _about(batch: Batch) -> dict[str, Any]:
     """What an outcome tells of the batch that was judged."""
     return {
         "public_key": batch.public_key,
@@ -380,18 +400,18 @@ def _about(batch: ProofBatch) -> dict[str, Any]:
 
 
 def _computed(validation: str, fields: dict[str, str], parts: dict[str, str]) -> ComputedValidation:
-    batch = ProofBatch.model_validate_json(fields["batch"])
-    # A chunk that was given up has no distances.
-    dist = [nan] * len(batch)
+    batch = batch_from(json.loads(fields["batch"]))
+    # A chunk that was given up has no proofs.
+    proofs: list[Proof | None] = [None] * len(batch)
     for start, part in parts.items():
-        found = [nan if d is None else d for d in json.loads(part)]
-        dist[int(start) : int(start) + len(found)] = found
+        found = json.loads(part)
+        proofs[int(start) : int(start) + len(found)] = found
     return ComputedValidation(
         id=validation,
         round_id=fields["round"],
         batch=batch,
         config=PoCConfig.model_validate_json(fields["config"]),
-        dist=dist,
+        proofs=proofs,
         error=fields.get("error", ""),
         profile=fields.get("profile", ""),
         traceparent=fields.get("traceparent", ""),
@@ -404,13 +424,19 @@ def _computed(validation: str, fields: dict[str, str], parts: dict[str, str]) ->
     )
 
 
-def _refusal(batch: ProofBatch, config: PoCConfig | None, *, named: bool) -> PoCError | None:
+def _refusal(batch: Batch, config: PoCConfig | None, *, named: bool) -> PoCError | None:
     """Why `batch` can't be judged by `config`, the round's or the one `named` beside it."""
     if config is None:
         return RoundNotInitialized()
+    of = "the config beside it" if named else "the current round"
+    if batch.scheme_name != config.scheme:
+        return RoundMismatch(
+            f"the batch is of the scheme {batch.scheme_name}, {of} is of the scheme {config.scheme}"
+        )
+    if why := config.terms.refusal_of_batch(batch):
+        return InvalidRequest(f"batch.{why}")
     block, ours = (f"{each.block_hash} at {each.block_height}" for each in (batch, config))
     if block != ours:
-        of = "the config beside it" if named else "the current round"
         return RoundMismatch(
             f"the batch is of block {block}, {of} is of block {ours}; "
             "send the config that it was made with (poc validate --batch FILE --config FILE)"

@@ -12,41 +12,41 @@ from urllib.parse import quote
 
 from shared.about import about
 from shared.config import PoCConfig
-from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import PoCError, as_fields
+from shared.schemes import Body, Proof, Verdict
 from shared.store import Claim, ComputedValidation, Message
 
 
-def generated_message(claim: Claim, valid: Sequence[tuple[int, float]]) -> Message | None:
+def generated_message(claim: Claim, valid: Sequence[tuple[int, Proof]]) -> Message | None:
     """What tells a claim's `valid` nonces; None when there are none, or nobody wants to know."""
-    if not valid or claim.config.callback_url is None:
+    config = claim.config
+    if not valid or config.callback_url is None:
         return None
-    batch = ProofBatch.of(claim.config, [n for n, _ in valid], [d for _, d in valid])
-    key = f"{claim.round_id}:{claim.token}"
-    return message(claim.config, "generated", batch.model_dump_json(), key, claim.round_id)
+    body = config.terms.body_of(config, [n for n, _ in valid], [proof for _, proof in valid])
+    return message(config, "generated", body, f"{claim.round_id}:{claim.token}", claim.round_id)
 
 
 def validated_message(
-    done: ComputedValidation, outcome: ValidatedBatch | PoCError, not_computed: Sequence[int] = ()
+    done: ComputedValidation, outcome: Verdict | PoCError, not_computed: Sequence[int] = ()
 ) -> Message | None:
     """What tells the end of a validation; None if nobody wants to know.
 
     The end is a verdict, or an error with the nonces that were `not_computed`.
     """
-    if isinstance(outcome, ValidatedBatch):
-        body = outcome.model_dump_json()
+    if isinstance(outcome, Verdict):
+        body = Body(outcome.model_dump_json())
     else:
         said = as_fields(outcome)
         about = done.batch.model_dump(
             include={"public_key", "block_hash", "block_height", "nonces"}
         )
         rest = {"node_id": done.batch.node_id, "not_computed": list(not_computed)}
-        body = json.dumps(said | about | rest)
+        body = Body(json.dumps(said | about | rest))
     return message(done.config, "validated", body, f"validation:{done.id}", done.round_id)
 
 
 def message(
-    config: PoCConfig, path: str, body: str, key: str, round_id: str = ""
+    config: PoCConfig, path: str, body: Body, key: str, round_id: str = ""
 ) -> Message | None:
     """`body` for `{callback_url}/{path}`; None when nobody wants to know.
 
@@ -56,10 +56,12 @@ def message(
         return None
     return Message(
         url=f"{config.callback_url}/{path}",
-        body=body,
+        body=body.head,
         # A task id may be any text, a header may not.
         key=quote(key, safe=":"),
         round=round_id,
         deadline_s=config.callback_deadline_s,
         traceparent=about().traceparent,
+        items=body.items,
+        tail=body.tail,
     )

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from shared import tracing
 from shared.config import MAX_VALID
-from shared.data import ProofBatch, ValidatedBatch
+from shared.schemes import Batch, Verdict
 from shared.errors import InvalidRequest, PoCError
 from shared.requests import read
 from shared.settings import Settings, load_settings
@@ -137,7 +137,7 @@ def validate(
     config: dict[str, Any] | None,
     batch: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="ProofBatch as JSON to judge, - for standard input."),
+        typer.Option(metavar="FILE", help="Batch of proofs as JSON to judge, - for standard input."),
     ] = None,
     evidence: Annotated[
         str | None,
@@ -183,7 +183,7 @@ def validate(
         typer.echo(verdict.model_dump_json())
     else:
         show.out.print(show.verdict_table(verdict))
-    if verdict.fraud_detected:
+    if verdict.is_fraud:
         raise typer.Exit(FRAUD)
 
 
@@ -238,15 +238,15 @@ def cancel(
 
 
 def _judged(
-    client: PoCClient, batch: ProofBatch | dict[str, Any], config: PoCConfig | dict[str, Any] | None
-) -> ValidatedBatch:
+    client: PoCClient, batch: Batch | dict[str, Any], config: PoCConfig | dict[str, Any] | None
+) -> Verdict:
     """The verdict on a batch, once it is there; the evidence of fraud is named."""
     with _waiting():
         ticket = client.validate_batch(batch, config)
     how = f"its verdict is posted; `poc cancel {ticket.id}` ends it"
     with _goes_on("the validation", how), show.following_batch() as progress:
         verdict = ticket.wait(on_progress=progress.update)
-    if verdict.fraud_detected:
+    if verdict.is_fraud:
         show.news.print(f"what it rests on: poc evidence {ticket.id}", soft_wrap=True)
     return verdict
 

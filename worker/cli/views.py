@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.live import Live
 
-from shared.data import MAX_PROOF_NONCES, ProofBatch
 from shared.errors import RoundMismatch, RoundNotInitialized, StoreRefused, StoreUnavailable
 from shared.settings import Settings
 from shared.status import Incident, RoundStatus, WorkerStatus
@@ -102,21 +101,17 @@ def proofs(
         found, *_ = _look(store, round_id)
         if not found.round_id:
             raise RoundNotInitialized
-        nonces, dist = store.rounds.found(found.round_id, start, count)
+        nonces, proofs = store.rounds.found(found.round_id, start, count, found.scheme)
+        config = store.rounds.config(found.round_id)
     if (end := start + len(nonces)) < found.total_valid:
         show.news.print(
             f"printed {len(nonces):,} of {found.total_valid:,} valid nonces; the next: "
             f"--start {end}",
             soft_wrap=True,
         )
-    batch = ProofBatch(
-        public_key=found.public_key,
-        block_hash=found.block_hash,
-        block_height=found.block_height,
-        nonces=nonces,
-        dist=dist,
-        node_id=found.node_id,
-    )
+    if config is None:
+        raise RoundMismatch(f"round {found.round_id} is no longer kept")
+    batch = config.terms.batch_of(config, nonces, proofs)
     typer.echo(batch.model_dump_json())
 
 

@@ -1,4 +1,4 @@
-"""Engines: jobs in, distances out. `load_engine` picks and loads the one that is configured.
+"""Engines: jobs in, proofs out. `load_engine` picks and loads the one that is configured.
 
 Importing this package is cheap: torch and its friends come with the engine that needs them.
 """
@@ -11,7 +11,8 @@ from typing import cast
 
 from shared.errors import EngineError
 from shared.settings import PREFIX, Settings
-from worker.engines.base import Engine, EngineInfo, Job, JobCancelled, Pending
+from worker.engines.base import Engine, EngineInfo, JobCancelled, Pending
+from worker.job import Job
 
 __all__ = [
     "Engine",

@@ -1,6 +1,6 @@
-"""What an engine is: jobs in, distances out. It never sees Redis and holds no round.
+"""What an engine is: jobs in, proofs out. It never sees Redis and holds no round.
 
-`submit` queues a job and returns at once, `Pending.result` waits for its distances. Keeping
+`submit` queues a job and returns at once, `Pending.result` waits for its proofs. Keeping
 one job queued behind the one that computes is all a caller must do to keep the device busy.
 """
 
@@ -11,40 +11,12 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
 
-from shared.config import PoCConfig
 from shared.errors import EngineError
+from shared.schemes import DEFAULT, Proof
+from worker.job import Job
 
 #: Sequences in one forward, by the kind of device, unless the settings say otherwise.
 DEFAULT_TILE = {"cpu": 8, "cuda": 32}
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Nonces to compute: the same work for generation and for anybody's validation."""
-
-    block_hash: str
-    public_key: str
-    nonces: tuple[int, ...]
-    seq_len: int
-    strong_rng: bool = False
-    #: Rather fail than halve a tile for want of memory, which may move the last bits.
-    whole_tiles: bool = False
-    #: In no tile with other jobs, which would share what becomes of it.
-    alone: bool = False
-
-    @classmethod
-    def of(
-        cls, config: PoCConfig, public_key: str, nonces: Sequence[int], *, alone: bool = False
-    ) -> Self:
-        """The job that computes `nonces` of `public_key` in a round of `config`."""
-        return cls(
-            config.block_hash,
-            public_key,
-            tuple(nonces),
-            config.seq_len,
-            config.strong_rng,
-            alone=alone,
-        )
 
 
 def tile_of(size: int, max_tokens: int | None, seq_len: int) -> int:
@@ -58,7 +30,7 @@ class EngineInfo:
 
     `fingerprint` names the weights (config and safetensors digest) and must be equal between
     the workers of a namespace; `profile` names everything else that moves the last bits of a
-    distance (engine, dtype, attention, tile, ...) and is recorded with rounds and verdicts.
+    proof (engine, dtype, attention, tile, ...) and is recorded with rounds and verdicts.
     """
 
     model: str
@@ -73,6 +45,8 @@ class EngineInfo:
     #: Sequences that it computes at a time, of several jobs if need be, and their positions.
     tile: int = 1
     max_tokens: int | None = None
+    #: Schemes that it can't compute, and why.
+    without: dict[str, str] = field(default_factory=dict)
 
     def check_length(self, seq_len: int, or_else: str = "") -> None:
         """Raise `EngineError` for a `seq_len` that the model has no positions for.
@@ -93,8 +67,8 @@ class JobCancelled(Exception):
 class Pending(Protocol):
     """A job that was queued."""
 
-    def result(self) -> list[float]:
-        """Wait for the job; one distance in [0, 2] per nonce, NaN where logits were not finite.
+    def result(self) -> list[Proof | None]:
+        """Wait for the job; one proof per nonce, None where the model gave no finite numbers.
 
         Raises `shared.errors.EngineError` if the job as a whole could not be computed, and
         `JobCancelled` once `cancel` gave True. May be called again.
@@ -107,13 +81,13 @@ class Pending(Protocol):
 
 
 class FuturePending:
-    """A job whose distances a future will hold; the future runs once the device has begun it."""
+    """A job whose proofs a future will hold; the future runs once the device has begun it."""
 
-    def __init__(self, future: Future[list[float]]) -> None:
+    def __init__(self, future: Future[list[Proof | None]]) -> None:
         self._future = future
 
-    def result(self) -> list[float]:
-        """Wait for the job; one distance per nonce. Raises `EngineError` if it failed."""
+    def result(self) -> list[Proof | None]:
+        """Wait for the job; one proof per nonce. Raises `EngineError` if it failed."""
         try:
             return self._future.result()
         except CancelledError:
@@ -161,10 +135,12 @@ class Engine(Protocol):
 class TimesForwards(Protocol):
     """What an engine may have besides, so that `poc bench` can tell its forward from all else."""
 
-    def time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
+    def time_forwards(
+        self, seq_len: int, seconds: float, scheme: str = DEFAULT
+    ) -> tuple[int, float]:
         """Nonces, and the seconds that the device took for their forwards alone.
 
         It computes for at least `seconds`: whole tiles of random inputs, by the very path of jobs,
-        but no generator and no distances. Call it while there are no jobs. Raises as `submit` does.
+        but no generator and no proofs. Call it while there are no jobs. Raises as `submit` does.
         """
         ...

@@ -1,119 +1,99 @@
-"""How a nonce becomes a distance: the one place for it, whatever computes the forward.
+"""How a nonce becomes a proof: the one place for it, whatever computes the forward.
 
-    nonces ──▶ tiles ──▶ inputs ──▶ forward ──▶ last logits ──▶ distances
-                         generator  engine                      generator
+    nonces ──▶ tiles ──▶ inputs ──▶ forward ──▶ output ──▶ rows ──▶ proofs
+                         scheme     engine      scheme     scheme
 
 Work is cut into tiles of a constant shape, the last one padded, so that a nonce meets the same
-kernels whatever batch it came in. An engine supplies the forward alone. The generator is
-`worker.kernels` on a GPU, `worker.cpu_random` on a CPU, and `worker.gpu_random` elsewhere.
+kernels whatever batch it came in. An engine supplies the forward alone; the rest is a file of
+`worker/schemes/`.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shared.schemes import Proof
 from worker import cpu_random, gpu_random
-from worker.engines.base import Job, tile_of
+from worker.engines.base import tile_of
+from worker.schemes import Deployed, Tensors, tensors_of
+from worker.schemes.generator import generator_for
+from worker.job import Job
 
-#: Inputs [tile, seq_len, hidden_size], which it may overwrite, to the logits of the last positions,
-#: [tile, at least vocab_size]; None on a device that has no logits.
+#: Inputs [tile, seq_len, hidden_size], which it may overwrite, to what a scheme reads of the last
+#: positions: logits [tile, at least vocab_size], or hidden states [tile, hidden_size]; None on a
+#: device that has no logits.
 Forward = Callable[[Tensor], Tensor | None]
 
-#: A job, some of its nonces and the size of their tile, to what `Tiles.distances` gives.
+#: A job, some of its nonces and the size of their tile, to what `Tiles.rows` gives.
 Compute = Callable[[Job, Sequence[int], int], Tensor | None]
 
-#: Tiles whose inputs and permutations there is memory for: one computes, one waits behind it.
+#: Tiles whose inputs there is memory for: one computes, one waits behind it.
 _AHEAD = 2
-
-#: Targets kept: a round's own, and those of the blocks that validators ask about.
-_TARGETS_KEPT = 8
 
 
 class Tiles:
     """Cuts jobs into tiles of at most `size` sequences, and computes these.
 
-    `max_tokens` is how many positions a tile may have in all. `dtype` is the model's.
+    `max_tokens` is how many positions a tile may have in all.
     """
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        hidden_size: int,
-        vocab_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        max_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, size: int, deployed: Deployed, *, max_tokens: int | None = None) -> None:
         self.size = size
-        self._max_tokens = max_tokens
-        self._hidden_size, self._vocab_size = hidden_size, vocab_size
-        self._device, self._dtype = device, dtype
-        self._generator = generator_for(device)
+        self._max_tokens, self._deployed = max_tokens, deployed
+        self._device = deployed.device
+        self._tensors: dict[str, Tensors] = {}
         #: What the last tiles were computed from, and the event of their ends.
         self._made: deque[tuple[Any, ...]] = deque()
         streams: Any = torch.cuda.Stream  # without types
-        self._side = streams(device) if self.generator == "triton" else None
-        # Bound to values, not to self: a cycle would keep tensors until the next collection.
-        self._target = lru_cache(maxsize=_TARGETS_KEPT)(
-            partial(gpu_random.generate_target, vocab_size=vocab_size, device=device)
-        )
+        self._side = streams(self._device) if self.generator == "triton" else None
 
     @property
     def generator(self) -> str:
-        """What gives inputs and distances their last bits: `triton` or `torch`."""
-        return "torch" if self._generator in (gpu_random, cpu_random) else "triton"
+        """What gives inputs their last bits: `triton` or `torch`."""
+        made_by = generator_for(self._device)
+        return "torch" if made_by in (gpu_random, cpu_random) else "triton"
+
+    def tensors(self, scheme: str) -> Tensors:
+        """Those of a scheme, made once. Raises `EngineError` for an unknown one."""
+        if scheme not in self._tensors:
+            self._tensors[scheme] = tensors_of(scheme, self._deployed)
+        return self._tensors[scheme]
 
     def size_of(self, job: Job) -> int:
         """The sequences of a tile of `job`."""
         return tile_of(self.size, self._max_tokens, job.seq_len)
 
     def launch(self, job: Job, compute: Compute) -> Tensor | None:
-        """Distances of all nonces of `job`, on the device: what `compute` gives for each tile."""
+        """The rows of all nonces of `job`, on the device: what `compute` gives for each tile."""
         size = self.size_of(job)
         return join([compute(job, nonces, size) for nonces in cut(job.nonces, size)])
 
-    @torch.inference_mode()
-    def distances(
-        self, job: Job, nonces: Sequence[int], forward: Forward, size: int
-    ) -> Tensor | None:
-        """Distances of one tile, at most `size` nonces: float32 [len(nonces)], on the device.
+    def proofs(self, rows: Tensor | None, job: Job) -> list[Proof | None]:
+        """Wait for the rows of `job`; its proofs. None for the rows of no nonces, or of no rank."""
+        return [] if rows is None else self.tensors(job.scheme).proofs(rows, job)
 
-        None where the forward has no logits. Does not wait for the device.
+    @torch.inference_mode()
+    def rows(self, job: Job, nonces: Sequence[int], forward: Forward, size: int) -> Tensor | None:
+        """What a scheme reads of one tile, at most `size` nonces: [len(nonces), ...], on the device.
+
+        None where the forward has no output. Does not wait for the device.
         """
         padded = [*nonces, *[nonces[-1]] * (size - len(nonces))]
-        given = job.block_hash, job.public_key, padded
+        tensors = self.tensors(job.scheme)
         with self._ahead():
-            inputs = self._generator.generate_inputs(
-                *given,
-                self._hidden_size,
-                job.seq_len,
-                self._device,
-                self._dtype,
-                strong_rng=job.strong_rng,
-            )
-            permutations = self._generator.generate_permutations(
-                *given, self._vocab_size, self._device
-            )
+            inputs, made = tensors.make(job, padded)
         try:
-            logits = forward(inputs)
-            if logits is None:
-                return None
-            distances: Tensor = self._generator.compute_distances(
-                logits[:, : self._vocab_size], permutations, self._target(job.block_hash)
-            )
-            return distances[: len(nonces)]
+            tensors.enter(job)
+            output = forward(inputs)
+            return None if output is None else tensors.read(output, made, job)[: len(nonces)]
         finally:
-            self._keep(inputs, permutations)
+            self._keep(inputs, made)
 
     def forget(self) -> None:
         """Give the memory of past tiles back, once the device is through with them."""
@@ -143,17 +123,6 @@ class Tiles:
             self._made.append((ended, *made))
 
 
-def generator_for(device: torch.device) -> Any:
-    """The module that makes inputs and distances on `device`."""
-    if device.type == "cpu":
-        return cpu_random
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return gpu_random
-    from worker import kernels
-
-    return kernels
-
-
 def cut(nonces: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """`nonces` in order, `size` at a time; the last part may have fewer."""
     for start in range(0, len(nonces), size):
@@ -161,12 +130,6 @@ def cut(nonces: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def join(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The distances of several tiles as one tensor; None if there are none."""
+    """The rows of several tiles as one tensor; None if there are none."""
     found = [part for part in parts if part is not None]
     return torch.cat(found) if found else None
-
-
-def to_floats(distances: Tensor | None) -> list[float]:
-    """Wait for `distances`; NaN where logits were not finite. float32 to Python float is exact."""
-    values: list[float] = [] if distances is None else distances.tolist()
-    return [value if math.isfinite(value) else math.nan for value in values]

@@ -17,16 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 from shared.errors import EngineError
+from shared.schemes import DEFAULT, Proof
 from shared.settings import Settings
 from worker.engines import checkpoint
-from worker.engines.base import DEFAULT_TILE, EngineInfo, FuturePending, Job
+from worker.engines.base import DEFAULT_TILE, EngineInfo, FuturePending
 from worker.engines.checkpoint import first_line
+from worker.job import Job
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from worker.engines.tile import Tiles
+    from worker.engines.tile import Forward, Tiles
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class TransformersEngine:
         directory = checkpoint.find(model)
         from worker.engines import weights
         from worker.engines.tile import Tiles
+        from worker.schemes import Deployed
 
         target = _choose_device(device, gpu)
         config = checkpoint.read_config(directory, ARCHITECTURES, quantized=False)
@@ -82,11 +85,15 @@ class TransformersEngine:
         self._device = target
         self._tiles = Tiles(
             DEFAULT_TILE[target.type] if tile == "auto" else tile,
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            device=target,
-            dtype=self._model.dtype,
+            Deployed(
+                layers=config.num_hidden_layers,
+                hidden_size=config.hidden_size,
+                vocab_size=config.vocab_size,
+                device=target,
+                dtype=self._model.dtype,
+            ),
         )
+        self._forwards: dict[str, Forward] = {}
         self._info = EngineInfo(
             model=str(model),
             device=_describe(target),
@@ -122,10 +129,12 @@ class TransformersEngine:
         except RuntimeError:
             raise EngineError("the engine is closed; load another to compute") from None
 
-    def time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
+    def time_forwards(
+        self, seq_len: int, seconds: float, scheme: str = DEFAULT
+    ) -> tuple[int, float]:
         """Nonces and seconds of forwards alone (see `TimesForwards`), in the thread of jobs."""
         self._info.check_length(seq_len)
-        return self._thread.submit(self._time_forwards, seq_len, seconds).result()
+        return self._thread.submit(self._time_forwards, seq_len, seconds, scheme).result()
 
     def ensure_alive(self) -> None:
         """It lives as long as its process."""
@@ -135,7 +144,7 @@ class TransformersEngine:
         self._closing.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, job: Job) -> list[float]:
+    def _run(self, job: Job) -> list[Proof | None]:
         """Compute `job` in the engine's thread; whatever goes wrong becomes an `EngineError`."""
         import torch
 
@@ -156,32 +165,54 @@ class TransformersEngine:
             torch.cuda.empty_cache()
         raise problem
 
-    def _compute(self, job: Job) -> list[float]:
-        """One distance per nonce; all tiles are launched before the first result is awaited."""
-        from worker.engines.tile import to_floats
-
-        return to_floats(self._tiles.launch(job, self._compute_tile))
+    def _compute(self, job: Job) -> list[Proof | None]:
+        """One proof per nonce; all tiles are launched before the first result is awaited."""
+        return self._tiles.proofs(self._tiles.launch(job, self._compute_tile), job)
 
     def _compute_tile(self, job: Job, nonces: Sequence[int], size: int) -> Tensor | None:
         if self._closing.is_set():
             raise EngineError("the engine was closed while it computed this job")
-        return self._tiles.distances(job, nonces, self._forward, size)
+        return self._tiles.rows(job, nonces, self._forward_of(job.scheme), size)
 
-    def _time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
+    def _time_forwards(self, seq_len: int, seconds: float, scheme: str) -> tuple[int, float]:
         import torch
 
         from worker.engines.clock import keep_busy
 
         shape = self._tiles.size, seq_len, self._info.hidden_size
         inputs = torch.randn(shape, dtype=self._model.dtype, device=self._device)
+        forward = self._forward_of(scheme)
         with torch.inference_mode():
-            forwards, spent = keep_busy(lambda: self._forward(inputs), seconds, self._device)
+            forwards, spent = keep_busy(lambda: forward(inputs), seconds, self._device)
         return forwards * self._tiles.size, spent
 
-    def _forward(self, inputs: Tensor) -> Tensor:
+    def _forward_of(self, scheme: str) -> Forward:
+        """The forward of a scheme, made once."""
+        if scheme not in self._forwards:
+            from worker.schemes import layers
+
+            tensors = self._tiles.tensors(scheme)
+            if tensors.edits:
+                self._forwards[scheme] = _hidden_states(layers.edited(self._model, tensors.edit))
+            else:
+                self._forwards[scheme] = self._logits
+        return self._forwards[scheme]
+
+    def _logits(self, inputs: Tensor) -> Tensor:
         output = self._model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _hidden_states(inner: Any) -> Forward:
+    """The forward of a model without its head, for the last positions after the final norm."""
+
+    def forward(inputs: Tensor) -> Tensor:
+        output = inner(inputs_embeds=inputs, use_cache=False)
+        hidden: Tensor = output.last_hidden_state[:, -1]
+        return hidden
+
+    return forward
 
 
 def _choose_device(device: str, gpu: str | None) -> torch.device:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from math import isfinite
 from typing import Any, Protocol
 
 from shared import tracing
 from shared.about import About
-from shared.data import ValidatedBatch
 from shared.errors import CouldNotCompute, PoCError, StoreError
 from shared.store import ComputedValidation, Ending, Store, Subscription
 from worker.callbacks.messages import validated_message
@@ -99,12 +97,12 @@ class Clerk:
         return True
 
     def _judge(self, done: ComputedValidation) -> None:
-        missing = [n for n, d in zip(done.batch.nonces, done.dist, strict=True) if not isfinite(d)]
-        if missing:
+        terms, missing = done.config.terms, done.not_computed
+        if len(missing) > terms.may_miss * len(done.batch):
             why = f": {done.error}" if done.error else ""
             named = ", ".join(map(str, missing[:NAMED])) + (", ..." if missing[NAMED:] else "")
             error = CouldNotCompute(
-                f"no finite distance for {len(missing)} of {len(done.batch)} nonces: {named}{why}; "
+                f"no finite numbers for {len(missing)} of {len(done.batch)} nonces: {named}{why}; "
                 "this accuses nobody: look at the workers, then send it again; all there is of it: "
                 f"poc evidence {done.id}"
             )
@@ -115,19 +113,23 @@ class Clerk:
             )
             return
         profile = json.loads(done.profile) if done.profile else {}
-        verdict = ValidatedBatch.judge(done.batch, done.dist, done.config, profile)
-        log.info(
-            "validation %s: %d of %d nonces invalid, %s",
-            done.id,
-            verdict.n_invalid,
-            len(verdict),
-            "fraud" if verdict.fraud_detected else "honest",
-        )
+        verdict = terms.judge(done.batch, done.proofs, profile)
+        ended = verdict.ended
+        if ended is None:
+            log.info("validation %s: %d proofs, nothing claimed", done.id, len(done.batch))
+        else:
+            log.info(
+                "validation %s: %d of %d nonces invalid, %s",
+                done.id,
+                ended.n_invalid,
+                ended.nonces,
+                "fraud" if ended.fraud_detected else "honest",
+            )
         self._store.validations.finish(
             done,
-            result=verdict.model_dump_json(),
+            verdict,
             message=validated_message(done, verdict),
-            evidence=done.evidence(verdict) if verdict.fraud_detected else None,
+            evidence=done.evidence(verdict) if ended and ended.fraud_detected else None,
         )
 
     def _tell(self, ending: Ending) -> None:

@@ -134,7 +134,8 @@ class FunctionalCheck:
 
     def _compute(self) -> tuple[float, ...]:
         try:
-            return tuple(self._engine.submit(self._job).result())
+            found = self._engine.submit(self._job).result()
+            return tuple(math.nan if each is None else float(each) for each in found)
         except JobCancelled:  # as an engine ends
             self._engine.ensure_alive()
             raise EngineError("the functional check was cancelled") from None

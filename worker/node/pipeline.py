@@ -15,12 +15,12 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
 
 from shared import tracing
 from shared.about import NOTHING, About, note
 from shared.config import PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
+from shared.schemes import Proof
 from shared.status import Commit
 from shared.store import Ask, Assignment, Chunk, Claim, Computed, Kind, Store, fresh_id
 from shared.tracing import Step
@@ -170,10 +170,10 @@ class Pipeline:
             self._reserved += (claim,)
         return claim
 
-    def run_reserved(self) -> tuple[Claim, list[float]] | None:
+    def run_reserved(self) -> tuple[Claim, list[Proof | None]] | None:
         """Compute and commit the batch that was reserved first, or else the next one.
 
-        Gives it with its distances; None outside GENERATING or if the commit was refused. Raises
+        Gives it with its proofs; None outside GENERATING or if the commit was refused. Raises
         `EngineError` after it was given back.
         """
         if not self._in_flight:
@@ -184,8 +184,8 @@ class Pipeline:
             self._in_flight = (self._in_engine(claim),)
             self._reserved = self._reserved[1:]
         work = self._in_flight[0].work
-        dist = self._complete(self._in_flight[0])
-        return (work, dist) if isinstance(work, Claim) and dist is not None else None
+        proofs = self._complete(self._in_flight[0])
+        return (work, proofs) if isinstance(work, Claim) and proofs is not None else None
 
     # What others see.
 
@@ -273,18 +273,18 @@ class Pipeline:
 
     # Collect, and commit or give back.
 
-    def _complete(self, one: InFlight, *, and_claim: bool = False) -> list[float] | None:
+    def _complete(self, one: InFlight, *, and_claim: bool = False) -> list[Proof | None] | None:
         """Collect and commit, or give back; without Redis it stays in flight.
 
-        Gives the distances, or None if they did not count. The commit of a batch may claim and
+        Gives the proofs, or None if they did not count. The commit of a batch may claim and
         begin the next work as well.
         """
         note(one.step.about)
         try:
-            dist = self._collect(one)
-            if not all(map(isfinite, dist)):
+            proofs = self._collect(one)
+            if None in proofs:
                 self._examine()  # before any of it counts
-            counted, work = self._commit(one.work, dist, and_claim=and_claim)
+            counted, work = self._commit(one.work, proofs, and_claim=and_claim)
         except JobCancelled:
             self._give_back(one.work)
             one.step.failed("cancelled")
@@ -307,22 +307,22 @@ class Pipeline:
         self._forget(one)
         if work:
             self._begin(work)
-        return dist if counted else None
+        return proofs if counted else None
 
-    def _collect(self, one: InFlight) -> list[float]:
-        """Wait for the distances. Raises what the engine does.
+    def _collect(self, one: InFlight) -> list[Proof | None]:
+        """Wait for the proofs. Raises what the engine does.
 
         Raises `ValueError` if the engine, by a defect, gives too few or too many.
         """
-        dist = one.pending.result()
+        proofs = one.pending.result()
         given_up = isinstance(one.work, Chunk) and one.work.given_up
         expected = 0 if given_up else len(one.work.nonces)
-        if len(dist) != expected:
-            raise ValueError(f"the engine gave {len(dist)} distances for {expected} nonces")
-        return dist
+        if len(proofs) != expected:
+            raise ValueError(f"the engine gave {len(proofs)} proofs for {expected} nonces")
+        return proofs
 
     def _commit(
-        self, work: Assignment, dist: list[float], *, and_claim: bool
+        self, work: Assignment, proofs: list[Proof | None], *, and_claim: bool
     ) -> tuple[bool, Assignment | None]:
         """Whether they counted, and what was claimed in the same step."""
         claimed = None
@@ -330,37 +330,37 @@ class Pipeline:
             if isinstance(work, Chunk):
                 error = work.error or None
                 refused = self.store.validations.commit(
-                    work, dist, error, self._profile, self.computer
+                    work, proofs, error, self._profile, self.computer
                 )
             elif and_claim and not self._ends:
-                computed = self._computed_of(work, dist)
+                computed = self._computed_of(work, proofs)
                 refused, claimed = self.store.work.commit_and_claim(work, computed, self._ask())
             else:
-                refused = self.store.rounds.commit(work, self._computed_of(work, dist))
+                refused = self.store.rounds.commit(work, self._computed_of(work, proofs))
             step.tell("poc.refused", refused or "")
-        self.computed += len(dist)
+        self.computed += len(proofs)
         self.batches += 1
         if refused:
-            log.info("%d nonces do not count: %s", len(dist), refused)
+            log.info("%d nonces do not count: %s", len(proofs), refused)
             return False, self._claimed(claimed)
         if isinstance(work, Claim):
-            self.tally.add(work.round_id, dist)
-        if dist and self.check:
+            self.tally.add(work, proofs)
+        if proofs and self.check:
             self.check.committed(_range_of(work))
         return True, self._claimed(claimed)
 
-    def _computed_of(self, claim: Claim, dist: list[float]) -> Computed:
+    def _computed_of(self, claim: Claim, proofs: list[Proof | None]) -> Computed:
         """What a commit takes of a computed batch."""
-        limit, pairs = claim.config.valid_below, list(zip(claim.nonces, dist, strict=True))
-        valid = [pair for pair in pairs if pair[1] < limit]
-        failed = [n for n, d in pairs if not isfinite(d)]
+        terms, pairs = claim.config.terms, list(zip(claim.nonces, proofs, strict=True))
+        valid = [(n, proof) for n, proof in pairs if proof is not None and terms.counts(proof)]
+        failed = [n for n, proof in pairs if proof is None]
         error = None
         if failed:
-            error = f"no finite distance for {len(failed)} nonces, the first is {failed[0]}"
+            error = f"no finite numbers for {len(failed)} nonces, the first is {failed[0]}"
             log.error("%s: they count as failed", error)
         return Computed(
-            checked=len(dist) - len(failed),
-            valid=valid,
+            checked=len(proofs) - len(failed),
+            valid=[(n, terms.dumped(proof)) for n, proof in valid],
             failed=len(failed),
             error=error,
             message=generated_message(claim, valid),
@@ -392,9 +392,9 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True)
 class _NotComputed:
-    """Stands in for a chunk that failed too often: it is committed without distances."""
+    """Stands in for a chunk that failed too often: it is committed without proofs."""
 
-    def result(self) -> list[float]:
+    def result(self) -> list[Proof | None]:
         return []
 
     def cancel(self) -> bool:
@@ -407,7 +407,7 @@ class _NotTaken:
 
     error: EngineError
 
-    def result(self) -> list[float]:
+    def result(self) -> list[Proof | None]:
         raise self.error
 
     def cancel(self) -> bool:

@@ -78,12 +78,12 @@ class RoundLog:
             self._running[what.round_id] = what, time.monotonic() + REPORT_EVERY_S
         with at(what):
             log.info(
-                "round %s is generating: block %s at %d, r_target %g, batches of %d x %d, "
+                "round %s is generating: block %s at %d, %s, batches of %d x %d, "
                 "node %d of %d; this is worker %s",
                 what.round_id,
                 printable(config.block_hash),
                 config.block_height,
-                config.r_target,
+                config.terms.title if isinstance(config, PoCConfig) else config.title_of_terms,
                 config.batch_size,
                 config.seq_len,
                 config.node_id,

@@ -1,16 +1,20 @@
-"""What a worker has computed for a round, by bins of distances, until a heartbeat tells it."""
+"""What a worker has computed for a round, by bins of distances, until a heartbeat tells it.
+
+Proofs of another kind have no bins.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from shared.histogram import LAST, place
+from shared.schemes import Proof
+from shared.store import Claim
 
 
 class Counted(NamedTuple):
@@ -27,15 +31,16 @@ class Tally:
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._round_id = ""
-        self._batches: list[Sequence[float]] = []
+        self._batches: list[Sequence[Proof | None]] = []
         self._untold: Counted | None = None
 
-    def add(self, round_id: str, distances: Sequence[float]) -> None:
-        """Count distances that were committed; those of an earlier round are forgotten."""
+    def add(self, claim: Claim, proofs: Sequence[Proof | None]) -> None:
+        """Count proofs that were committed; those of an earlier round are forgotten."""
         with self._lock:
-            if round_id != self._round_id:
-                self._round_id, self._batches = round_id, []
-            self._batches.append(distances)
+            if claim.round_id != self._round_id:
+                self._round_id, self._batches = claim.round_id, []
+            if claim.config.terms.has_distances:
+                self._batches.append(proofs)
 
     def take(self) -> Counted | None:
         """What has come since the last call, and what that one gave if it was not `told`."""
@@ -44,8 +49,7 @@ class Tally:
         untold = self._untold
         bins = untold.bins if untold and untold.round_id == round_id else Counter[int]()
         if batches:
-            found = np.fromiter(chain.from_iterable(batches), float)
-            found = found[np.isfinite(found)]
+            found = np.array([each for batch in batches for each in batch if each is not None])
             numbers = np.floor(place(found, self._vocab_size)).clip(-LAST, LAST - 1)
             bins = bins + Counter(numbers.astype(int).tolist())
         self._untold = Counted(round_id, bins) if bins else None

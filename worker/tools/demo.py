@@ -24,8 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.client import PoCClient
-from shared.config import PoCConfig, r_target_for
-from shared.data import ProofBatch, ValidatedBatch
+from shared.config import PoCConfig
+from shared.schemes import Verdict
+from shared.schemes.distance import Distance, ProofBatch, r_target_for
 from shared.errors import PoCError
 from shared.settings import PREFIX, Settings, load_settings
 from shared.status import NodeStatus, RoundStatus
@@ -121,7 +122,7 @@ def _run(seconds: float, stay: bool, directory: Path, stack: ExitStack) -> int:
         block_hash=secrets.token_hex(16),
         block_height=1,
         public_key="demo-node",
-        r_target=r_target_for(VALID_SHARE, VOCAB_SIZE),
+        terms=Distance(r_target=r_target_for(VALID_SHARE, VOCAB_SIZE)),
         batch_size=BATCH_SIZE,
         seq_len=SEQ_LEN,
         callback_url=receiver.url,
@@ -136,7 +137,7 @@ def _run(seconds: float, stay: bool, directory: Path, stack: ExitStack) -> int:
     out.print(verdict_table(honest))
     _say("validating a forged batch: nonces that were never computed, with invented distances")
     never = range(stopped.total_checked + 10_000, stopped.total_checked + 10_000 + SAMPLE)
-    forged = _validate(client, config, list(never), [config.r_target * 0.9] * SAMPLE)
+    forged = _validate(client, config, list(never), [Distance.of(config).r_target * 0.9] * SAMPLE)
     out.print(verdict_table(forged))
     _wait_for(lambda: not api.status().callbacks_pending, "the callbacks")
     status = _summary(ended, honest, forged, receiver, api.status())
@@ -158,14 +159,14 @@ def _go_on(api: _Api, client: PoCClient, config: PoCConfig, receiver: _Receiver)
         ended = ticket.wait(timeout=STAY_ROUND_S + 30)
         verdict = _validate(client, config, *_newest(ended))
         found = f"{ended.total_checked:,} nonces, {ended.total_valid:,} valid"
-        judged = "fraud" if verdict.fraud_detected else "honest"
+        judged = "fraud" if verdict.is_fraud else "honest"
         out.print(Text(f"  block {config.block_height}: {found}, {judged}", style="dim"))
 
 
 def _summary(
     ended: RoundStatus,
-    honest: ValidatedBatch,
-    forged: ValidatedBatch,
+    honest: Verdict,
+    forged: Verdict,
     receiver: _Receiver,
     status: NodeStatus,
 ) -> int:
@@ -179,8 +180,8 @@ def _summary(
         f"no nonce failed ({ended.total_failed})": ended.total_failed == 0,
         f"the valid ones came by callback ({len(received):,} nonces in "
         f"{status.callbacks_delivered:,} messages)": len(received) == ended.total_valid,
-        f"a recount of {len(honest)} valid nonces finds them honest": not honest.fraud_detected,
-        f"{len(forged)} forged ones are caught as fraud": forged.fraud_detected,
+        f"a recount of {len(honest)} valid nonces finds them honest": not honest.is_fraud,
+        f"{len(forged)} forged ones are caught as fraud": forged.is_fraud,
     }
     table = Table.grid(padding=(0, 2))
     for text, holds in checks.items():
@@ -196,7 +197,7 @@ def _newest(ended: RoundStatus) -> tuple[list[int], list[float]]:
 
 def _validate(
     client: PoCClient, config: PoCConfig, nonces: list[int], dist: list[float]
-) -> ValidatedBatch:
+) -> Verdict:
     return client.validate_batch(ProofBatch.of(config, nonces, dist)).wait(timeout=120)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from shared.errors import RoundMismatch, RoundNotInitialized
 from shared.receipt import Device, Gpu, Nonces, Receipt
+from shared.schemes import Proof
 from shared.status import Incident, RoundStatus, WorkerStatus
 from shared.store import Store
 from shared.store.workers import KEEP_INCIDENTS
@@ -49,12 +50,12 @@ def receipt_of(
 
 def _pages(
     store: Store, status: RoundStatus, progress: Callable[[str], None]
-) -> Iterator[tuple[list[int], list[float]]]:
+) -> Iterator[tuple[list[int], list[Proof]]]:
     """All nonces that the status counts, in order of discovery."""
     for start in range(0, status.total_valid, PAGE):
         progress(f"read {start:,} of {status.total_valid:,} valid nonces")
         wanted = min(PAGE, status.total_valid - start)
-        page = store.rounds.found(status.round_id, start, wanted)
+        page = store.rounds.found(status.round_id, start, wanted, status.scheme)
         if len(page[0]) != wanted:
             raise RoundMismatch(
                 f"round {status.round_id} is no longer kept: its nonces went away while they were "

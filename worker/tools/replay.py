@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from shared.data import ValidatedBatch
 from shared.evidence import Evidence
+from shared.schemes import Verdict
 from worker.tools.show import out
 
 
@@ -19,37 +19,48 @@ class Replay:
     """An evidence, and the verdict on its batch now."""
 
     evidence: Evidence
-    verdict: ValidatedBatch
+    verdict: Verdict
 
     @property
     def differences(self) -> list[float]:
-        """The distances now less those of then, of the nonces that had one."""
-        then = self.evidence.dist
-        return [b - a for a, b in zip(then, self.verdict.dist, strict=True) if a is not None]
+        """How far the proofs of then and of now lie from each other, of nonces that have both."""
+        terms = self.evidence.config.terms
+        pairs = zip(self.evidence.proofs, self.verdict.proofs, strict=True)
+        return [terms.apart(a, b) for a, b in pairs if a is not None and b is not None]
 
     @property
     def equal(self) -> int:
-        """Nonces whose distances are the same to the last bit."""
+        """Nonces whose proofs are the same to the last bit."""
         return self.differences.count(0.0)
 
     @property
     def largest(self) -> float:
         """The greatest difference, either way."""
-        return max(map(abs, self.differences), default=0.0)
+        return max(self.differences, default=0.0)
 
     @property
     def changed_sides(self) -> list[int]:
         """Nonces that are invalid by one computation and not by the other."""
-        limit = self.verdict.r_target + self.verdict.dist_tolerance
-        pairs = zip(self.verdict.nonces, self.evidence.dist, self.verdict.dist, strict=True)
-        return [n for n, then, now in pairs if then is not None and (then > limit) != (now > limit)]
+        wrong, batch = self.evidence.config.terms.is_wrong, self.evidence.batch
+        four = zip(
+            batch.nonces,
+            batch.claims or (),
+            self.evidence.proofs,
+            self.verdict.proofs,
+            strict=True,
+        )
+        return [
+            nonce
+            for nonce, claim, then, now in four
+            if then is not None and now is not None and wrong(claim, then) != wrong(claim, now)
+        ]
 
     @property
     def outcome(self) -> tuple[str, str]:
         """What it came to then, and now."""
         found = self.evidence.fraud_detected
         then = "could not compute" if found is None else _word(found=found)
-        return then, _word(found=self.verdict.fraud_detected)
+        return then, _word(found=self.verdict.is_fraud)
 
     @property
     def setting(self) -> dict[str, tuple[str, str]]:
@@ -66,7 +77,7 @@ class Replay:
 
     def figures(self) -> dict[str, Any]:
         """What JSON has of it."""
-        then, now = self.outcome
+        (then, now), now_ended = self.outcome, self.verdict.ended
         return {
             "validation": self.evidence.validation,
             "nonces": len(self.verdict),
@@ -77,7 +88,7 @@ class Replay:
             "outcome_then": then,
             "outcome_now": now,
             "n_invalid_then": self.evidence.n_invalid,
-            "n_invalid_now": self.verdict.n_invalid,
+            "n_invalid_now": now_ended.n_invalid if now_ended else None,
             "setting": {name: {"then": a, "now": b} for name, (a, b) in self.setting.items()},
             "verdict": self.verdict.model_dump(mode="json"),
         }
@@ -91,13 +102,13 @@ class Replay:
         table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
         for heading in ("", "then", "now"):
             table.add_column(heading, overflow="fold")
-        was = self.evidence.probability_honest
+        was, ended = self.evidence.probability_honest, self.verdict.ended
         rows = {
             "verdict": (then, now),
-            "invalid": (_or_none(self.evidence.n_invalid), str(self.verdict.n_invalid)),
+            "invalid": (_or_none(self.evidence.n_invalid), _or_none(ended and ended.n_invalid)),
             "probability": (
                 "-" if was is None else f"{was:.3g}",
-                f"{self.verdict.probability_honest:.3g}",
+                "-" if ended is None else f"{ended.probability_honest:.3g}",
             ),
             **self.setting,
         }
@@ -105,7 +116,7 @@ class Replay:
             table.add_row(Text(name, style="dim"), Text(a), Text(b))
         out.print(table)
         of = len(self.differences)
-        said = f"{self.equal} of {of} recomputed distances are the same to the last bit"
+        said = f"{self.equal} of {of} recomputed proofs are the same to the last bit"
         if self.equal < of:
             said += f"; the others differ by up to {self.largest:.2g}"
         if missing := len(self.verdict) - of:

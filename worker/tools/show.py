@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.config import PoCState, r_target_for, share_below
-from shared.data import ValidatedBatch
+from shared.schemes import Verdict
 from shared.status import GpuReading, Incident, KeptRound, RoundStatus, WorkerStatus, printable
 
 if TYPE_CHECKING:
@@ -88,6 +88,12 @@ def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> Re
         ),
         "error": Text(status.error, style="bold red"),
     }
+    if ended := verdict.ended:
+        rows |= {
+            "verdict": Text("FRAUD", style="bold red") if ended.fraud_detected else honest,
+            "invalid": f"{ended.n_invalid} of {ended.nonces} nonces",
+            "probability": f"{ended.probability_honest:.3g} that an honest node has so many",
+        }
     for name, value in rows.items():
         if value:
             table.add_row(name, value if isinstance(value, Text) else Text(value))
@@ -249,23 +255,27 @@ def node_view(seen: Seen | None, trouble: str = "") -> RenderableType:
     return Group(*parts)
 
 
-def verdict_table(verdict: ValidatedBatch) -> RenderableType:
+def verdict_table(verdict: Verdict) -> RenderableType:
     """What a validation came to."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     honest = Text("honest", style="bold green")
     rows: dict[str, Any] = {
-        "verdict": Text("FRAUD", style="bold red") if verdict.fraud_detected else honest,
-        "invalid": f"{verdict.n_invalid} of {len(verdict)} nonces",
-        "probability": f"{verdict.probability_honest:.3g} that an honest node has so many; "
-        f"fraud below {verdict.fraud_threshold:g}",
-        "judged by": f"r_target {verdict.r_target:g}, tolerance {verdict.dist_tolerance:g}, "
-        f"p_mismatch {verdict.p_mismatch:g}",
+        "verdict": "nothing was claimed",
+        "invalid": "",
+        "probability": "",
+        "judged by": verdict.judged_by,
         "block": f"{printable(verdict.block_hash)} at {verdict.block_height}",
         "public key": printable(verdict.public_key),
         "computed by": ", ".join(f"{name} {value}" for name, value in verdict.profile.items()),
     }
+    if ended := verdict.ended:
+        rows |= {
+            "verdict": Text("FRAUD", style="bold red") if ended.fraud_detected else honest,
+            "invalid": f"{ended.n_invalid} of {ended.nonces} nonces",
+            "probability": f"{ended.probability_honest:.3g} that an honest node has so many",
+        }
     for name, value in rows.items():
         if value:
             table.add_row(name, value if isinstance(value, Text) else Text(value))

@@ -53,6 +53,13 @@ local function new_batch(run)
   end
   if batch then return batch end
   local size = number(redis.call('HGET', K.round, 'batch_size'))
+  if number(run.positions) > 0 then
+    size = math.min(size, run.positions - run.cursor)
+    if size == 0 then
+      put('error', 'all ' .. run.positions .. ' nonces of this node were handed out')
+      return nil
+    end
+  end
   redis.call('HSET', K.run, 'cursor', int(run.cursor + size))
   return {start = run.cursor, count = size, attempts = 0}
 end

@@ -4,7 +4,7 @@
 -- A script opens with what it does, then with its K and A, which the store reads: `verbs.py`.
 -- In each A are `verb`, the script's name, and `wake`, the channel that subscribers wait at.
 --
--- Nonces and distances are strings here, always: a Lua number would round them.
+-- Nonces and proofs are strings here, always: a Lua number would round them.
 
 local A = cjson.decode(ARGV[1])
 local K = {}

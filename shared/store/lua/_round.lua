@@ -65,12 +65,55 @@ local function sample()
     table.concat({seconds(now_ms()), checked, course[2] or '0'}, ' '))
 end
 
+-- Callbacks that are joined: their items wait in K.gathered, behind what they have in common, for up
+-- to a second from the first of them, or until there are so many.
+local GATHER_MS, GATHER_ITEMS = 1000, 16384
+
+-- Queue what was gathered as one message.
+local function flush()
+  local parts = redis.call('LRANGE', K.gathered, 0, -1)
+  if #parts == 0 then return end
+  local message = cjson.decode(table.remove(parts, 1))
+  message.body = message.body .. table.concat(parts, ',') .. message.tail
+  post(message)
+  redis.call('DEL', K.gathered)
+  redis.call('HDEL', K.run, 'gathered_since', 'gathered')
+end
+
+local function flush_when_due(run)
+  local since = number(run.gathered_since)
+  if since == 0 then return end
+  if now_ms() - since >= GATHER_MS or number(run.gathered) >= GATHER_ITEMS then flush() end
+end
+
+-- Queue a callback, or put it to those that it may be joined with. One of these counts when it begins.
+local function post_or_gather(message, run)
+  if #message.items == 0 then
+    post(message)
+    count('callbacks_pending', 1)
+    return
+  end
+  local items = table.concat(message.items, ',')
+  local gathered = number(run.gathered) + #message.items
+  if number(run.gathered_since) == 0 then
+    message.items = nil
+    redis.call('RPUSH', K.gathered, cjson.encode(message))
+    run.gathered_since = int(now_ms())
+    count('callbacks_pending', 1)
+  end
+  redis.call('RPUSH', K.gathered, items)
+  redis.call('HSET', K.run, 'gathered_since', run.gathered_since, 'gathered', int(gathered))
+  run.gathered = gathered
+  flush_when_due(run)
+end
+
 -- A new state. `epoch` fences: what was in flight under the old one is refused.
 local function enter(new)
   local now, run = now_ms(), hash(K.run)
   if state == 'GENERATING' and new ~= 'GENERATING' then
     redis.call('HSET', K.run, 'generating_since', '0', 'generating_ms',
       int(number(run.generating_ms) + now - number(run.generating_since)))
+    flush()
     -- Positions in flight are free at once; their late commits fail on the epoch.
     for _, token in ipairs(redis.call('ZRANGE', K.leases, 0, -1)) do
       redis.call('ZADD', K.leases, 0, token)
@@ -160,6 +203,7 @@ local function open_round()
   put(unpack(A.fields))
   put('round_id', round, 'state', state, 'started_at', seconds(now))
   redis.call('HSET', K.run, 'config', A.config, 'epoch', A.epoch, 'cursor', '0',
+    'positions', A.positions or '0',
     'elapsed_ms', '0', 'elapsed_since', int(now), 'generating_ms', '0', 'generating_since', '0')
   refresh()
   publish('work')

@@ -3,7 +3,7 @@
 -- with _round
 -- with _claim
 -- K writes: status, clock, endings, outbox, round(round), nonces(round), found(round), run(round),
---   history(round), claims(round), leases(round), tickets(round), chunks, chunk_claims,
+--   gathered(round), history(round), claims(round), leases(round), tickets(round), chunks, chunk_claims,
 --   chunk_leases, totals
 -- A: round, token, epoch, checked, failed, valid, max_valid, profile, error?, message?, ask?
 
@@ -49,8 +49,7 @@ local function commit()
     changes[#changes + 1] = A.error
   end
   if A.message then
-    post(A.message)
-    count('callbacks_pending', 1)
+    post_or_gather(A.message, run)
   end
   refresh(run, checked + A.checked, changes)
   valid = valid + #A.valid / 2

@@ -1,6 +1,6 @@
--- Keep the distances of a chunk, once; the last chunk makes the validation ready for its verdict.
+-- Keep the proofs of a chunk, once; the last chunk makes the validation ready for its verdict.
 -- K writes: claims=chunk_claims, leases=chunk_leases, job(job), job_dist(job), verdicts
--- A: token, job, start, count, dist, error?, profile?, worker?, computer?
+-- A: token, job, start, count, proofs, error?, profile?, worker?, computer?
 
 if redis.call('HEXISTS', K.claims, A.token) == 0 then
   return cjson.encode({refused = 'its chunk was taken over'})
@@ -14,10 +14,10 @@ local model = A.profile and cjson.decode(A.profile).fingerprint
 if model then
   redis.call('HSETNX', K.job, 'fingerprint', model)
   if redis.call('HGET', K.job, 'fingerprint') ~= model then
-    A.dist, A.error = '[]', 'its chunks were computed by different models'
+    A.proofs, A.error = '[]', 'its chunks were computed by different models'
   end
 end
-redis.call('HSET', K.job_dist, A.start, A.dist)
+redis.call('HSET', K.job_dist, A.start, A.proofs)
 if A.error then redis.call('HSET', K.job, 'error', A.error) end
 if A.profile then redis.call('HSET', K.job, 'profile', A.profile) end
 if A.computer then redis.call('HSET', K.job, 'by:' .. A.worker, A.computer) end

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from worker.engines.base import Job
+from shared.schemes import Proof
+from worker.job import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Submitted:
     """A job, and who waits for it."""
 
     job: Job
-    future: Future[list[float]]
+    future: Future[list[Proof | None]]
 
 
 class Backlog:

@@ -16,9 +16,10 @@ from typing import Any
 
 from shared.errors import EngineError
 from shared.listener import listen
+from shared.schemes import DEFAULT, Proof
 from shared.settings import Settings
 from worker.engines import checkpoint
-from worker.engines.base import EngineInfo, FuturePending, Job, tile_of
+from worker.engines.base import EngineInfo, FuturePending, tile_of
 from worker.engines.vllm.options import (
     Device,
     check_options,
@@ -30,6 +31,7 @@ from worker.engines.vllm.options import (
 )
 from worker.engines.vllm.owner import Owner
 from worker.engines.vllm.timing import time_forwards
+from worker.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -151,12 +153,14 @@ class VllmEngine:
         )
         return FuturePending(self._owner.submit(job))
 
-    def time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
+    def time_forwards(
+        self, seq_len: int, seconds: float, scheme: str = DEFAULT
+    ) -> tuple[int, float]:
         """Nonces and device seconds of forwards alone, recorded ones (see `TimesForwards`)."""
         self._info.check_length(seq_len)
         tile = tile_of(self._info.tile, self._info.max_tokens, seq_len)
         forwards, spent = self._owner.run(
-            time_forwards(self._owner.call, tile, seq_len, at_least_s=seconds)
+            time_forwards(self._owner.call, tile, seq_len, seconds, scheme)
         )
         return forwards * tile, spent
 

@@ -1,9 +1,9 @@
-"""What runs inside vLLM's worker process: nonces in, distances out, on the deployed model.
+"""What runs inside vLLM's worker process: nonces in, proofs out, on the deployed model.
 
 vLLM mixes `PoCWorkerExtension` into its worker (`worker_extension_cls`); the engine calls its
 methods by name (`collective_rpc`), each on every rank of a tensor parallel group. The forward is
 the deployed model's, without its live pages: keys and values are read as they are computed, or by
-way of scratch pages. Inputs are made on the device, so nothing but nonces and distances leaves the
+way of scratch pages. Inputs are made on the device, so nothing but nonces and proofs leaves the
 process. `poc_launch` queues a job on the device and returns, `poc_collect` waits for it.
 """
 
@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.schemes import DEFAULT, Proof
 from worker.children import die_with_parent
-from worker.engines.base import Job
-from worker.engines.tile import Forward, Tiles, cut, join, to_floats
+from worker.engines.tile import Forward, Tiles, cut, join
 from worker.engines.vllm import internals
 from worker.engines.vllm.recording import FIRST_AFTER, Recorder
+from worker.job import Job
+from worker.schemes import Deployed
 
 log = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
 
@@ -48,12 +50,12 @@ class PoCWorkerExtension:
         self.poc_device = _Device(self, tile, max_tokens)
         return self.poc_device.facts
 
-    def poc_time(self, tile: int, seq_len: int, forwards: int) -> float:
+    def poc_time(self, tile: int, seq_len: int, forwards: int, scheme: str = DEFAULT) -> float:
         """Seconds on the device of `forwards` of `tile` sequences, at most the tile prepared for.
 
         They are counted, not clocked: the ranks of a group must do equally many.
         """
-        return self.poc_device.time(tile, seq_len, forwards)
+        return self.poc_device.time(tile, seq_len, forwards, scheme)
 
     def poc_launch(self, handle: int, job: dict[str, Any]) -> bool:
         """Queue `job` (the fields of `Job`) under `handle`; whether the device still computes.
@@ -62,8 +64,8 @@ class PoCWorkerExtension:
         """
         return self.poc_device.launch(handle, Job(**job))
 
-    def poc_collect(self, handle: int) -> tuple[list[float], float]:
-        """Wait for a job: its distances (empty on a rank without logits), its device seconds."""
+    def poc_collect(self, handle: int) -> tuple[list[Proof | None], float]:
+        """Wait for a job: its proofs (empty on a rank without logits), its device seconds."""
         return self.poc_device.collect(handle)
 
 
@@ -79,10 +81,13 @@ class _Device:
         self._dtype: torch.dtype = getattr(torch, facts["dtype"])
         self._tiles = Tiles(
             tile,
-            hidden_size=self._hidden_size,
-            vocab_size=facts["vocab_size"],
-            device=self._device,
-            dtype=self._dtype,
+            Deployed(
+                layers=facts["layers"],
+                hidden_size=self._hidden_size,
+                vocab_size=facts["vocab_size"],
+                device=self._device,
+                dtype=self._dtype,
+            ),
             max_tokens=self._max_tokens,
         )
         self._alone = facts["tensor_parallel"] == 1
@@ -100,7 +105,7 @@ class _Device:
         self._groups = internals.kv_groups(worker, block_table_width=most_blocks)
         self._direct = internals.direct_attention(self._layers)
         self._scratch = {} if self._direct else self._allocate()
-        self._launched: dict[int, _Launched] = {}
+        self._launched: dict[int, tuple[Job, _Launched]] = {}
         self.facts = facts | {
             "tile": self._tiles.size,
             "generator": self._tiles.generator,
@@ -131,27 +136,28 @@ class _Device:
                 scratch[name] = shared[looks]
         return scratch
 
-    def time(self, tile: int, seq_len: int, forwards: int) -> float:
+    def time(self, tile: int, seq_len: int, forwards: int, scheme: str) -> float:
         """Seconds of `forwards` of `tile` sequences in a row, recorded if they can be."""
         try:
-            return self._time(tile, seq_len, forwards)
+            return self._time(tile, seq_len, forwards, scheme)
         except Exception as error:
             self._forward.forget()
             self._end_if_lost(error)
             raise
 
     @torch.inference_mode()
-    def _time(self, tile: int, seq_len: int, forwards: int) -> float:
+    def _time(self, tile: int, seq_len: int, forwards: int, scheme: str) -> float:
         shape = tile, seq_len, self._hidden_size
         # Random, as in a round: what a GPU draws, and so its clock, depends on the numbers.
         inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
-        if self._forward.recorded != inputs.shape:
+        forward = self._forward.of(scheme)
+        if self._forward.recorded != (scheme, inputs.shape):
             self._forward.forget()
             for _ in range(FIRST_AFTER):
-                self._forward(inputs.clone())
+                forward(inputs.clone())
         launched = _Launched(self._device)
         for _ in range(forwards):
-            self._forward(inputs.clone())
+            forward(inputs.clone())
         launched.close(None)
         return launched.result()[1]
 
@@ -165,22 +171,24 @@ class _Device:
         except Exception as error:
             self._end_if_lost(error)
             raise
-        self._launched[handle] = launched
+        self._launched[handle] = job, launched
         return launched.running
 
-    def collect(self, handle: int) -> tuple[list[float], float]:
+    def collect(self, handle: int) -> tuple[list[Proof | None], float]:
+        job, launched = self._launched.pop(handle)
         try:
-            return self._launched.pop(handle).result()
+            rows, seconds = launched.result()
+            return self._tiles.proofs(rows, job), seconds
         except Exception as error:
             self._end_if_lost(error)
             raise
 
     def _compute(self, job: Job, nonces: Sequence[int], size: int) -> Tensor | None:
-        """Distances of one tile."""
-        return self._tiles.distances(job, nonces, self._forward, size)
+        """The rows of one tile."""
+        return self._tiles.rows(job, nonces, self._forward.of(job.scheme), size)
 
     def _compute_or_halve(self, job: Job, nonces: Sequence[int], size: int) -> Tensor | None:
-        """Distances of one tile; when memory runs out in it, of its halves."""
+        """The rows of one tile; when memory runs out in it, of its halves."""
         try:
             return self._compute(job, nonces, size)
         except torch.OutOfMemoryError as error:
@@ -191,18 +199,18 @@ class _Device:
         half = -(-size // 2)
         log.error(
             "out of memory with %d sequences in one forward (%s): going on with %d. "
-            "Their distances may differ in the last bits; lower POC_TILE on every worker",
+            "Their last bits may differ; lower POC_TILE on every worker",
             size,
             reason,
             half,
         )
         self._tiles.forget()
         self._forward.forget()
-        plain = self._forward.plain
-        return join([self._tiles.distances(job, part, plain, half) for part in cut(nonces, half)])
+        plain = self._forward.plain(job.scheme)
+        return join([self._tiles.rows(job, part, plain, half) for part in cut(nonces, half)])
 
-    def _forward_of(self, shape: torch.Size) -> Forward:
-        """The forward of inputs of `shape` [tile, seq_len, hidden_size]."""
+    def _forward_of(self, scheme: str, shape: torch.Size) -> Forward:
+        """The forward of a scheme for inputs of `shape` [tile, seq_len, hidden_size]."""
         metadata = [
             internals.prefill_metadata(group, shape[0], shape[1], self._device)
             for group in self._groups
@@ -240,10 +248,10 @@ class _Device:
 
 
 class _Launched:
-    """Distances on their way to the host, and how long the device took."""
+    """Rows on their way to the host, and how long the device took."""
 
     def __init__(self, device: torch.device) -> None:
-        self._distances: Tensor | None = None
+        self._rows: Tensor | None = None
         self._began, self._seconds = time.perf_counter(), 0.0
         self._events: tuple[Any, Any] | None = None
         if device.type == "cuda":
@@ -251,12 +259,12 @@ class _Launched:
             self._events = event(enable_timing=True), event(enable_timing=True)
             self._events[0].record()
 
-    def close(self, distances: Tensor | None) -> None:
-        """Note that `distances` are all there is; their way to the host is queued behind them."""
-        if self._events and distances is not None:
-            pinned = torch.empty(distances.shape, dtype=distances.dtype, pin_memory=True)
-            distances = pinned.copy_(distances, non_blocking=True)
-        self._distances = distances
+    def close(self, rows: Tensor | None) -> None:
+        """Note that `rows` are all there is; their way to the host is queued behind them."""
+        if self._events and rows is not None:
+            pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            rows = pinned.copy_(rows, non_blocking=True)
+        self._rows = rows
         if self._events:
             self._events[1].record()
         self._seconds = time.perf_counter() - self._began
@@ -266,10 +274,10 @@ class _Launched:
         """Whether the device still computes."""
         return self._events is not None and not self._events[1].query()
 
-    def result(self) -> tuple[list[float], float]:
-        """Wait; distances, NaN where logits were not finite, and the seconds on the device."""
+    def result(self) -> tuple[Tensor | None, float]:
+        """Wait; the rows on the host, and the seconds on the device."""
         if self._events:
             start, end = self._events
             end.synchronize()
             self._seconds = start.elapsed_time(end) / 1000
-        return to_floats(self._distances), self._seconds
+        return self._rows, self._seconds

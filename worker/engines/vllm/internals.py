@@ -62,6 +62,7 @@ def facts(worker: Any) -> dict[str, Any]:
     return {
         "vocab_size": model.hf_text_config.vocab_size,
         "hidden_size": model.get_hidden_size(),
+        "layers": model.hf_text_config.num_hidden_layers,
         "dtype": str(model.dtype).removeprefix("torch."),
         "max_model_len": model.max_model_len,
         "max_tokens": config.scheduler_config.max_num_batched_tokens,

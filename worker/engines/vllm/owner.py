@@ -2,7 +2,7 @@
 
     submit ─▶ queue ─▶ launch n+1, collect n ─▶ Future
                           │           ▲
-              collective_rpc, nonces  │ distances
+              collective_rpc, nonces  │ proofs   
                           ▼           │
                   PoCWorkerExtension in vLLM's process(es)     also serves requests, if asked to
 
@@ -27,11 +27,13 @@ from itertools import count
 from typing import Any, TypeVar
 
 from shared.errors import EngineDied, EngineError
+from shared.schemes import Proof
 from worker.children import Forks, end_with_us, forks_of
-from worker.engines.base import Job, tile_of
+from worker.engines.base import tile_of
 from worker.engines.vllm.backlog import Backlog, Submitted
 from worker.engines.vllm.options import USUAL_LEN, cause_of, tokens_of
 from worker.engines.vllm.timing import best_of, seconds_a_nonce
+from worker.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class Owner:
         self._queue: asyncio.Queue[Submitted] = asyncio.Queue()
         #: Taken off the queue, and not launched yet.
         self._backlog = Backlog(self._tile_of)
-        self._outstanding: set[Future[list[float]]] = set()
+        self._outstanding: set[Future[list[Proof | None]]] = set()
         # The sequences and the positions of a tile, once vLLM has said so.
         self._tile = 0, 0
         # Why no job is taken any more, once there is a reason. Read and set under the lock,
@@ -110,9 +112,9 @@ class Owner:
             self.close()
             raise
 
-    def submit(self, job: Job) -> Future[list[float]]:
+    def submit(self, job: Job) -> Future[list[Proof | None]]:
         """Queue `job`. Raises the reason why none is taken any more."""
-        future: Future[list[float]] = Future()
+        future: Future[list[Proof | None]] = Future()
         with self._lock:
             if self._over:
                 raise self._over
@@ -269,7 +271,7 @@ class Owner:
             return []
         return [each for each in self._backlog.take() if self._begin(each.future)]
 
-    def _begin(self, future: Future[list[float]]) -> bool:
+    def _begin(self, future: Future[list[Proof | None]]) -> bool:
         """Whether it was not cancelled; from now on it can't be."""
         if future in self._outstanding:  # it failed together with others
             return True
@@ -292,12 +294,12 @@ class Owner:
         answer = await self._attempt(launched.parts, "poc_collect", launched.handle)
         if answer is None:
             return
-        distances, self._job_seconds = answer[0]  # rank 0 has logits in any case
+        proofs, self._job_seconds = answer[0]  # rank 0 has logits in any case
         self.busy_seconds += self._job_seconds
         start = 0
         for each in launched.parts:
             stop = start + len(each.job.nonces)
-            self._settle(each.future).set_result(distances[start:stop])
+            self._settle(each.future).set_result(proofs[start:stop])
             start = stop
 
     async def _attempt(self, parts: Sequence[Submitted], method: str, *args: Any) -> Any:
@@ -340,7 +342,7 @@ class Owner:
         finally:
             call.cancel()
 
-    def _settle(self, future: Future[list[float]]) -> Future[list[float]]:
+    def _settle(self, future: Future[list[Proof | None]]) -> Future[list[Proof | None]]:
         self._outstanding.discard(future)
         return future
 

@@ -20,57 +20,64 @@ FIRST_AFTER, ANOTHER_AFTER = 3, 32
 
 
 class Recorder:
-    """A forward that is recorded once its inputs keep coming in one shape.
+    """A forward that is recorded once its inputs keep coming in one shape, for one scheme.
 
-    `forward_of` makes the plain forward of a shape. What that holds must stay as it is: a recording
-    points at it.
+    `forward_of` makes the plain forward of a scheme and a shape. What that holds must stay as it
+    is: a recording points at it.
     """
 
-    def __init__(self, forward_of: Callable[[torch.Size], Forward], *, records: bool) -> None:
+    def __init__(self, forward_of: Callable[[str, torch.Size], Forward], *, records: bool) -> None:
         self._forward_of = forward_of
         #: Whether anything is recorded. Not any more after a shape could not be.
         self.records = records
         self._recording: Recording | None = None
-        self._shape, self._in_a_row = torch.Size(), 0
+        self._recorded: tuple[str, torch.Size] | None = None
+        self._last, self._in_a_row = ("", torch.Size()), 0
 
-    def __call__(self, inputs: Tensor) -> Tensor | None:
-        """The logits for `inputs`, until the next call."""
-        recording = self._recording_of(inputs)
-        return self.plain(inputs) if recording is None else recording(inputs)
+    def of(self, scheme: str) -> Forward:
+        """The forward of a scheme. What it gives holds until the next call of any."""
 
-    def plain(self, inputs: Tensor) -> Tensor | None:
-        """As a call, but never by a recording."""
-        return self._forward_of(inputs.shape)(inputs)
+        def forward(inputs: Tensor) -> Tensor | None:
+            recording = self._recording_of(scheme, inputs)
+            return self.plain(scheme)(inputs) if recording is None else recording(inputs)
+
+        return forward
+
+    def plain(self, scheme: str) -> Forward:
+        """As `of`, but never by a recording."""
+        return lambda inputs: self._forward_of(scheme, inputs.shape)(inputs)
 
     @property
-    def recorded(self) -> torch.Size | None:
-        """The shape that is recorded."""
-        return None if self._recording is None else self._recording.shape
+    def recorded(self) -> tuple[str, torch.Size] | None:
+        """The scheme and the shape that are recorded."""
+        return self._recorded
 
     def forget(self) -> None:
         """Give the memory of what is recorded back; it may be recorded again."""
-        self._recording = None
+        self._recording = self._recorded = None
         self._in_a_row = 0
         if torch.cuda.is_available():  # a graph's memory is its own until then
             torch.cuda.empty_cache()
 
-    def _recording_of(self, inputs: Tensor) -> Recording | None:
-        """What is recorded of this shape, once it has come often enough."""
-        self._in_a_row = self._in_a_row + 1 if inputs.shape == self._shape else 1
-        self._shape = inputs.shape
-        if self.recorded == inputs.shape:
+    def _recording_of(self, scheme: str, inputs: Tensor) -> Recording | None:
+        """What is recorded of this scheme and shape, once it has come often enough."""
+        wanted = scheme, inputs.shape
+        self._in_a_row = self._in_a_row + 1 if wanted == self._last else 1
+        self._last = wanted
+        if self._recorded == wanted:
             return self._recording
         enough = FIRST_AFTER if self._recording is None else ANOTHER_AFTER
         if not self.records or self._in_a_row < enough:
             return None
         if self._recording:
             self.forget()  # its memory, before the next takes its own
-        self._recording = self._record(inputs)
+        self._recording = self._record(scheme, inputs)
+        self._recorded = wanted if self._recording else None
         return self._recording
 
-    def _record(self, inputs: Tensor) -> Recording | None:
+    def _record(self, scheme: str, inputs: Tensor) -> Recording | None:
         try:
-            return Recording(self._forward_of(inputs.shape), inputs)
+            return Recording(self._forward_of(scheme, inputs.shape), inputs)
         except Exception as error:  # noqa: BLE001 - memory, or any of a hundred kernels
             reason = str(error).partition("\n")[0]
         # Out here, since the exception's traceback would keep what was recorded alive.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shared.schemes import DEFAULT
 from worker.engines.base import tile_of
 from worker.engines.tile import cut
 from worker.engines.vllm.extension import PoCWorkerExtension
@@ -22,7 +23,7 @@ class PublishedExtension(PoCWorkerExtension):
         """Distances of `nonces`, a tile at a time, by the published algorithm."""
         ours, facts = self.poc_device, self.poc_device.facts
         sizes = facts["hidden_size"], facts["vocab_size"]
-        published = Published(*sizes, ours._device, ours._dtype, ours._forward)
+        published = Published(*sizes, ours._device, ours._dtype, ours._forward.of(DEFAULT))
         target = published.target(block_hash)
         size = tile_of(facts["tile"], facts["max_tokens"], seq_len)
         return [

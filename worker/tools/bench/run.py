@@ -15,8 +15,9 @@ from typing import Any
 from rich.status import Status
 
 from shared.client import PoCClient
-from shared.config import PoCConfig, r_target_for
+from shared.config import PoCConfig
 from shared.errors import ConfigError, EngineError
+from shared.schemes.distance import Distance, r_target_for
 from shared.settings import Settings, load_settings
 from worker.engines import Engine
 from worker.engines.base import TimesForwards
@@ -159,7 +160,7 @@ def _measure(
         block_height=0,
         public_key="bench",
         # A stand-in for an engine may have too few tokens for a target.
-        r_target=r_target_for(VALID_SHARE, info.vocab_size) or VALID_SHARE,
+        terms=Distance(r_target=r_target_for(VALID_SHARE, info.vocab_size) or VALID_SHARE),
         batch_size=plan.batch_size,
         seq_len=seq_len,
     )

@@ -14,8 +14,9 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from shared.config import PoCConfig, r_target_for, share_below
+from shared.config import PoCConfig
 from shared.errors import ConfigError, EngineError
+from shared.schemes.distance import Distance, r_target_for, share_below
 from shared.settings import Settings
 from worker.engines import EngineInfo
 from worker.queue.app import pin
@@ -57,7 +58,7 @@ class Plan:
             block_hash=f"calibrate-{block}",
             block_height=block,
             public_key="calibrate",
-            r_target=2.0,
+            terms=Distance(r_target=2.0),
             batch_size=self.batch_size,
             seq_len=self.seq_len,
             strong_rng=self.strong_rng,

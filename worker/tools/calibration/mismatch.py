@@ -13,7 +13,7 @@ from functools import cached_property
 from math import ceil, exp, floor, inf, log10, pi, sqrt
 from statistics import NormalDist, fmean, pstdev
 
-from shared.config import PoCConfig
+from shared.schemes import Distance
 
 #: How far into the tails of the noise it is summed, in standard deviations, and in what steps.
 _REACH, _STEPS = 8.0, 401
@@ -53,10 +53,10 @@ class Noise:
         """The standard deviation of the differences."""
         return pstdev(self.differences, self.mean)
 
-    def changed_sides(self, config: PoCConfig) -> tuple[int, int]:
+    def changed_sides(self, terms: Distance) -> tuple[int, int]:
         """The valid nonces that mismatch, and all valid ones."""
-        limit = config.r_target + config.dist_tolerance
-        valid = [b for a, b in zip(self.ours, self.theirs, strict=True) if a < config.valid_below]
+        limit = terms.r_target + terms.dist_tolerance
+        valid = [b for a, b in zip(self.ours, self.theirs, strict=True) if a < terms.valid_below]
         return sum(b > limit for b in valid), len(valid)
 
 
@@ -80,9 +80,9 @@ class Distances:
         turned = NormalDist(-self.cosines.mean, self.cosines.stdev)
         return turned.cdf(distance * distance / 2 - 1)
 
-    def mismatches(self, noise: Noise, config: PoCConfig, submit_margin: float) -> float:
+    def mismatches(self, noise: Noise, terms: Distance, submit_margin: float) -> float:
         """The share of the submitted nonces that a validator with this noise calls invalid."""
-        below, limit = config.r_target - submit_margin, config.r_target + config.dist_tolerance
+        below, limit = terms.r_target - submit_margin, terms.r_target + terms.dist_tolerance
         submitted = self.share_below(below)
         if not submitted or not (noise.spread or noise.mean):
             return 0.0
@@ -95,27 +95,27 @@ class Distances:
                 found += lost * exp(-z * z / 2) * width
         return min(1.0, found / sqrt(2 * pi) / submitted)
 
-    def cost(self, config: PoCConfig, submit_margin: float) -> float:
+    def cost(self, terms: Distance, submit_margin: float) -> float:
         """The share of the valid nonces that a margin gives up."""
-        return 1 - self.share_below(config.r_target - submit_margin) / self.share_below(
-            config.r_target
+        return 1 - self.share_below(terms.r_target - submit_margin) / self.share_below(
+            terms.r_target
         )
 
-    def margin_for(self, noise: Noise, config: PoCConfig, rate: float) -> float:
+    def margin_for(self, noise: Noise, terms: Distance, rate: float) -> float:
         """The least submit_margin, in two digits, with at most this `rate` of mismatches.
 
         Infinite if none would leave half of the yield.
         """
-        if self.mismatches(noise, config, 0.0) <= rate:
+        if self.mismatches(noise, terms, 0.0) <= rate:
             return 0.0
         low, high = 0.0, max(noise.spread, abs(noise.mean))
-        while self.mismatches(noise, config, high) > rate:
+        while self.mismatches(noise, terms, high) > rate:
             low, high = high, 2 * high
-            if high >= config.r_target or self.cost(config, high) > MOST_COST:
+            if high >= terms.r_target or self.cost(terms, high) > MOST_COST:
                 return inf
         for _ in range(20):
             middle = (low + high) / 2
-            if self.mismatches(noise, config, middle) > rate:
+            if self.mismatches(noise, terms, middle) > rate:
                 low = middle
             else:
                 high = middle

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from shared.config import PoCConfig
 from shared.errors import ConfigError, EngineError
 from shared.odds import at_least, flagged_from
+from shared.schemes import Distance
 from shared.settings import Settings
 from shared.store import Reference, Store
 from worker.engines import Engine, EngineInfo
@@ -41,14 +42,19 @@ class Plan:
     others: Sequence[Side] = ()
 
     @property
+    def terms(self) -> Distance:
+        """Raises `TypeError` for a round of another scheme."""
+        return Distance.of(self.config)
+
+    @property
     def accepted_risk(self) -> float:
         """How probable an accusation may be: honest nodes at p_mismatch have nearly as much."""
-        return self.config.fraud_threshold if self.risk is None else self.risk
+        return self.terms.fraud_threshold if self.risk is None else self.risk
 
     @property
     def flagged_from(self) -> int:
         """The mismatches that a validation of `n` nonces calls fraud."""
-        return flagged_from(self.n, self.config.p_mismatch, self.config.fraud_threshold)
+        return flagged_from(self.n, self.terms.p_mismatch, self.terms.fraud_threshold)
 
     def flagged(self, rate: float) -> float:
         """How probable it is to be called a fraud with this rate of mismatches."""
@@ -129,10 +135,10 @@ def check(settings: Settings, plan: Plan) -> Report:
         status.stop()
         ours = _distances(engine, config, nonces, "computing as this node")
         found = Distances.fitted(ours)
-        if (valid := found.share_below(config.valid_below)) < LEAST_SHARE:
+        if (valid := found.share_below(plan.terms.valid_below)) < LEAST_SHARE:
             raise ConfigError(
-                f"--r-target {config.r_target:g}: none of this model's nonces is valid below "
-                f"{config.valid_below:g}; `poc calibrate` finds one for a share of them"
+                f"--r-target {plan.terms.r_target:g}: none of this model's nonces is valid below "
+                f"{plan.terms.valid_below:g}; `poc calibrate` finds one for a share of them"
             )
         seen = [
             _seen(plan, each, info, ours, _theirs(engine, each, config, nonces), found)
@@ -196,16 +202,16 @@ def _seen(
     theirs: Sequence[float],
     found: Distances,
 ) -> Seen:
-    config, noise = plan.config, Noise(ours, theirs)
-    rate = found.mismatches(noise, config, config.submit_margin)
-    margin = found.margin_for(noise, config, plan.safe_rate)
+    terms, noise = plan.terms, Noise(ours, theirs)
+    rate = found.mismatches(noise, terms, terms.submit_margin)
+    margin = found.margin_for(noise, terms, plan.safe_rate)
     return Seen(
         side=side,
         info=info,
         noise=noise,
-        changed=noise.changed_sides(config),
+        changed=noise.changed_sides(terms),
         rate=rate,
         flagged=plan.flagged(rate),
         margin=margin,
-        cost=found.cost(config, margin) if math.isfinite(margin) else 1.0,
+        cost=found.cost(terms, margin) if math.isfinite(margin) else 1.0,
     )

@@ -49,7 +49,7 @@ def _sides(seen: Sequence[Seen]) -> Table:
 
 
 def _rows(report: Report) -> dict[str, str | Text]:
-    plan, worst, config = report.plan, report.worst, report.plan.config
+    plan, worst, terms = report.plan, report.worst, report.plan.terms
     verdict = (
         Text("you will pass", style="bold green")
         if report.passes
@@ -63,9 +63,9 @@ def _rows(report: Report) -> dict[str, str | Text]:
     fraud = f"from {plan.flagged_from} mismatches on" if plan.flagged_from <= plan.n else "never"
     return {
         "verdict": verdict,
-        "judged by": f"{plan.n} nonces, fraud {fraud}; r_target {config.r_target:g}, p_mismatch "
-        f"{config.p_mismatch:g}, fraud_threshold {config.fraud_threshold:g}, dist_tolerance "
-        f"{config.dist_tolerance:g}, submit_margin {config.submit_margin:g}",
+        "judged by": f"{plan.n} nonces, fraud {fraud}; r_target {terms.r_target:g}, p_mismatch "
+        f"{terms.p_mismatch:g}, fraud_threshold {terms.fraud_threshold:g}, dist_tolerance "
+        f"{terms.dist_tolerance:g}, submit_margin {terms.submit_margin:g}",
         "valid": f"{report.valid:.2%} of this node's nonces",
         "submit_margin": _advice(report),
         "known distances": report.known,

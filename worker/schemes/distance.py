@@ -1,0 +1,76 @@
+"""The published scheme: logits of the model as it is, permuted, and how far they are from a target.
+
+    nonces ──▶ inputs ──▶ forward ──▶ last logits ──▶ distances
+               generator  engine                      generator
+
+The generator is `worker.kernels` on a GPU, `worker.cpu_random` on a CPU, and `worker.gpu_random`
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+from torch import Tensor, nn
+
+from shared.schemes import Proof
+from worker import gpu_random
+from worker.schemes.base import Deployed
+from worker.schemes.generator import generator_for
+from worker.job import Job
+
+#: Targets kept: a round's own, and those of the blocks that validators ask about.
+_TARGETS_KEPT = 8
+
+
+class DistanceTensors:
+    """See `Tensors`."""
+
+    edits = False
+
+    def __init__(self, deployed: Deployed) -> None:
+        self._deployed, self._generator = deployed, generator_for(deployed.device)
+        # Bound to values, not to self: a cycle would keep tensors until the next collection.
+        self._target = lru_cache(maxsize=_TARGETS_KEPT)(
+            partial(
+                gpu_random.generate_target,
+                vocab_size=deployed.vocab_size,
+                device=deployed.device,
+            )
+        )
+
+    def edit(self, index: int, layer: nn.Module) -> nn.Module:
+        """The layer itself."""
+        return layer
+
+    def enter(self, job: Job) -> None:
+        """Its forward depends on the inputs alone."""
+
+    def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs, and permutations of the vocabulary."""
+        deployed, given = self._deployed, (job.block_hash, job.public_key, nonces)
+        inputs: Tensor = self._generator.generate_inputs(
+            *given,
+            deployed.hidden_size,
+            job.seq_len,
+            deployed.device,
+            deployed.dtype,
+            strong_rng=job.strong_rng,
+        )
+        permutations: Tensor = self._generator.generate_permutations(
+            *given, deployed.vocab_size, deployed.device
+        )
+        return inputs, permutations
+
+    def read(self, output: Tensor, made: Tensor, job: Job) -> Tensor:
+        """Distances: float32 [tile]."""
+        distances: Tensor = self._generator.compute_distances(
+            output[:, : self._deployed.vocab_size], made, self._target(job.block_hash)
+        )
+        return distances
+
+    def proofs(self, rows: Tensor, job: Job) -> list[Proof | None]:
+        """The distances; float32 to Python float is exact."""
+        return [value if math.isfinite(value) else None for value in rows.tolist()]
