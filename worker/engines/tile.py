@@ -10,7 +10,6 @@ kernels whatever batch it came in. An engine supplies the forward alone. The gen
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from worker import cpu_random, gpu_random
 from worker.engines.base import Job, tile_of
+from worker.schemes.generator import generator_for
 
 #: Inputs [tile, seq_len, hidden_size], which it may overwrite, to the logits of the last positions,
 #: [tile, at least vocab_size]; None on a device that has no logits.
@@ -141,17 +141,6 @@ class Tiles:
         if self._side is not None:
             ended = torch.cuda.current_stream(self._device).record_event()
             self._made.append((ended, *made))
-
-
-def generator_for(device: torch.device) -> Any:
-    """The module that makes inputs and distances on `device`."""
-    if device.type == "cpu":
-        return cpu_random
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return gpu_random
-    from worker import kernels
-
-    return kernels
 
 
 def cut(nonces: Sequence[int], size: int) -> Iterator[Sequence[int]]:
