@@ -70,7 +70,7 @@ def _parts(options: argparse.Namespace) -> dict[str, tuple[Part, Part]]:
     """Of each part: ours and the published one."""
     import torch
 
-    from worker.engines.tile import generator_for
+    from worker.schemes.generator import generator_for
     from worker.tools.bench.published import Published, distances
 
     device, count = torch.device(options.device), options.nonces

@@ -84,6 +84,18 @@ def compute_distances(logits: Tensor, permutations: Tensor, target: Tensor) -> T
     return gpu_random.distances_of(shuffled, target.to(torch.float32))
 
 
+def hashes(seeds: Sequence[int], n: int) -> Words:
+    """What `gpu_random.murmur3_32` makes of 0..n-1 by each of `seeds`: uint32 [len(seeds), n]."""
+    keys = _mixed_keys(0, n)
+    column = _turned(np.array(seeds, np.uint32))[:, None]
+    out = np.empty((len(seeds), n), np.uint32)
+    height = max(1, _BLOCK // max(1, n))
+    scratch = np.empty_like(out[:height])
+    for at in _blocks(len(seeds), height):
+        _hash(keys, column[at], out[at], scratch)
+    return out
+
+
 def _fill_normal(out: Tensor, seeds: Sequence[np.uint32]) -> None:
     """Fill `out` [rows, segments, n] with normals; `seeds` are the rotated ones of all segments."""
     n = out.shape[2]
@@ -136,12 +148,20 @@ def _mixed_keys(start: int, stop: int) -> Words:
 def _rotated(seeds: Tensor) -> Iterable[np.uint32]:
     """Each of `seeds`, int32 bits, as `_hash` takes it."""
     words: Words = seeds.flatten().numpy().view(np.uint32).copy()
+    return _turned(words)
+
+
+def _turned(words: Words) -> Words:
+    """`words`, each rotated in place as `_hash` takes seeds."""
     _rotate_left(words, 13, np.empty_like(words))
     return words
 
 
-def _hash(mixed: Words, seed: np.uint32, out: Words, scratch: Words) -> None:
-    """Write the hashes of what `mixed` was made of; `scratch` is at least as long."""
+def _hash(mixed: Words, seed: np.uint32 | Words, out: Words, scratch: Words) -> None:
+    """Write the hashes of what `mixed` was made of; `scratch` is at least as long.
+
+    Of one seed, or into rows by a column of them.
+    """
     scratch = scratch[: len(out)]
     np.bitwise_xor(mixed, seed, out=out)
     out *= _FIVE
