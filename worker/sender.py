@@ -16,8 +16,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from shared.config import PoCConfig
-from shared.schemes import Batch, Body, Verdict
 from shared.errors import defect
+from shared.schemes import Batch, Body, Verdict
 from shared.settings import Settings
 from shared.store import Message, Store
 from worker.callbacks.attempt import Answer, client_for, post

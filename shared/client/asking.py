@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from shared import requests
-from shared import schemes
+from shared import requests, schemes
 from shared.config import PoCConfig
 from shared.schemes import Verdict
 from shared.status import Cancellation, RoundStatus
@@ -69,7 +68,9 @@ def validate_batch(batch: Batch, config: Config | None) -> Asked[Verdict]:
 
 def stop(round_id: str | None) -> Asked[RoundStatus]:
     """`poc.stop`."""
-    return _ask("poc.stop", requests.StopRequest, {"round_id": round_id}, RoundStatus.model_validate)
+    return _ask(
+        "poc.stop", requests.StopRequest, {"round_id": round_id}, RoundStatus.model_validate
+    )
 
 
 def cancel(validation: str) -> Asked[Cancellation]:

@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeVar
 from shared.client.steps import Steps
 from shared.config import PoCState
 from shared.errors import RoundMismatch, StoreRefused, StoreUnavailable
-from shared.settings import Settings
 from shared.schemes import Proof
+from shared.settings import Settings
 from shared.status import RoundStatus
 from shared.store import Store
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from shared.odds import at_least
 from shared.schemes.base import Batch, Body, Ended, Proof, Terms, Verdict
-from shared.wire import MAX_NONCE, MAX_PROOF_NONCES, Name, Nonce
+from shared.wire import MAX_PROOF_NONCES, Name, Nonce
 
 if TYPE_CHECKING:
     from shared.config import PoCConfig

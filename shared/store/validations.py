@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.config import PoCConfig
-from shared.errors import CouldNotCompute, InvalidRequest, PoCError, RoundMismatch, RoundNotInitialized, as_fields
+from shared.errors import (
+    CouldNotCompute,
+    InvalidRequest,
+    PoCError,
+    RoundMismatch,
+    RoundNotInitialized,
+    as_fields,
+)
 from shared.evidence import Computer, Evidence
 from shared.requests import ValidateRequest
 from shared.schemes import Batch, Ended, Proof, Verdict, batch_from
@@ -373,9 +380,7 @@ class Validations:
 #: What reading a validation raises that was not written by this version.
 _UNREADABLE = (ValueError, TypeError, LookupError)
 # Stands in for the config of a validation that has ended and is not looked at.
-_NO_CONFIG = PoCConfig(
-    block_hash="-", block_height=0, public_key="-", terms=Distance(r_target=1.0)
-)
+_NO_CONFIG = PoCConfig(block_hash="-", block_height=0, public_key="-", terms=Distance(r_target=1.0))
 
 
 _NO_BATCH = ProofBatch.empty()

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from shared import tracing
 from shared.config import MAX_VALID
-from shared.schemes import Batch, Verdict
 from shared.errors import InvalidRequest, PoCError
 from shared.requests import read
+from shared.schemes import Batch, Verdict
 from shared.settings import Settings, load_settings
 from shared.status import RoundStatus, WorkerStatus, printable
 from worker.cli.options import (
@@ -137,7 +137,9 @@ def validate(
     config: dict[str, Any] | None,
     batch: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Batch of proofs as JSON to judge, - for standard input."),
+        typer.Option(
+            metavar="FILE", help="Batch of proofs as JSON to judge, - for standard input."
+        ),
     ] = None,
     evidence: Annotated[
         str | None,

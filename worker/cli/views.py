@@ -14,6 +14,7 @@ from rich.live import Live
 from shared.errors import RoundMismatch, RoundNotInitialized, StoreRefused, StoreUnavailable
 from shared.settings import Settings
 from shared.status import Incident, RoundStatus, WorkerStatus
+from shared.wire import MAX_PROOF_NONCES
 from worker.cli.options import Json, takes_settings
 from worker.tools import show
 from worker.tools.live import LiveView

@@ -6,10 +6,9 @@ one job queued behind the one that computes is all a caller must do to keep the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from shared.errors import EngineError
 from shared.schemes import DEFAULT, Proof

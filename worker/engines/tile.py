@@ -21,9 +21,9 @@ from torch import Tensor
 from shared.schemes import Proof
 from worker import cpu_random, gpu_random
 from worker.engines.base import tile_of
+from worker.job import Job
 from worker.schemes import Deployed, Tensors, tensors_of
 from worker.schemes.generator import generator_for
-from worker.job import Job
 
 #: Inputs [tile, seq_len, hidden_size], which it may overwrite, to what a scheme reads of the last
 #: positions: logits [tile, at least vocab_size], or hidden states [tile, hidden_size]; None on a

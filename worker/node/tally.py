@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Tally:
         untold = self._untold
         bins = untold.bins if untold and untold.round_id == round_id else Counter[int]()
         if batches:
-            found = np.array([each for batch in batches for each in batch if each is not None])
+            found: Any = np.array([each for batch in batches for each in batch if each is not None])
             numbers = np.floor(place(found, self._vocab_size)).clip(-LAST, LAST - 1)
             bins = bins + Counter(numbers.astype(int).tolist())
         self._untold = Counted(round_id, bins) if bins else None

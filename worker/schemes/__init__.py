@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shared.errors import EngineError
-from worker.schemes.artifact import ArtifactTensors
+
+# ARTIFACT
 from worker.schemes.base import Deployed, Tensors
 from worker.schemes.distance import DistanceTensors
 
@@ -13,7 +14,7 @@ __all__ = ["Deployed", "Tensors", "register", "tensors_of"]
 
 _MADE_BY: dict[str, Callable[[Deployed], Tensors]] = {
     "distance": DistanceTensors,
-    "artifact": ArtifactTensors,
+    # ARTIFACT2
 }
 
 

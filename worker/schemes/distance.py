@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from shared.schemes import Proof
 from worker import gpu_random
+from worker.job import Job
 from worker.schemes.base import Deployed
 from worker.schemes.generator import generator_for
-from worker.job import Job
 
 #: Targets kept: a round's own, and those of the blocks that validators ask about.
 _TARGETS_KEPT = 8

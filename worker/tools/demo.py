@@ -25,9 +25,9 @@ from rich.text import Text
 
 from shared.client import PoCClient
 from shared.config import PoCConfig
+from shared.errors import PoCError
 from shared.schemes import Verdict
 from shared.schemes.distance import Distance, ProofBatch, r_target_for
-from shared.errors import PoCError
 from shared.settings import PREFIX, Settings, load_settings
 from shared.status import NodeStatus, RoundStatus
 from worker.children import end, spawn, vanishing_directory

@@ -88,12 +88,6 @@ def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> Re
         ),
         "error": Text(status.error, style="bold red"),
     }
-    if ended := verdict.ended:
-        rows |= {
-            "verdict": Text("FRAUD", style="bold red") if ended.fraud_detected else honest,
-            "invalid": f"{ended.n_invalid} of {ended.nonces} nonces",
-            "probability": f"{ended.probability_honest:.3g} that an honest node has so many",
-        }
     for name, value in rows.items():
         if value:
             table.add_row(name, value if isinstance(value, Text) else Text(value))

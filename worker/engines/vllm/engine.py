@@ -16,7 +16,7 @@ from typing import Any
 
 from shared.errors import EngineError
 from shared.listener import listen
-from shared.schemes import DEFAULT, Proof
+from shared.schemes import DEFAULT
 from shared.settings import Settings
 from worker.engines import checkpoint
 from worker.engines.base import EngineInfo, FuturePending, tile_of

@@ -2,7 +2,7 @@
 
     submit ─▶ queue ─▶ launch n+1, collect n ─▶ Future
                           │           ▲
-              collective_rpc, nonces  │ proofs   
+              collective_rpc, nonces  │ proofs
                           ▼           │
                   PoCWorkerExtension in vLLM's process(es)     also serves requests, if asked to
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from shared.errors import EngineDied
+from shared.schemes import DEFAULT
 from worker.engines.checkpoint import first_line
 
 log = logging.getLogger(__name__)
@@ -22,12 +23,12 @@ ABOUT = 0.01
 
 
 async def time_forwards(
-    call: Call, tile: int, seq_len: int, *, at_least_s: float = TIMED_S
+    call: Call, tile: int, seq_len: int, at_least_s: float = TIMED_S, scheme: str = DEFAULT
 ) -> tuple[int, float]:
     """Forwards of `tile` sequences, and the seconds on the device that they took together."""
     forwards, spent, more = 0, 0.0, TIMED_FORWARDS
     while not forwards or spent < at_least_s:
-        spent += (await call("poc_time", tile, seq_len, more))[0]
+        spent += (await call("poc_time", tile, seq_len, more, scheme))[0]
         forwards += more
         more = max(1, math.ceil((at_least_s - spent) * forwards / spent)) if spent else forwards
     return forwards, spent
