@@ -84,16 +84,20 @@ def compute_distances(logits: Tensor, permutations: Tensor, target: Tensor) -> T
     return gpu_random.distances_of(shuffled, target.to(torch.float32))
 
 
-def hashes(seeds: Sequence[int], n: int) -> Words:
-    """What `gpu_random.murmur3_32` makes of 0..n-1 by each of `seeds`: uint32 [len(seeds), n]."""
+def hashes(seeds: Sequence[int], n: int) -> Iterator[tuple[slice, Words]]:
+    """What `gpu_random.murmur3_32` makes of 0..n-1 by each of `seeds`, some rows at a time.
+
+    Gives which of `seeds` they are of, and uint32 [rows, n], to be read before the next: it is the
+    same memory again, since fresh memory of this size takes longer to get than to fill.
+    """
     keys = _mixed_keys(0, n)
     column = _turned(np.array(seeds, np.uint32))[:, None]
-    out = np.empty((len(seeds), n), np.uint32)
-    height = max(1, _BLOCK // max(1, n))
-    scratch = np.empty_like(out[:height])
-    for at in _blocks(len(seeds), height):
-        _hash(keys, column[at], out[at], scratch)
-    return out
+    height = max(1, min(len(seeds), _BLOCK // max(1, n)))
+    words, scratch = np.empty((2, height, n), np.uint32)
+    for rows in _blocks(len(seeds), height):
+        out = words[: rows.stop - rows.start]
+        _hash(keys, column[rows], out, scratch)
+        yield rows, out
 
 
 def _fill_normal(out: Tensor, seeds: Sequence[np.uint32]) -> None:

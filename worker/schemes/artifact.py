@@ -17,19 +17,30 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from shared.errors import EngineError
 from worker import cpu_random, gpu_random
+from worker.schemes import layers as model_layers
+from worker.schemes.generator import generator_for
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 #: Dimensions of a hidden state that go into a vector.
 K_DIM = 12
+
+#: Blocks whose vectors are kept: a round's own, and those that validators ask about.
+_BLOCKS_KEPT = 8
 
 #: What is added to norms of hidden states and of vectors, and of a rotation's reflections.
 _NORM_EPSILON, _ROTATION_EPSILON = np.float32(1e-8), np.float32(1e-30)
@@ -49,11 +60,13 @@ def picks(
     seeds = [
         gpu_random.seed(f"{block_hash}_{public_key}_nonce_{nonce}_pick_{k}") for nonce in nonces
     ]
-    scores = cpu_random.hashes(seeds, hidden_size)
-    kth = np.partition(scores, k - 1, axis=1)[:, k - 1 : k]
-    # For one seed the hash is a bijection: nothing ties, so each row has exactly k of them.
-    found = (np.flatnonzero(scores <= kth) % hidden_size).reshape(len(seeds), k)
-    last = np.take_along_axis(scores, found, axis=1).argmax(axis=1, keepdims=True)
+    found, last = np.empty((len(seeds), k), np.int64), np.empty((len(seeds), 1), np.int64)
+    for rows, scores in cpu_random.hashes(seeds, hidden_size):
+        kth = np.partition(scores, k - 1, axis=1)[:, k - 1 : k]
+        # For one seed the hash is a bijection: nothing ties, so each row has exactly k of them.
+        best = (np.flatnonzero(scores <= kth) % hidden_size).reshape(-1, k)
+        found[rows] = best
+        last[rows] = np.take_along_axis(scores, best, axis=1).argmax(axis=1, keepdims=True)
     order = np.arange(k - 1)[None, :]
     order = order + (order >= last)
     return np.take_along_axis(found, np.concatenate([order, last], axis=1), axis=1)
@@ -160,10 +173,212 @@ def order_score(
     return float(products / np.sqrt(squares)) if squares > 0 else 0.0
 
 
+class Work(Protocol):
+    """What of a job this scheme needs; `worker.engines.Job` has it."""
+
+    @property
+    def block_hash(self) -> str:
+        """As the chain writes it; never decoded."""
+        ...
+
+    @property
+    def public_key(self) -> str:
+        """Whose nonces they are."""
+        ...
+
+    @property
+    def nonces(self) -> Sequence[int]:
+        """All nonces of the job."""
+        ...
+
+    @property
+    def seq_len(self) -> int:
+        """Positions of a sequence."""
+        ...
+
+    @property
+    def strong_rng(self) -> bool:
+        """Whether inputs come from all 256 bits of a digest."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `ArtifactTensors.read` needs besides the hidden states."""
+
+    block_hash: str
+    #: int64 [n, k], on the device.
+    picks: Tensor
+
+
+class ArtifactTensors:
+    """The scheme on a device: what a forward gets, and what is read from what it gives.
+
+    A tile is `make`, `reflections.use` of its block, the forward, `read`; none of them waits for
+    the device. `make` may run on another stream, ahead of the tile before; the others belong on the
+    stream of the forward. `proofs` is for the host, once the rows are there.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        hidden_size: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        k_dim: int = K_DIM,
+    ) -> None:
+        """`dtype` is the model's. Raises `EngineError` for one of fewer than `k_dim` dimensions."""
+        if hidden_size < k_dim:
+            raise EngineError(
+                f"the artifact scheme shows {k_dim} dimensions of a hidden state, and this model "
+                f"has {hidden_size}; use a larger one"
+            )
+        self._hidden_size, self._k_dim = hidden_size, k_dim
+        self._device, self._dtype = torch.device(device), dtype
+        self._generator = generator_for(self._device)
+        #: Edits the model's layers; its `use` must be called before the forward of each job.
+        self.reflections = Reflections(layers, hidden_size, self._device)
+
+    def make(self, job: Work, nonces: Sequence[int]) -> tuple[Tensor, Prepared]:
+        """Of some of a job's nonces: inputs `dtype` [n, seq_len, hidden_size], and for `read`."""
+        given = job.block_hash, job.public_key, nonces
+        inputs: Tensor = self._generator.generate_inputs(
+            *given,
+            self._hidden_size,
+            job.seq_len,
+            self._device,
+            self._dtype,
+            strong_rng=job.strong_rng,
+        )
+        found = picks(*given, self._hidden_size, self._k_dim)
+        return inputs, Prepared(
+            job.block_hash, _pinned(found, self._device).to(self._device, non_blocking=True)
+        )
+
+    def read(self, hidden: Tensor, prepared: Prepared) -> Tensor:
+        """As `read_picks`, float32 [n, k]; raises `EngineError` if another block was in use."""
+        if prepared.block_hash != self.reflections.block_hash:
+            raise EngineError(
+                f"hidden states of block {prepared.block_hash} were reflected for block "
+                f"{self.reflections.block_hash}; this is a fault of the worker, please report it"
+            )
+        return read_picks(hidden, prepared.picks)
+
+    def proofs(self, rows: Floats | Tensor, job: Work) -> list[str | None]:
+        """The vectors of all of a job's nonces, as the network sends them.
+
+        `rows` float32 [len(job.nonces), k] are what `read` gave, on the host. None for a nonce
+        whose hidden state was not finite.
+        """
+        values = np.asarray(rows, np.float32)
+        w = rotations(job.block_hash, job.public_key, job.nonces, self._k_dim)
+        return encode(normalised(rotate(values, w)))
+
+
+class Reflections:
+    """Reflects what each decoder layer gives, at vectors that the block decides.
+
+    `vectors` [layers, hidden_size], float32 on `device`, is the same memory for good, so that what
+    was recorded or compiled reads those of the block that is in use. Until one is, they are NaN.
+    """
+
+    def __init__(self, layers: int, hidden_size: int, device: torch.device) -> None:
+        with torch.inference_mode(mode=False):  # else it could be written in that mode only
+            self.vectors = torch.full(
+                (layers, hidden_size), math.nan, dtype=torch.float32, device=device
+            )
+        self.block_hash: str | None = None
+        # Bound to values, not to self: a cycle would keep tensors until the next collection.
+        self._of_block = lru_cache(maxsize=_BLOCKS_KEPT)(
+            lambda block_hash: _pinned(layer_vectors(block_hash, layers, hidden_size), device)
+        )
+
+    def use(self, block_hash: str) -> None:
+        """Reflect for `block_hash` from here on, in the order of the current stream."""
+        if block_hash != self.block_hash:
+            self.block_hash = None  # if this fails, no block is in use
+            self.vectors.copy_(self._of_block(block_hash), non_blocking=True)
+            self.block_hash = block_hash
+
+    def edit(self, index: int, layer: nn.Module) -> nn.Module:
+        """For `layers.edited`: layer `index` with its output reflected.
+
+        That is x - 2 (x · v) v, computed in x's dtype; of a layer that gives (hidden, residual,
+        ...) both of these, so that their sum is reflected. The copy's forward raises
+        `EngineError` if the layer gives anything else.
+        """
+        kind: Any = type(layer)  # mypy takes it for unhashable
+        reflecting: nn.Module = model_layers.twin(layer, _reflecting(kind))
+        reflecting.poc_vector = self.vectors[index]
+        return reflecting
+
+
+@cache
+def _reflecting(kind: Any) -> Any:
+    """A `kind` of decoder layer that reflects its output at its `poc_vector`."""
+
+    class Reflecting(kind):  # type: ignore[misc]
+        #: float32 [hidden_size].
+        poc_vector: Tensor
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return reflected(super().forward(*args, **kwargs), self.poc_vector)
+
+    return Reflecting
+
+
+def reflected(output: Any, vector: Tensor) -> Any:
+    """What a decoder layer gave, reflected at `vector` [hidden_size] of norm 1.
+
+    A tensor [..., hidden_size], or a tuple: of that its first element, and its second, which is
+    None or a residual; others are left alone. Raises `EngineError` for anything else.
+    """
+    if isinstance(output, Tensor):
+        along = vector.to(output.dtype)
+        products = (output * along).sum(dim=-1, keepdim=True)
+        return output - 2.0 * products * along
+    if not isinstance(output, tuple) or not output or not isinstance(output[0], Tensor):
+        raise EngineError(
+            f"a decoder layer gave {type(output).__name__}, no tensor and no tuple that begins "
+            "with one, so it can't be reflected; use a model of another architecture"
+        )
+    hidden, residual = output[0], output[1] if len(output) > 1 else None
+    if residual is None:
+        return reflected(hidden, vector), *output[1:]
+    if not isinstance(residual, Tensor) or residual.shape != hidden.shape:
+        raise EngineError(
+            "a decoder layer gave a second value that is no residual, so it can't be reflected; "
+            "use a model of another architecture"
+        )
+    return reflected(hidden, vector), reflected(residual, vector), *output[2:]
+
+
+def read_picks(hidden: Tensor, picked: Tensor) -> Tensor:
+    """The picked dimensions of normalised hidden states: float32 [n, k]; does not wait.
+
+    `hidden` [n, hidden_size] of any float dtype, `picked` int64 [n, k], both on one device. A row
+    that is not finite, or whose norm is not, becomes NaN and touches no other.
+    """
+    # Summed in float64, since a device chooses the order by how many rows there are.
+    norms = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float64).float()
+    # 0 * inf is NaN: an infinite norm would make plausible zeros of the others.
+    norms = norms.add(norms * 0.0).add_(float(_NORM_EPSILON))
+    return hidden.gather(1, picked).float().div_(norms)
+
+
+def _pinned(values: NDArray[Any], device: torch.device) -> Tensor:
+    """`values` as a tensor on the host, the copy of which to `device` makes nobody wait."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
 def _normal(seeds: Sequence[int], n: int) -> Floats:
     """As `gpu_random.normal`, within its tolerance: float32 [len(seeds), n]."""
     pairs = -(-n // 2)
-    uniform = cpu_random.hashes(seeds, 2 * pairs).astype(np.float32)
+    uniform = np.empty((len(seeds), 2 * pairs), np.float32)
+    for rows, hashes in cpu_random.hashes(seeds, 2 * pairs):
+        uniform[rows] = hashes
     uniform *= np.float32(2.0**-32)
     u1 = np.maximum(uniform[:, :pairs], np.float32(gpu_random.MIN_UNIFORM))
     radius = np.sqrt(np.float32(-2.0) * np.log(u1, dtype=np.float64).astype(np.float32))

@@ -52,7 +52,7 @@ def edited(model: nn.Module, edit: Edit) -> nn.Module:
     for index, layer in enumerate(layers):
         setattr(own, str(index), edit(index, layer))
     kind: Any = type(inner)  # mypy takes it for unhashable
-    copied = twin(inner, _uncompiled(kind))
+    copied: nn.Module = twin(inner, _uncompiled(kind))
     setattr(copied, name, own)
     return copied
 

@@ -220,5 +220,8 @@ class TestOrderScore:
 def test_hashes_of_many_seeds_are_those_of_each(seeds: list[int], n: int) -> None:
     """`cpu_random.hashes`, which all of it stands on."""
     seeds = [seed % 2**32 for seed in seeds]
-    for seed, row in zip(seeds, cpu_random.hashes(seeds, n), strict=True):
+    found = np.zeros((len(seeds), n), np.uint32)
+    for rows, hashes in cpu_random.hashes(seeds, n):
+        found[rows] = hashes
+    for seed, row in zip(seeds, found, strict=True):
         assert row.tolist() == gpu_random.murmur3_32(torch.arange(n), seed).tolist()
