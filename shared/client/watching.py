@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
 from shared.client.steps import Steps
@@ -71,9 +71,8 @@ class Watch:
         while True:
             # The status first: a round that has ended by then has all its nonces in the list.
             status = yield from self._status(round_id)
-            found = yield from self._patiently(
-                lambda: self._store.rounds.found(round_id, start, PAGE, status.scheme)
-            )
+            look = partial(self._store.rounds.found, round_id, start, PAGE, status.scheme)
+            found = yield from self._patiently(look)
             if found[0]:
                 return list(map(ValidNonce, *found))
             if _has_ended(status):

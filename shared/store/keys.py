@@ -40,13 +40,9 @@ KEYS: dict[str, Key] = {
     "clock": Key("hash", "last time seen, and what keeps it from going back", _NAMESPACE),
     # Of each round.
     "round": Key("hash", "as status, of each round kept", _ROUND, "round"),
-    "nonces": Key(
-        "hash", "valid nonce -> its proof: a distance, or a vector as base64", _ROUND, "round"
-    ),
+    "nonces": Key("hash", "valid nonce -> distance, or what its scheme has", _ROUND, "round"),
     "found": Key("list", "valid nonces in order of discovery", _ROUND, "round"),
-    "gathered": Key(
-        "list", "callbacks that are joined into one, up to a second", _CURRENT, "round"
-    ),
+    "gathered": Key("list", "callbacks that are being joined", _CURRENT, "round"),
     "run": Key("hash", "config, epoch, cursor and clocks", _ROUND, "round"),
     "history": Key("list", "course of the round: time, checked, valid", _ROUND, "round"),
     "histogram": Key("hash", "bin of distances -> nonces in it, nearly", _ROUND, "round"),

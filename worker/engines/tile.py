@@ -80,7 +80,7 @@ class Tiles:
 
     @torch.inference_mode()
     def rows(self, job: Job, nonces: Sequence[int], forward: Forward, size: int) -> Tensor | None:
-        """What a scheme reads of one tile, at most `size` nonces: [len(nonces), ...], on the device.
+        """What a scheme reads of one tile, at most `size` nonces: [len(nonces), ...] on the device.
 
         None where the forward has no output. Does not wait for the device.
         """

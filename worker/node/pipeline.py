@@ -15,6 +15,7 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 
 from shared import tracing
 from shared.about import NOTHING, About, note
@@ -310,7 +311,7 @@ class Pipeline:
         return proofs if counted else None
 
     def _collect(self, one: InFlight) -> list[Proof | None]:
-        """Wait for the proofs. Raises what the engine does.
+        """Wait for the proofs, None where there is none. Raises what the engine does.
 
         Raises `ValueError` if the engine, by a defect, gives too few or too many.
         """
@@ -319,7 +320,8 @@ class Pipeline:
         expected = 0 if given_up else len(one.work.nonces)
         if len(proofs) != expected:
             raise ValueError(f"the engine gave {len(proofs)} proofs for {expected} nonces")
-        return proofs
+        # An engine may say it by a number that is none.
+        return [None if isinstance(p, float) and not isfinite(p) else p for p in proofs]
 
     def _commit(
         self, work: Assignment, proofs: list[Proof | None], *, and_claim: bool

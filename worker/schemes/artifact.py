@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared.errors import EngineError
+from shared.schemes import Proof
 from worker import cpu_random, gpu_random
+from worker.job import Job
 from worker.schemes import layers as model_layers
+from worker.schemes.base import Deployed
 from worker.schemes.generator import generator_for
 
 Floats = NDArray[np.float32]
@@ -173,35 +176,6 @@ def order_score(
     return float(products / np.sqrt(squares)) if squares > 0 else 0.0
 
 
-class Work(Protocol):
-    """What of a job this scheme needs; `worker.engines.Job` has it."""
-
-    @property
-    def block_hash(self) -> str:
-        """As the chain writes it; never decoded."""
-        ...
-
-    @property
-    def public_key(self) -> str:
-        """Whose nonces they are."""
-        ...
-
-    @property
-    def nonces(self) -> Sequence[int]:
-        """All nonces of the job."""
-        ...
-
-    @property
-    def seq_len(self) -> int:
-        """Positions of a sequence."""
-        ...
-
-    @property
-    def strong_rng(self) -> bool:
-        """Whether inputs come from all 256 bits of a digest."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What `ArtifactTensors.read` needs besides the hidden states."""
@@ -212,68 +186,54 @@ class Prepared:
 
 
 class ArtifactTensors:
-    """The scheme on a device: what a forward gets, and what is read from what it gives.
+    """See `Tensors`."""
 
-    A tile is `make`, `reflections.use` of its block, the forward, `read`; none of them waits for
-    the device. `make` may run on another stream, ahead of the tile before; the others belong on the
-    stream of the forward. `proofs` is for the host, once the rows are there.
-    """
+    edits = True
 
-    def __init__(
-        self,
-        *,
-        layers: int,
-        hidden_size: int,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        k_dim: int = K_DIM,
-    ) -> None:
-        """`dtype` is the model's. Raises `EngineError` for one of fewer than `k_dim` dimensions."""
-        if hidden_size < k_dim:
-            raise EngineError(
-                f"the artifact scheme shows {k_dim} dimensions of a hidden state, and this model "
-                f"has {hidden_size}; use a larger one"
-            )
-        self._hidden_size, self._k_dim = hidden_size, k_dim
-        self._device, self._dtype = torch.device(device), dtype
-        self._generator = generator_for(self._device)
-        #: Edits the model's layers; its `use` must be called before the forward of each job.
-        self.reflections = Reflections(layers, hidden_size, self._device)
+    def __init__(self, deployed: Deployed) -> None:
+        self._deployed, self._generator = deployed, generator_for(deployed.device)
+        self._reflections = Reflections(deployed.layers, deployed.hidden_size, deployed.device)
 
-    def make(self, job: Work, nonces: Sequence[int]) -> tuple[Tensor, Prepared]:
-        """Of some of a job's nonces: inputs `dtype` [n, seq_len, hidden_size], and for `read`."""
-        given = job.block_hash, job.public_key, nonces
+    def edit(self, index: int, layer: nn.Module) -> nn.Module:
+        """The layer, with what it gives reflected."""
+        return self._reflections.edit(index, layer)
+
+    def enter(self, job: Job) -> None:
+        """Reflect for its block."""
+        self._reflections.use(job.block_hash)
+
+    def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Prepared]:
+        """Inputs, and the dimensions that each nonce shows."""
+        deployed, given = self._deployed, (job.block_hash, job.public_key, nonces)
         inputs: Tensor = self._generator.generate_inputs(
             *given,
-            self._hidden_size,
+            deployed.hidden_size,
             job.seq_len,
-            self._device,
-            self._dtype,
+            deployed.device,
+            deployed.dtype,
             strong_rng=job.strong_rng,
         )
-        found = picks(*given, self._hidden_size, self._k_dim)
-        return inputs, Prepared(
-            job.block_hash, _pinned(found, self._device).to(self._device, non_blocking=True)
-        )
+        found = _pinned(picks(*given, deployed.hidden_size, _k_dim(job)), deployed.device)
+        return inputs, Prepared(job.block_hash, found.to(deployed.device, non_blocking=True))
 
-    def read(self, hidden: Tensor, prepared: Prepared) -> Tensor:
-        """As `read_picks`, float32 [n, k]; raises `EngineError` if another block was in use."""
-        if prepared.block_hash != self.reflections.block_hash:
+    def read(self, output: Tensor, made: Prepared, job: Job) -> Tensor:
+        """As `read_picks`; raises `EngineError` if another block was in use."""
+        if made.block_hash != self._reflections.block_hash:
             raise EngineError(
-                f"hidden states of block {prepared.block_hash} were reflected for block "
-                f"{self.reflections.block_hash}; this is a fault of the worker, please report it"
+                f"hidden states of block {made.block_hash} were reflected for block "
+                f"{self._reflections.block_hash}; this is a fault of the worker, please report it"
             )
-        return read_picks(hidden, prepared.picks)
+        return read_picks(output, made.picks)
 
-    def proofs(self, rows: Floats | Tensor, job: Work) -> list[str | None]:
-        """The vectors of all of a job's nonces, as the network sends them.
+    def proofs(self, rows: Tensor, job: Job) -> list[Proof | None]:
+        """The vectors; None for a nonce whose hidden state was not finite."""
+        values = rows.numpy(force=True)
+        w = rotations(job.block_hash, job.public_key, job.nonces, _k_dim(job))
+        return [*encode(normalised(rotate(values, w)))]
 
-        `rows` float32 [len(job.nonces), k] are what `read` gave, on the host. None for a nonce
-        whose hidden state was not finite.
-        """
-        values = np.asarray(rows, np.float32)
-        w = rotations(job.block_hash, job.public_key, job.nonces, self._k_dim)
-        return encode(normalised(rotate(values, w)))
+
+def _k_dim(job: Job) -> int:
+    return job.parameters.get("k_dim", K_DIM)
 
 
 class Reflections:

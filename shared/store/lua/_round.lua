@@ -65,12 +65,13 @@ local function sample()
     table.concat({seconds(now_ms()), checked, course[2] or '0'}, ' '))
 end
 
--- Callbacks that are joined: their items wait in K.gathered, behind what they have in common, for up
--- to a second from the first of them, or until there are so many.
+-- Callbacks that are joined: their items wait in K.gathered, behind what they have in common, for
+-- up to a second from the first of them, or until there are so many.
 local GATHER_MS, GATHER_ITEMS = 1000, 16384
 
 -- Queue what was gathered as one message.
 local function flush()
+  if not K.gathered then return end  -- the very first round
   local parts = redis.call('LRANGE', K.gathered, 0, -1)
   if #parts == 0 then return end
   local message = cjson.decode(table.remove(parts, 1))
@@ -86,7 +87,7 @@ local function flush_when_due(run)
   if now_ms() - since >= GATHER_MS or number(run.gathered) >= GATHER_ITEMS then flush() end
 end
 
--- Queue a callback, or put it to those that it may be joined with. One of these counts when it begins.
+-- Queue a callback, or put it to those that it may be joined with: then it counts as one with them.
 local function post_or_gather(message, run)
   if #message.items == 0 then
     post(message)

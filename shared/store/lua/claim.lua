@@ -1,8 +1,9 @@
 -- Claim the next work: what a dead or a stopping worker left first, else what is new.
 -- with _round
 -- with _claim
--- K writes: status, clock, endings, outbox, round(round), run(round), gathered(round), claims(round),
---   leases(round), tickets(round), history(round), chunks, chunk_claims, chunk_leases, totals
+-- K writes: status, clock, endings, outbox, round(round), run(round), gathered(round),
+--   claims(round), leases(round), tickets(round), history(round), chunks, chunk_claims,
+--   chunk_leases, totals
 -- A: round, ask
 
 local other = moved()

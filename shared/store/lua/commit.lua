@@ -3,8 +3,8 @@
 -- with _round
 -- with _claim
 -- K writes: status, clock, endings, outbox, round(round), nonces(round), found(round), run(round),
---   gathered(round), history(round), claims(round), leases(round), tickets(round), chunks, chunk_claims,
---   chunk_leases, totals
+--   gathered(round), history(round), claims(round), leases(round), tickets(round), chunks,
+--   chunk_claims, chunk_leases, totals
 -- A: round, token, epoch, checked, failed, valid, max_valid, profile, error?, message?, ask?
 
 -- Of another round the keys are not declared: its worker asks again.

@@ -5,12 +5,11 @@
 -- A.counted are nonces of a round by the bins of their distances, name and count in turn.
 -- A generation whose time is over ends.
 -- with _round
--- K reads: outbox
--- K writes: status, clock, endings, round(round), run(round), claims(round), leases(round),
---   tickets(round), model, reference(fingerprint), worker(worker), workers, takers, chunk_claims,
---   chunk_leases, callbacks, history(round), histogram(round)
--- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens, distances?,
---   reference_s, live_ms, lease_ms, deadline_ms, epoch, counted?
+-- K writes: status, clock, endings, outbox, gathered(round), round(round), run(round),
+--   claims(round), leases(round), tickets(round), model, reference(fingerprint), worker(worker),
+--   workers, takers, chunk_claims, chunk_leases, callbacks, history(round), histogram(round)
+-- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens,
+--   distances?, reference_s, live_ms, lease_ms, deadline_ms, epoch, counted?
 
 local other = moved()
 if other then return other end

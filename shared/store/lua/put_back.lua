@@ -3,7 +3,8 @@
 -- A.weight is what this time counts, A.most how much may come together.
 -- K reads: worker(worker)
 -- K writes: taken(worker), takers, queue(namespace), put_back, dead_letters, clock
--- A: worker, namespace, idle?, working?, weight, most, most_s, keep_items, keep_bytes, keep_s, gone_ms
+-- A: worker, namespace, idle?, working?, weight, most, most_s, keep_items, keep_bytes, keep_s,
+--   gone_ms
 
 -- A list of another type is found out here, and not by Celery, which would try again for ever.
 redis.call('LLEN', K.queue)

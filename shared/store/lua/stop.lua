@@ -2,8 +2,8 @@
 -- so that the init or generate which it overtook is refused.
 -- with _round
 -- K reads: named=round(round_id)
--- K writes: status, clock, endings, outbox, gathered(round), command(command), tombstone(round_id), round(round),
---   run(round), history(round), leases(round), tickets(round)
+-- K writes: status, clock, endings, outbox, gathered(round), command(command), tombstone(round_id),
+--   round(round), run(round), history(round), leases(round), tickets(round)
 -- A: round, command, memory_s, epoch, round_id?
 
 local known = remembered() or moved()

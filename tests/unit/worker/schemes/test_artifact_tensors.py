@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from worker import gpu_random
 from worker.engines import Job
 from worker.schemes import artifact
 from worker.schemes.artifact import ArtifactTensors, Reflections, read_picks, reflected
+from worker.schemes.base import Deployed
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[3] / "golden_artifacts.json").read_text(encoding="utf-8")
@@ -171,8 +173,8 @@ class TestReadPicks:
 class TestArtifactTensors:
     @staticmethod
     def tensors(hidden_size: int = 64, **changes: Any) -> ArtifactTensors:
-        given = {"layers": 1, "device": CPU, "dtype": torch.float32, **changes}
-        return ArtifactTensors(hidden_size=hidden_size, **given)
+        given: dict[str, Any] = {"device": CPU, "dtype": torch.float32, **changes}
+        return ArtifactTensors(Deployed(layers=1, hidden_size=hidden_size, vocab_size=96, **given))
 
     @staticmethod
     def job(*nonces: int, block_hash: str = "b", strong_rng: bool = False) -> Job:
@@ -190,9 +192,9 @@ class TestArtifactTensors:
         job = self.job(*(case["nonce"] for case in cases), block_hash=block_hash)
         tensors = self.tensors(hidden_size)
         _, prepared = tensors.make(job, job.nonces)
-        tensors.reflections.use(block_hash)
+        tensors.enter(job)
         drawn = [gpu_random.seed(case["hidden_seed"]) for case in cases]
-        rows = tensors.read(gpu_random.normal(drawn, hidden_size), prepared)
+        rows = tensors.read(gpu_random.normal(drawn, hidden_size), prepared, job)
         for text, case in zip(tensors.proofs(rows, job), cases, strict=True):
             assert text is not None
             apart = artifact.decode(text) - artifact.decode(case["vector_b64"])
@@ -211,7 +213,7 @@ class TestArtifactTensors:
 
     def test_a_nonce_that_is_not_finite_has_no_proof(self) -> None:
         tensors, job = self.tensors(), self.job(1, 2)
-        rows = np.ones((2, 12), np.float32)
+        rows = torch.ones(2, 12)
         rows[0] = math.nan
         none, some = tensors.proofs(rows, job)
         assert none is None
@@ -220,19 +222,15 @@ class TestArtifactTensors:
     def test_hidden_states_of_another_block_are_an_error(self) -> None:
         tensors, job = self.tensors(), self.job(1)
         _, prepared = tensors.make(job, job.nonces)
-        for use in (lambda: None, lambda: tensors.reflections.use("other")):
+        for use in (lambda: None, lambda: tensors.enter(self.job(1, block_hash="other"))):
             use()
             with pytest.raises(EngineError, match="hidden states of block b were reflected for"):
-                tensors.read(torch.ones(1, 64), prepared)
+                tensors.read(torch.ones(1, 64), prepared, job)
 
     def test_other_numbers_of_dimensions_are_possible(self) -> None:
-        tensors, job = self.tensors(k_dim=5), self.job(1)
+        tensors, job = self.tensors(), replace(self.job(1), parameters={"k_dim": 5})
         _, prepared = tensors.make(job, job.nonces)
-        tensors.reflections.use("b")
-        (text,) = tensors.proofs(tensors.read(normals(0, 1, 64), prepared), job)
+        tensors.enter(job)
+        (text,) = tensors.proofs(tensors.read(normals(0, 1, 64), prepared, job), job)
         assert text is not None
         assert np.linalg.norm(artifact.decode(text, 5)) == pytest.approx(1, abs=1e-3)
-
-    def test_a_model_that_is_too_small_is_refused(self) -> None:
-        with pytest.raises(EngineError, match=r"shows 12 dimensions .* has 11; use a larger one"):
-            self.tensors(11)

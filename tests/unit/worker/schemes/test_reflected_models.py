@@ -22,6 +22,7 @@ from worker import gpu_random
 from worker.engines import Job
 from worker.engines.checkpoint import DENSE
 from worker.schemes.artifact import ArtifactTensors, Reflections
+from worker.schemes.base import Deployed
 from worker.schemes.layers import decoder_layers, edited
 
 HIDDEN, SEQ_LEN, LAYERS, K = 32, 12, 3, 12
@@ -122,11 +123,12 @@ def last_hidden(inner: Any, inputs: Tensor) -> Tensor:
 @torch.inference_mode()
 def proofs_of(model: Any) -> list[str | None]:
     """The vectors of NONCES by the scheme, in one tile."""
-    tensors = ArtifactTensors(layers=LAYERS, hidden_size=HIDDEN, device="cpu", dtype=model.dtype)
-    inner = edited(model, tensors.reflections.edit)
+    deployed = Deployed(LAYERS, HIDDEN, SIZES["vocab_size"], torch.device("cpu"), model.dtype)
+    tensors = ArtifactTensors(deployed)
+    inner = edited(model, tensors.edit)
     inputs, prepared = tensors.make(JOB, NONCES)
-    tensors.reflections.use(JOB.block_hash)
-    rows = tensors.read(last_hidden(inner, inputs), prepared)
+    tensors.enter(JOB)
+    rows = tensors.read(last_hidden(inner, inputs), prepared, JOB)
     return tensors.proofs(rows, JOB)
 
 
