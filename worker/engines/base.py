@@ -69,8 +69,9 @@ class Pending(Protocol):
     def result(self) -> list[Proof | None]:
         """Wait for the job; one proof per nonce.
 
-        None, or a number that is not finite, where the model gave no finite numbers. Raises `shared.errors.EngineError` if the job as a whole could not be computed, and
-        `JobCancelled` once `cancel` gave True. May be called again.
+        None, or a number that is not finite, where the model gave no finite numbers. Raises
+        `shared.errors.EngineError` if the job as a whole could not be computed, and `JobCancelled`
+        once `cancel` gave True. May be called again.
         """
         ...
 
