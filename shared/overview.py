@@ -40,6 +40,9 @@ class Outcome(Frozen):
     #: How probable it is that an honest node has at least this many invalid nonces: the p-value.
     probability_honest: float | None = None
     fraud_detected: bool = False
+    #: How far claims lay from what was recomputed, on average and at most.
+    apart_mean: float | None = None
+    apart_max: float | None = None
     #: Why there is no verdict.
     error: str = ""
 
@@ -77,6 +80,8 @@ class Overview(Course):
 
     namespace: str
     node: NodeStatus
+    #: Whether proofs are distances, so that there is a histogram of them.
+    has_distances: bool = True
     #: The distance that a nonce must stay below to be valid, and about which share of the nonces,
     #: 0 to 1, lies there; None while no worker says how large the model's vocabulary is.
     valid_below: float = 0

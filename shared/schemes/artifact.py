@@ -174,9 +174,8 @@ class ValidatedArtifacts(_Recomputed):
     @property
     def ended(self) -> Ended:
         """What it came to."""
-        return Ended(
-            self.n_total, self.n_mismatch, self.p_value, fraud_detected=self.fraud_detected
-        )
+        apart = [each for each in self.l2 if each is not None]
+        return Ended.of(self.n_total, self.n_mismatch, self.p_value, self.fraud_detected, apart)
 
     @property
     def judged_by(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -61,6 +62,18 @@ class Ended(NamedTuple):
     #: How probable it is that an honest node has at least this many invalid nonces: the p-value.
     probability_honest: float
     fraud_detected: bool
+    #: How far claims lie from what was recomputed, on average and at most; None where there is
+    #: nothing to compare.
+    apart_mean: float | None = None
+    apart_max: float | None = None
+
+    @classmethod
+    def of(
+        cls, nonces: int, n_invalid: int, probability: float, fraud: bool, apart: Sequence[float]
+    ) -> Ended:
+        """With `apart` of each nonce that can be compared."""
+        mean, most = (fmean(apart), max(apart)) if apart else (None, None)
+        return cls(nonces, n_invalid, probability, fraud, mean, most)
 
 
 class Verdict(Strict, ABC):

@@ -109,9 +109,9 @@ class ValidatedBatch(Verdict):
     @property
     def ended(self) -> Ended:
         """What it came to."""
-        return Ended(
-            len(self), self.n_invalid, self.probability_honest, fraud_detected=self.fraud_detected
-        )
+        apart = [abs(a - b) for a, b in zip(self.received_dist, self.dist, strict=True)]
+        judged = self.n_invalid, self.probability_honest, self.fraud_detected
+        return Ended.of(len(self), *judged, apart)
 
     @property
     def proofs(self) -> list[float]:

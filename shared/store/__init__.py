@@ -114,10 +114,11 @@ class Store:
         node = self.status(newest)
         vocab_size = _vocab_size(node.workers)
         seen = self._views.read(node.round_id, vocab_size)
-        known = node.round_id and vocab_size
+        known = node.round_id and vocab_size and node.has_distances
         return Overview(
             namespace=self.namespace,
             node=node,
+            has_distances=node.has_distances,
             valid_below=node.valid_below,
             expected_share=share_below(node.valid_below, vocab_size) if known else None,
             seconds_left=node.seconds_left,

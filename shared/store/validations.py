@@ -388,9 +388,7 @@ _NO_BATCH = ProofBatch.empty()
 
 def _judged(ended: Ended) -> dict[str, Any]:
     """What is told of a verdict, whichever its scheme."""
-    told = ended._asdict()
-    del told["nonces"]
-    return told
+    return ended._asdict()
 
 
 def _about(batch: Batch) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.config import PoCState, r_target_for, share_below
-from shared.schemes import Verdict
+from shared.schemes import Proof, Verdict
 from shared.status import GpuReading, Incident, KeptRound, RoundStatus, WorkerStatus, printable
 
 if TYPE_CHECKING:
@@ -39,13 +39,14 @@ _STATE_STYLES = {"GENERATING": "bold green", "VALIDATING": "bold cyan", "STOPPED
 HOT = 85
 
 
-def expectation(valid_below: float, workers: Sequence[WorkerStatus]) -> str:
-    """What share of the nonces to expect below a distance, and what to do if that is none or all.
+def expectation(status: RoundStatus, workers: Sequence[WorkerStatus]) -> str:
+    """What share of the nonces to expect to be valid, and what to do if that is none or all.
 
-    Empty without a worker whose model has a known vocabulary.
+    Empty without a worker whose model has a known vocabulary, and where every nonce counts.
     """
     vocab_size = max((each.vocab_size for each in workers), default=0)
-    if not vocab_size:
+    valid_below = status.valid_below
+    if not vocab_size or not status.has_distances:
         return ""
     share = share_below(valid_below, vocab_size)
     if share < 1e-6 or share > 0.999:
@@ -73,18 +74,16 @@ def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> Re
         "public key": printable(status.public_key),
         "node": f"{status.node_id} of {status.node_count}",
         "checked": f"{status.total_checked:,}",
-        "valid": f"{status.total_valid:,}  (distance below {status.valid_below:g})",
-        "": expectation(status.valid_below, workers),
+        "valid": f"{status.total_valid:,}  ({_what_counts(status)})",
+        "": expectation(status, workers),
         "failed": f"{status.total_failed:,}" if status.total_failed else "",
         "ends": _ends(status),
         "rate": f"{status.rate_per_second:,.1f}/s, recently {status.recent_rate_per_second:,.1f}/s",
         "elapsed": f"{status.elapsed_seconds:,.1f} s ({status.generating_seconds:,.1f} generating)",
         "callbacks": _callbacks(status),
         "newest valid": ", ".join(
-            f"{nonce} ({distance:.4f})"
-            for nonce, distance in zip(
-                status.valid_nonces[-3:], status.valid_distances[-3:], strict=True
-            )
+            f"{nonce} ({_proof(proof)})"
+            for nonce, proof in zip(status.valid_nonces[-3:], status.proofs[-3:], strict=True)
         ),
         "error": Text(status.error, style="bold red"),
     }
@@ -94,11 +93,21 @@ def round_table(status: RoundStatus, workers: Sequence[WorkerStatus] = ()) -> Re
     return table
 
 
+def _what_counts(status: RoundStatus) -> str:
+    if status.has_distances:
+        return f"distance below {status.valid_below:g}"
+    return status.title_of_terms
+
+
+def _proof(proof: Proof) -> str:
+    return f"{proof:.4f}" if isinstance(proof, float) else printable(proof)
+
+
 def generating(
     round_id: str, status: RoundStatus, workers: Sequence[WorkerStatus]
 ) -> RenderableType:
     """That a round generates, what to expect of it, and what to do next."""
-    expected = expectation(status.valid_below, workers)
+    expected = expectation(status, workers)
     of_all = f": {expected}" if expected else ""
     ends = f"  it ends by itself {_ends(status)}\n" if _ends(status) else ""
     return Text(
@@ -269,6 +278,9 @@ def verdict_table(verdict: Verdict) -> RenderableType:
             "verdict": Text("FRAUD", style="bold red") if ended.fraud_detected else honest,
             "invalid": f"{ended.n_invalid} of {ended.nonces} nonces",
             "probability": f"{ended.probability_honest:.3g} that an honest node has so many",
+            "apart": ""
+            if ended.apart_mean is None
+            else f"{ended.apart_mean:.2g} on average, {ended.apart_max:.2g} at most",
         }
     for name, value in rows.items():
         if value:

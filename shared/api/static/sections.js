@@ -60,6 +60,12 @@ let spread = null;
 
 export function distances(all) {
   const node = all.node;
+  byId("distance-chart").hidden = !all.has_distances;
+  write(byId("distances-title"), all.has_distances ? "Distances" : "Claims of others");
+  if (!all.has_distances) {
+    write(byId("distance-text"), claims(all.outcomes));
+    return;
+  }
   spread ??= distanceChart(byId("distance-chart"), (i) => {
     const nonces = spread.data[1][i] ?? spread.data[2][i];
     return `about ${spread.data[0][i].toFixed(4)}: ${counted(nonces, "nonce")}`;
@@ -82,6 +88,20 @@ export function distances(all) {
     byId("distance-text"),
     `${share(node.total_valid / node.total_checked)} of ${counted(node.total_checked, "nonce")} lie ` +
       `below ${all.valid_below.toFixed(4)}, ${target}${expected}.`,
+  );
+}
+
+/** How far claims of others lay from what this node computed, where every nonce counts. */
+function claims(outcomes) {
+  const compared = outcomes.filter((each) => each.apart_mean != null);
+  if (!compared.length) return "Every nonce counts. No claims of others were judged yet.";
+  const nonces = compared.reduce((n, each) => n + each.nonces, 0);
+  const mean = compared.reduce((sum, each) => sum + each.apart_mean * each.nonces, 0) / nonces;
+  const most = Math.max(...compared.map((each) => each.apart_max));
+  return (
+    `Every nonce counts. ${counted(nonces, "claim")} of the last ` +
+    `${counted(compared.length, "validation")} lay ${mean.toPrecision(2)} (L2) from what this node ` +
+    `computed, on average, and ${most.toPrecision(2)} at most.`
   );
 }
 
@@ -183,11 +203,12 @@ export function validations(all, now) {
     count(each.nonces),
     count(each.n_invalid),
     probability(each.probability_honest),
+    each.apart_mean == null ? NONE : each.apart_mean.toPrecision(2),
     verdict(each),
   ]);
   table(
     "outcome-table",
-    ["When", "Submitter", "Block", "Nonces", "Invalid", "p-value", "Verdict"],
+    ["When", "Submitter", "Block", "Nonces", "Invalid", "p-value", "Apart", "Verdict"],
     rows,
     "No validation has ended yet.",
   );

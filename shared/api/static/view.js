@@ -133,7 +133,9 @@ function answers(all, now) {
   values["checked-more"] = [node.round_id ? `in ${span(node.elapsed_seconds)}` : "no round yet"];
   values.valid = [count(node.total_valid)];
   values["valid-more"] = [
-    node.total_checked
+    !all.has_distances
+      ? "every nonce counts"
+      : node.total_checked
       ? `${share(node.total_valid / node.total_checked)}${expectation(all)}`
       : NONE,
   ];
