@@ -152,6 +152,12 @@ class Settings(BaseModel):
         "them for POC_TENSOR_PARALLEL, or all, and `poc worker` starts a worker for each GPU",
         pattern=r"^[\w-]+(,[\w-]+)*$",
     )
+    scheme: str = Field(
+        "distance",
+        description="the scheme that vllm is made ready for at the start: distance, or artifact. "
+        "Rounds of the other are computed as well; their first batch waits for a compiler",
+        pattern=r"^[a-z_]+$",
+    )
     tile: Annotated[Literal["auto"] | int, PlainValidator(_tile)] = Field(
         "auto",
         description="sequences in one forward; auto is 8 on a CPU and 32 on a GPU, where vllm "

@@ -199,6 +199,9 @@ def bench(
             "shape of Qwen3-0.6B."
         ),
     ] = None,
+    scheme: Annotated[
+        str, typer.Option(metavar="<name>", help="What a proof is: distance, or artifact.")
+    ] = "distance",
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="<int>", help="Nonces in one batch.")
     ] = 32,
@@ -222,7 +225,7 @@ def bench(
             metavar="<names>",
             help="Opponents, with commas. published: the published algorithm, nonce by nonce, on "
             "transformers and on our forward. limit: forwards at the pace of one large matrix "
-            "product.",
+            "product. distance: beside another scheme, a round of that one.",
         ),
     ] = "",
     sweep: Annotated[
@@ -256,6 +259,7 @@ def bench(
 
     plan = Plan.of(
         model=model,
+        scheme=scheme,
         batch_size=batch_size,
         seq_len=seq_len,
         seconds=seconds,

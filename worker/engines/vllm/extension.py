@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -91,14 +92,16 @@ class _Device:
             max_tokens=self._max_tokens,
         )
         self._alone = facts["tensor_parallel"] == 1
-        self._forward = Recorder(
-            self._forward_of,
-            records=self._device.type == "cuda"
+        self._records = (
+            self._device.type == "cuda"
             and facts["compiled"]
             and facts["attention"] in _RECORDABLE
             # Ranks would record their exchange as well, which vLLM has ways of its own for.
-            and self._alone,
+            and self._alone
         )
+        # What is recorded for one scheme is never replayed beside that of another.
+        self._pool = cache(torch.cuda.graph_pool_handle)
+        self._forwards: dict[str, Recorder] = {}
         # More than enough: a block has at least one token.
         most_blocks = min(facts["max_model_len"], self._max_tokens)
         self._layers = internals.kv_layers(worker)
@@ -141,7 +144,7 @@ class _Device:
         try:
             return self._time(tile, seq_len, forwards, scheme)
         except Exception as error:
-            self._forward.forget()
+            self._forget()
             self._end_if_lost(error)
             raise
 
@@ -150,9 +153,9 @@ class _Device:
         shape = tile, seq_len, self._hidden_size
         # Random, as in a round: what a GPU draws, and so its clock, depends on the numbers.
         inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
-        forward = self._forward.of(scheme)
-        if self._forward.recorded != (scheme, inputs.shape):
-            self._forward.forget()
+        forward = self._forward(scheme)
+        if forward.recorded != inputs.shape:
+            self._forget()
             for _ in range(FIRST_AFTER):
                 forward(inputs.clone())
         launched = _Launched(self._device)
@@ -185,7 +188,7 @@ class _Device:
 
     def _compute(self, job: Job, nonces: Sequence[int], size: int) -> Tensor | None:
         """The rows of one tile."""
-        return self._tiles.rows(job, nonces, self._forward.of(job.scheme), size)
+        return self._tiles.rows(job, nonces, self._forward(job.scheme), size)
 
     def _compute_or_halve(self, job: Job, nonces: Sequence[int], size: int) -> Tensor | None:
         """The rows of one tile; when memory runs out in it, of its halves."""
@@ -205,12 +208,25 @@ class _Device:
             half,
         )
         self._tiles.forget()
-        self._forward.forget()
-        plain = self._forward.plain(job.scheme)
+        self._forget()
+        plain = self._forward(job.scheme).plain
         return join([self._tiles.rows(job, part, plain, half) for part in cut(nonces, half)])
 
+    def _forward(self, scheme: str) -> Recorder:
+        """The forward of a scheme, recorded once it may be. What it gives holds until the next."""
+        if scheme not in self._forwards:
+            self._forwards[scheme] = Recorder(
+                partial(self._forward_of, scheme), records=self._records, pool=self._pool
+            )
+        return self._forwards[scheme]
+
+    def _forget(self) -> None:
+        """Give the memory of what is recorded back."""
+        for each in self._forwards.values():
+            each.forget()
+
     def _forward_of(self, scheme: str, shape: torch.Size) -> Forward:
-        """The forward of a scheme for inputs of `shape` [tile, seq_len, hidden_size]."""
+        """The plain forward of a scheme for inputs of `shape` [tile, seq_len, hidden_size]."""
         metadata = [
             internals.prefill_metadata(group, shape[0], shape[1], self._device)
             for group in self._groups

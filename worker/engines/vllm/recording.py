@@ -20,64 +20,65 @@ FIRST_AFTER, ANOTHER_AFTER = 3, 32
 
 
 class Recorder:
-    """A forward that is recorded once its inputs keep coming in one shape, for one scheme.
+    """A forward that is recorded once its inputs keep coming in one shape.
 
-    `forward_of` makes the plain forward of a scheme and a shape. What that holds must stay as it
-    is: a recording points at it.
+    `forward_of` makes the plain forward of a shape. What that holds must stay as it is: a recording
+    points at it.
     """
 
-    def __init__(self, forward_of: Callable[[str, torch.Size], Forward], *, records: bool) -> None:
+    def __init__(
+        self,
+        forward_of: Callable[[torch.Size], Forward],
+        *,
+        records: bool,
+        pool: Callable[[], Any] | None = None,
+    ) -> None:
+        """`pool` gives the memory that recordings share of which one at a time is replayed."""
         self._forward_of = forward_of
+        self._pool = pool
         #: Whether anything is recorded. Not any more after a shape could not be.
         self.records = records
         self._recording: Recording | None = None
-        self._recorded: tuple[str, torch.Size] | None = None
-        self._last, self._in_a_row = ("", torch.Size()), 0
+        self._shape, self._in_a_row = torch.Size(), 0
 
-    def of(self, scheme: str) -> Forward:
-        """The forward of a scheme. What it gives holds until the next call of any."""
+    def __call__(self, inputs: Tensor) -> Tensor | None:
+        """The logits for `inputs`, until the next call."""
+        recording = self._recording_of(inputs)
+        return self.plain(inputs) if recording is None else recording(inputs)
 
-        def forward(inputs: Tensor) -> Tensor | None:
-            recording = self._recording_of(scheme, inputs)
-            return self.plain(scheme)(inputs) if recording is None else recording(inputs)
-
-        return forward
-
-    def plain(self, scheme: str) -> Forward:
-        """As `of`, but never by a recording."""
-        return lambda inputs: self._forward_of(scheme, inputs.shape)(inputs)
+    def plain(self, inputs: Tensor) -> Tensor | None:
+        """As a call, but never by a recording."""
+        return self._forward_of(inputs.shape)(inputs)
 
     @property
-    def recorded(self) -> tuple[str, torch.Size] | None:
-        """The scheme and the shape that are recorded."""
-        return self._recorded
+    def recorded(self) -> torch.Size | None:
+        """The shape that is recorded."""
+        return None if self._recording is None else self._recording.shape
 
     def forget(self) -> None:
         """Give the memory of what is recorded back; it may be recorded again."""
-        self._recording = self._recorded = None
+        self._recording = None
         self._in_a_row = 0
         if torch.cuda.is_available():  # a graph's memory is its own until then
             torch.cuda.empty_cache()
 
-    def _recording_of(self, scheme: str, inputs: Tensor) -> Recording | None:
-        """What is recorded of this scheme and shape, once it has come often enough."""
-        wanted = scheme, inputs.shape
-        self._in_a_row = self._in_a_row + 1 if wanted == self._last else 1
-        self._last = wanted
-        if self._recorded == wanted:
+    def _recording_of(self, inputs: Tensor) -> Recording | None:
+        """What is recorded of this shape, once it has come often enough."""
+        self._in_a_row = self._in_a_row + 1 if inputs.shape == self._shape else 1
+        self._shape = inputs.shape
+        if self.recorded == inputs.shape:
             return self._recording
         enough = FIRST_AFTER if self._recording is None else ANOTHER_AFTER
         if not self.records or self._in_a_row < enough:
             return None
         if self._recording:
             self.forget()  # its memory, before the next takes its own
-        self._recording = self._record(scheme, inputs)
-        self._recorded = wanted if self._recording else None
+        self._recording = self._record(inputs)
         return self._recording
 
-    def _record(self, scheme: str, inputs: Tensor) -> Recording | None:
+    def _record(self, inputs: Tensor) -> Recording | None:
         try:
-            return Recording(self._forward_of(scheme, inputs.shape), inputs)
+            return Recording(self._forward_of(inputs.shape), inputs, self._pool and self._pool())
         except Exception as error:  # noqa: BLE001 - memory, or any of a hundred kernels
             reason = str(error).partition("\n")[0]
         # Out here, since the exception's traceback would keep what was recorded alive.
@@ -97,7 +98,7 @@ class Recording:
     A replay runs the very kernels of the plain forward, and is checked once to give its bits.
     """
 
-    def __init__(self, forward: Forward, inputs: Tensor) -> None:
+    def __init__(self, forward: Forward, inputs: Tensor, pool: Any = None) -> None:
         self.shape = inputs.shape
         self._forward = forward  # keeps what the graph points at
         self._inputs = inputs.clone()
@@ -109,7 +110,7 @@ class Recording:
                 expected = forward(inputs.clone())
         torch.cuda.current_stream(inputs.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream):
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
             self._logits = forward(self._inputs)
         for _ in range(2):
             replayed = self(inputs)

@@ -49,16 +49,16 @@ class Forward:
 
     name = "forward"
 
-    def __init__(self, engine: TimesForwards, seq_len: int) -> None:
-        self._engine, self._seq_len = engine, seq_len
+    def __init__(self, engine: TimesForwards, config: PoCConfig) -> None:
+        self._engine, self._config = engine, config
 
     def turn(self, seconds: float) -> tuple[float, float]:
         """Nonces, and the seconds of their forwards."""
-        return self._engine.time_forwards(self._seq_len, seconds)
+        return self._engine.time_forwards(self._config.seq_len, seconds, self._config.scheme)
 
 
 class EngineAlone:
-    """Jobs back to back: generator, forward and distances, without Redis, Celery and a loop."""
+    """Jobs back to back: generator, forward and proofs, without Redis, Celery and a loop."""
 
     name = "engine"
 
@@ -93,9 +93,10 @@ class Round:
     Each turn is a round of its own. Its begin and its end do not count.
     """
 
-    name = "round"
-
-    def __init__(self, node: Node, client: PoCClient, config: PoCConfig) -> None:
+    def __init__(
+        self, node: Node, client: PoCClient, config: PoCConfig, name: str = "round"
+    ) -> None:
+        self.name = name
         self._node, self._client, self._config = node, client, config
         #: Of each turn: what was measured, and the seconds from the command to the first batch.
         self.samples: list[Sample] = []

@@ -26,6 +26,7 @@ LABELS = {
     "forward": "forward only",
     "engine": "engine alone",
     "round": "end to end",
+    "distance": "end to end, distance",
     "published_our_forward": "published, our forward",
     "published": "published",
 }
@@ -33,6 +34,7 @@ LABELS = {
 RATIOS = (
     ("round", "forward"),
     ("round", "engine"),
+    ("round", "distance"),
     ("round", "published"),
     ("round", "published_our_forward"),
     ("forward", "limit"),
@@ -77,6 +79,7 @@ class Point:
             "device": self.info.device,
             "profile": self.info.profile,
             "tile": self.tile,
+            "scheme": self.config.scheme,
             "seq_len": self.config.seq_len,
             "batch_size": self.config.batch_size,
             "nonces_per_second": {

@@ -17,9 +17,10 @@ from rich.status import Status
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.errors import ConfigError, EngineError
-from shared.schemes.distance import Distance, r_target_for
+from shared.schemes import DEFAULT, terms_from, terms_of
+from shared.schemes.distance import r_target_for
 from shared.settings import Settings, load_settings
-from worker.engines import Engine
+from worker.engines import Engine, EngineInfo
 from worker.engines.base import TimesForwards
 from worker.engines.vllm import options as vllm_options
 from worker.node.node import Node
@@ -40,7 +41,7 @@ SMALL: dict[str, Any] = {"hidden_size": 256, "layers": 4, "vocab_size": 4096}
 #: The stand-in for a model on a GPU.
 SHAPE = "0.6B"
 #: Opponents that there are.
-OPPONENTS = ("published", "limit")
+OPPONENTS = ("published", "limit", "distance")
 #: What can be swept, each value with a measurement of its own.
 SWEPT = ("tile", "seq_len")
 
@@ -50,6 +51,7 @@ class Plan:
     """What is to be measured: `rounds` turns of each candidate, `seconds` of each in all."""
 
     model: str | None = None
+    scheme: str = DEFAULT
     batch_size: int = 32
     seq_len: int = 256
     seconds: float = 10.0
@@ -63,8 +65,12 @@ class Plan:
     def of(cls, *, against: str = "", sweep: str = "", gpu: bool = False, **more: Any) -> Plan:
         """Read what the command line gives: names with commas, and `tile=32,64`.
 
-        Raises `ConfigError` for an opponent or a sweep that there is not.
+        Raises `ConfigError` for a scheme, an opponent or a sweep that there is not.
         """
+        try:
+            terms_of(more.get("scheme", DEFAULT))
+        except ValueError as error:
+            raise ConfigError(f"--scheme: {error}") from None
         named = {each.strip() for each in against.split(",") if each.strip()}
         if unknown := sorted(named - {*OPPONENTS}):
             raise ConfigError(f"--against {unknown[0]}: choose of {', '.join(OPPONENTS)}")
@@ -77,8 +83,13 @@ class Plan:
             points = []
         if sweep and not (points and points[0] > 0):
             raise ConfigError(f"--sweep {sweep}: give whole numbers with commas, from 1 on")
+        asked: Collection[str] = OPPONENTS if gpu else named
+        if more.get("scheme", DEFAULT) == DEFAULT:
+            asked = [each for each in asked if each != DEFAULT]  # it is what is measured
+        elif "published" in asked:
+            asked = [each for each in asked if each != "published"]  # it has no other scheme
         return cls(
-            against=OPPONENTS if gpu else named,
+            against=asked,
             gpu=gpu,
             tiles=points if swept == "tile" else (),
             seq_lens=points if swept == "seq_len" else (),
@@ -118,6 +129,7 @@ def run(plan: Plan, *, json: bool = False, picture: Path | None = None) -> int:
                 redis_url=server.url,
                 namespace=f"bench-{tile or 'usual'}",
                 model=model,
+                scheme=plan.scheme,
                 log_level="WARNING",
                 **given,
             )
@@ -155,31 +167,42 @@ def _measure(
     status: Status,
 ) -> Point:
     engine, info = node.engine, node.engine.info
-    config = PoCConfig(
-        block_hash="bench",
-        block_height=0,
-        public_key="bench",
-        # A stand-in for an engine may have too few tokens for a target.
-        terms=Distance(r_target=r_target_for(VALID_SHARE, info.vocab_size) or VALID_SHARE),
-        batch_size=plan.batch_size,
-        seq_len=seq_len,
-    )
+    config = _config(plan, plan.scheme, info, seq_len)
     candidates: list[Candidate] = []
     missing: dict[str, str] = {}
     if isinstance(engine, TimesForwards):
-        candidates.append(Forward(engine, seq_len))
+        candidates.append(Forward(engine, config))
     else:
         missing["forward"] = "this engine has no time_forwards"
     whole = Round(node, client, config)
     candidates += [EngineAlone(engine, config), whole]
     against, left_out = opponents.of(config)
     candidates += against
+    if DEFAULT in plan.against:
+        distance = _config(plan, DEFAULT, info, seq_len)
+        candidates.append(Round(node, client, distance, name="distance"))
 
     def say(what: str) -> None:
         status.update(f"seq_len {seq_len}, {what}")
 
     rates = interleave(candidates, plan.seconds / plan.rounds, plan.rounds, say)
     return Point(info, config, rates, missing | left_out, whole.samples[1:], whole.start_s[1:])
+
+
+def _config(plan: Plan, scheme: str, info: EngineInfo, seq_len: int) -> PoCConfig:
+    """A round to measure."""
+    terms: dict[str, Any] = {}
+    if scheme == DEFAULT:
+        # A stand-in for an engine may have too few tokens for a target.
+        terms = {"r_target": r_target_for(VALID_SHARE, info.vocab_size) or VALID_SHARE}
+    return PoCConfig(
+        block_hash="bench",
+        block_height=0,
+        public_key="bench",
+        terms=terms_from({"scheme": scheme, **terms}),
+        batch_size=plan.batch_size,
+        seq_len=seq_len,
+    )
 
 
 class _Opponents:
