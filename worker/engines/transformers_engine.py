@@ -189,11 +189,11 @@ class TransformersEngine:
     def _forward_of(self, scheme: str) -> Forward:
         """The forward of a scheme, made once."""
         if scheme not in self._forwards:
-            from worker.schemes import layers
+            from worker.schemes.layers import edited
 
             tensors = self._tiles.tensors(scheme)
             if tensors.edits:
-                self._forwards[scheme] = _hidden_states(layers.edited(self._model, tensors.edit))
+                self._forwards[scheme] = _hidden_states(edited(self._model, tensors.edit))
             else:
                 self._forwards[scheme] = self._logits
         return self._forwards[scheme]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shared.errors import EngineError
-
-# ARTIFACT
+from worker.schemes.artifact import ArtifactTensors
 from worker.schemes.base import Deployed, Tensors
 from worker.schemes.distance import DistanceTensors
 
@@ -14,7 +13,7 @@ __all__ = ["Deployed", "Tensors", "register", "tensors_of"]
 
 _MADE_BY: dict[str, Callable[[Deployed], Tensors]] = {
     "distance": DistanceTensors,
-    # ARTIFACT2
+    "artifact": ArtifactTensors,
 }
 
 
