@@ -8,6 +8,7 @@
 #   rounds     whole rounds of the 0.6B and the 8B shape             6
 #   bench      a round beside its forward, the published algorithm and a limit: poc bench    5
 #   timeline   what the device does in one batch of the 0.6B shape   2
+#   last_layer forwards whole and with a pruned last layer, of the 0.6B and the 8B shape     6
 #   numerics   the tables of docs/numerics.md                        8
 # Logs and figures go to the directory OUT; models are made in a temporary one. A stage that
 # fails does not keep the others from running; the exit status says whether one did.
@@ -19,9 +20,9 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
 stages=("$@")
-[ $# -gt 0 ] || stages=(tests rounds bench timeline numerics)
+[ $# -gt 0 ] || stages=(tests rounds bench timeline last_layer numerics)
 for stage in "${stages[@]}"; do
-  case $stage in tests | rounds | bench | timeline | numerics) ;; *)
+  case $stage in tests | rounds | bench | timeline | last_layer | numerics) ;; *)
     echo "gpu.sh: there is no stage $stage" >&2; usage >&2; exit 2 ;;
   esac
 done
@@ -69,6 +70,15 @@ bench() {
 timeline() {
   step model-0.6B model 0.6B 0.6B
   step timeline "${VLLM[@]}" python3 benchmarks/timeline.py --model "$models/0.6B"
+}
+
+last_layer() {
+  local shape
+  for shape in 0.6B 8B; do
+    step "model-$shape" model "$shape" "$shape"
+    step "last-layer-$shape" "${VLLM[@]}" POC_GPU_MEMORY_UTILIZATION=0.6 \
+      python3 benchmarks/last_layer.py --model "$models/$shape"
+  done
 }
 
 numerics() {

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from worker import cpu_random
-from worker.engines.vllm import internals
+from worker.engines.vllm import forwards, internals
 from worker.tools.bench.published_extension import PublishedExtension
 
 _REAL = {
     "generate_inputs": cpu_random.generate_inputs,
-    "last_logits": internals.last_logits,
+    "last_hidden": internals.last_hidden,
+    "pruned": forwards.pruned,
     "swapped": internals.swapped,
 }
 
@@ -35,8 +36,10 @@ class FaultyExtension(PublishedExtension):
     def poc_mend(self) -> None:
         """As it was."""
         cpu_random.generate_inputs = _REAL["generate_inputs"]
-        internals.last_logits = _REAL["last_logits"]
+        internals.last_hidden = _REAL["last_hidden"]
         internals.swapped = _REAL["swapped"]
+        forwards.pruned = _REAL["pruned"]
+        vars(self).pop("poc_own", None)
 
     def poc_run_out_of_memory(self, times: int) -> None:
         """The next `times` attempts to make inputs find no memory."""
@@ -54,29 +57,29 @@ class FaultyExtension(PublishedExtension):
     def poc_fail(self, message: str) -> None:
         """Every forward raises."""
 
-        def last_logits(*_: Any) -> Any:
+        def last_hidden(*_: Any) -> Any:
             raise ValueError(message)
 
-        internals.last_logits = last_logits
+        internals.last_hidden = last_hidden
 
     def poc_poison(self, row: int, value: float) -> None:
-        """One logit of a row is `value`."""
+        """One number of a row's hidden state is `value`."""
 
-        def last_logits(*args: Any) -> Any:
-            logits = _REAL["last_logits"](*args)
-            logits[row, 7] = value
-            return logits
+        def last_hidden(*args: Any) -> Any:
+            hidden = _REAL["last_hidden"](*args)
+            hidden[row, 7] = value
+            return hidden
 
-        internals.last_logits = last_logits
+        internals.last_hidden = last_hidden
 
     def poc_dawdle(self, seconds: float) -> None:
         """Every forward takes that much longer."""
 
-        def last_logits(*args: Any) -> Any:
+        def last_hidden(*args: Any) -> Any:
             time.sleep(seconds)
-            return _REAL["last_logits"](*args)
+            return _REAL["last_hidden"](*args)
 
-        internals.last_logits = last_logits
+        internals.last_hidden = last_hidden
 
     def poc_write_live_pages(self) -> None:
         """Leave the scratch alone: what the forward writes hits the blocks of requests."""
@@ -92,12 +95,46 @@ class FaultyExtension(PublishedExtension):
         seen: list[list[int]] = getattr(self, "poc_seen", [])
         self.poc_seen: list[list[int]] = []
 
-        def last_logits(worker: Any, inputs: Any, *args: Any) -> Any:
+        def last_hidden(worker: Any, inputs: Any, *args: Any) -> Any:
             self.poc_seen.append(list(inputs.shape))
-            return _REAL["last_logits"](worker, inputs, *args)
+            return _REAL["last_hidden"](worker, inputs, *args)
 
-        internals.last_logits = last_logits
+        internals.last_hidden = last_hidden
         return seen
+
+    def poc_prune_badly(self, scale: float | None) -> None:
+        """From the next `poc_prepare` on the pruned forward gives other values; None: it raises."""
+
+        def pruned(worker: Any, edit: Any) -> Any:
+            own = _REAL["pruned"](worker, edit)
+            real = own._tail
+
+            def tail(*args: Any) -> Any:
+                if scale is None:
+                    raise ValueError("there is no compiler")
+                return real(*args) * scale
+
+            own._tail = tail
+            return own
+
+        forwards.pruned = pruned
+        vars(self).pop("poc_own", None)
+
+    def poc_rows(self, behind: int) -> int:
+        """Rows that the second half of the last layer computes for `behind` sequences."""
+        pruned, seen = self.poc_device._own("distance"), []
+        second = pruned._tail
+
+        def counted(attended: Any, residual: Any) -> Any:
+            seen.append(len(attended))
+            return second(attended, residual)
+
+        pruned._tail = counted
+        try:
+            self.poc_time(behind, 8, 1)
+        finally:
+            pruned._tail = second
+        return sum(seen[-1 - (behind - 1) // forwards.ROWS :])
 
     def poc_kill(self) -> None:
         """This process ends at once."""

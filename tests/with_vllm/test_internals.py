@@ -92,7 +92,7 @@ CONTRACTS = [
         "AttentionMetadataBuilder.build",
         {"common_prefix_len", "common_attn_metadata"},
     ),
-    # last_logits
+    # last_hidden
     (
         "forward_context.py",
         "set_forward_context",
@@ -104,6 +104,21 @@ CONTRACTS = [
         {"input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
     ),
     ("model_executor/models/qwen3.py", "Qwen3ForCausalLM.compute_logits", {"hidden_states"}),
+    # inner_model, own_layers
+    (
+        "model_executor/models/qwen2.py",
+        "Qwen2Model",
+        {"layers", "norm", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
+    ),
+    (
+        "model_executor/models/llama.py",
+        "LlamaModel",
+        {"layers", "norm", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
+    ),
+    # compiled
+    ("config/compilation.py", "CompilationConfig", {"inductor_compile_config"}),
+    ("ir/__init__.py", "", {"enable_torch_wrap"}),
+    ("ir/op.py", "IrOp.__call__", {"_ENABLE_TORCH_WRAP", "_inner_call"}),
     # What its engine's process imports, and where that is started.
     ("v1/engine/core.py", "EngineCoreProc", {"run_engine_core"}),
     ("v1/executor/uniproc_executor.py", "", {"UniProcExecutor"}),
@@ -189,6 +204,31 @@ def test_what_is_leaned_on_is_there(
     assert set(names) - names_of(source / file, where) == set()
 
 
+#: What a plain decoder layer does with its residual, word by word.
+ADDS = "hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)"
+
+
+@pytest.mark.parametrize("source", sources(), ids=str)
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+def test_plain_layers_are_plain(name: str, source: Path) -> None:
+    """`halves` puts other parts into them: all that they do must be done by these parts."""
+    models = _parsed(source / f"model_executor/models/{name}.py")
+    kinds = {node.name: node for node in models.body if isinstance(node, ast.ClassDef)}
+    layer = next(kinds[kind] for kind in kinds if kind.endswith("DecoderLayer"))
+    forward = next(each for each in layer.body if getattr(each, "name", "") == "forward")
+    *_, adds, mlp, last = [
+        ast.unparse(each) for each in forward.body if not isinstance(each, ast.If)
+    ]
+    assert adds == ADDS
+    assert mlp == "hidden_states = self.mlp(hidden_states)"
+    assert last == "return (hidden_states, residual)"
+    attention = next(kinds[kind] for kind in kinds if kind.endswith("Attention"))
+    forward = next(each for each in attention.body if getattr(each, "name", "") == "forward")
+    projects, returns = map(ast.unparse, forward.body[-2:])
+    assert projects == "output, _ = self.o_proj(attn_output)"
+    assert returns == "return output"
+
+
 @pytest.mark.parametrize("source", sources(), ids=str)
 def test_layers_read_their_pages_when_they_run(source: Path) -> None:
     """`kv_cache` is looked up in each call, so that what is swapped in counts."""
@@ -218,6 +258,22 @@ def test_metadata_stays_as_it_was_built() -> None:
     vllm_internals.prefill_metadata(group, 4, 20, "cpu")
     assert torch.equal(built.schedule, seen[0])
     assert torch.equal(slots, seen[1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_layer_of_another_kind_is_not_parted() -> None:
+    """Whatever it has, and though it is derived from a plain one."""
+    from vllm.model_executor.models.gemma3 import Gemma3DecoderLayer
+    from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
+    from vllm.model_executor.models.qwen3_moe import Qwen3MoeDecoderLayer
+
+    from worker.engines.vllm import internals as vllm_internals
+
+    class Derived(Qwen3DecoderLayer):  # type: ignore[misc]
+        pass
+
+    for kind in (Gemma3DecoderLayer, Qwen3MoeDecoderLayer, Derived):
+        assert vllm_internals.halves(kind.__new__(kind), None) is None
 
 
 def test_the_stages_of_the_time_line_are_there() -> None:

@@ -138,6 +138,7 @@ def test_the_compiled_forward(
     """What runs on a GPU unless `enforce_eager`: other kernels, the same numbers."""
     engine = load(checkpoint("qwen3"), {"enforce_eager": False})
     assert engine.info.profile["forward"] == "compiled"
+    assert engine.info.profile["last_layer"] == "pruned"
     expected = reference(checkpoint("qwen3"))
     assert engine.submit(job(*NONCES)).result() == pytest.approx(expected, abs=1e-5)
 

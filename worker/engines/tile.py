@@ -43,8 +43,15 @@ class Tiles:
     `max_tokens` is how many positions a tile may have in all.
     """
 
-    def __init__(self, size: int, deployed: Deployed, *, max_tokens: int | None = None) -> None:
-        self.size = size
+    def __init__(
+        self,
+        size: int,
+        deployed: Deployed,
+        *,
+        max_tokens: int | None = None,
+        tensors_of: Callable[[str, Deployed], Tensors] = tensors_of,
+    ) -> None:
+        self.size, self._tensors_of = size, tensors_of
         self._max_tokens, self._deployed = max_tokens, deployed
         self._device = deployed.device
         self._tensors: dict[str, Tensors] = {}
@@ -62,7 +69,7 @@ class Tiles:
     def tensors(self, scheme: str) -> Tensors:
         """Those of a scheme, made once. Raises `EngineError` for an unknown one."""
         if scheme not in self._tensors:
-            self._tensors[scheme] = tensors_of(scheme, self._deployed)
+            self._tensors[scheme] = self._tensors_of(scheme, self._deployed)
         return self._tensors[scheme]
 
     def size_of(self, job: Job) -> int:

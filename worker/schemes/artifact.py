@@ -202,6 +202,10 @@ class ArtifactTensors:
         """Reflect for its block."""
         self._reflections.use(job.block_hash)
 
+    def leave(self) -> None:
+        """Reflect nothing."""
+        self._reflections.rest()
+
     def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Prepared]:
         """Inputs, and the dimensions that each nonce shows."""
         deployed, given = self._deployed, (job.block_hash, job.public_key, nonces)
@@ -260,6 +264,11 @@ class Reflections:
             self.block_hash = None  # if this fails, no block is in use
             self.vectors.copy_(self._of_block(block_hash), non_blocking=True)
             self.block_hash = block_hash
+
+    def rest(self) -> None:
+        """Reflect nothing from here on: along a vector of zeros."""
+        self.block_hash = None
+        self.vectors.zero_()
 
     def edit(self, index: int, layer: nn.Module) -> nn.Module:
         """For `layers.edited`: layer `index` with its output reflected.

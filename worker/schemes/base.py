@@ -45,6 +45,10 @@ class Tensors(Protocol):
         """Bring up to date what the forwards of `job` depend on, in the order of the device."""
         ...
 
+    def leave(self) -> None:
+        """Let what `edit` gave do as the layers themselves, until `enter`."""
+        ...
+
     def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Any]:
         """The inputs of `nonces`, [len(nonces), seq_len, hidden_size], and what `read` takes."""
         ...

@@ -48,6 +48,9 @@ class DistanceTensors:
     def enter(self, job: Job) -> None:
         """Its forward depends on the inputs alone."""
 
+    def leave(self) -> None:
+        """Nothing is edited."""
+
     def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs, and permutations of the vocabulary."""
         deployed, given = self._deployed, (job.block_hash, job.public_key, nonces)

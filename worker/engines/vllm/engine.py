@@ -76,7 +76,8 @@ class VllmEngine:
         """
         version, options = check_version(), check_options(settings)
         with contextlib.ExitStack() as undo:
-            self._owner = Owner(str(settings.model))  # which has vLLM imported from now on
+            # Which has vLLM imported from now on.
+            self._owner = Owner(str(settings.model), settings.scheme)
             undo.callback(self._owner.close)
             from worker.engines import weights  # which needs torch, and a doctor may have none
 
@@ -116,6 +117,7 @@ class VllmEngine:
                     "device": kind,
                     "attention": facts["attention"],
                     "keys_and_values": facts["keys_and_values"],
+                    "last_layer": facts["last_layer"],
                     # Sequences in one forward: fewer where they would have more tokens together.
                     "tile": str(facts["tile"]),
                     "max_tokens": str(facts["max_tokens"]),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any
@@ -20,19 +20,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.errors import EngineError
 from shared.schemes import DEFAULT, Proof
 from worker.children import die_with_parent
+from worker.engines.checkpoint import first_line
 from worker.engines.tile import Forward, Tiles, cut, join
-from worker.engines.vllm import internals
+from worker.engines.vllm import forwards, internals
+from worker.engines.vllm.options import TILES, USUAL_LEN
 from worker.engines.vllm.recording import FIRST_AFTER, Recorder
 from worker.job import Job
-from worker.schemes import Deployed
+from worker.schemes import Deployed, Tensors, tensors_of
 
 log = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
 
 #: Attention backends whose forwards may be recorded: their metadata is flat, so that it can be kept
 #: as it was built. FlashInfer's has a plan of its builder in it, which later builds change.
 _RECORDABLE = frozenset({"FLASH_ATTN"})
+
+#: How far hidden states of a forward of our own may be from those of vLLM's, as a share of these.
+#: In bfloat16 two honest forwards differ by 1 to 2%; edited layers give entirely other ones.
+_SAME = 0.1
+#: A block that no chain has.
+_NO_BLOCK = "poc-no-block"
 
 # A rank of a tensor parallel group would notice the end of vLLM's engine only once it has loaded
 # its part of the model, or never, if it hangs. vLLM imports this file before it loads.
@@ -42,14 +51,18 @@ die_with_parent()
 class PoCWorkerExtension:
     """Mixed into vLLM's worker. Only what starts with `poc_`, so that no name of its own is hit."""
 
-    def poc_prepare(self, tile: int, max_tokens: int) -> dict[str, Any]:
+    def poc_prepare(
+        self, tile: int, max_tokens: int, prunes: bool = True, scheme: str = DEFAULT
+    ) -> dict[str, Any]:
         """Allocate the scratch for tiles of `tile` sequences, `max_tokens` at most; what vLLM is.
 
-        Called before any job, and again if another tile was found to be better.
+        Called before any job, and again if another tile was found to be better. The forward of
+        `scheme` is compiled now, those of others at their first job. `prunes` is whether the last
+        layer may be pruned.
         """
         vars(self).pop("poc_device", None)  # its memory, before the next takes its own
-        self.poc_device = _Device(self, tile, max_tokens)
-        return self.poc_device.facts
+        self.poc_device = _Device(self, tile, max_tokens, prunes=prunes)
+        return self.poc_device.prepare(scheme)
 
     def poc_time(self, tile: int, seq_len: int, forwards: int, scheme: str = DEFAULT) -> float:
         """Seconds on the device of `forwards` of `tile` sequences, at most the tile prepared for.
@@ -73,7 +86,7 @@ class PoCWorkerExtension:
 class _Device:
     """The deployed model and its scratch pages on one rank."""
 
-    def __init__(self, worker: Any, tile: int, max_tokens: int) -> None:
+    def __init__(self, worker: Any, tile: int, max_tokens: int, *, prunes: bool) -> None:
         self._worker, self._device = worker, internals.device_of(worker)
         facts = internals.facts(worker)
         facts["max_tokens"] = min(facts["max_tokens"], max_tokens)
@@ -90,6 +103,7 @@ class _Device:
                 dtype=self._dtype,
             ),
             max_tokens=self._max_tokens,
+            tensors_of=_tensors_of,
         )
         self._alone = facts["tensor_parallel"] == 1
         self._records = (
@@ -109,7 +123,11 @@ class _Device:
         self._direct = internals.direct_attention(self._layers)
         self._scratch = {} if self._direct else self._allocate()
         self._launched: dict[int, tuple[Job, _Launched]] = {}
+        self._prunes = (
+            prunes and self._alone and facts["compiled"] and facts["quantization"] == "none"
+        )
         self.facts = facts | {
+            "last_layer": "whole",
             "tile": self._tiles.size,
             "generator": self._tiles.generator,
             "keys_and_values": "direct" if self._direct else "pages",
@@ -139,6 +157,66 @@ class _Device:
                 scratch[name] = shared[looks]
         return scratch
 
+    def prepare(self, scheme: str) -> dict[str, Any]:
+        """Compile the forward of a scheme; the facts, with what came of it."""
+        own = self._own(scheme)
+        self.facts["last_layer"] = "whole" if own is None else own.last_layer
+        return self.facts
+
+    def _own(self, scheme: str) -> forwards.OwnForward | None:
+        """The forward of ours that a scheme has; None if it takes vLLM's.
+
+        Made once in a process. Raises `EngineError` if it must have one, and there is none.
+        """
+        tensors, known = self._tiles.tensors(scheme), vars(self._worker).setdefault("poc_own", {})
+        if not self._prunes and not tensors.edits:
+            return None
+        if (scheme, self._prunes) not in known:
+            known[scheme, self._prunes] = self._make(scheme, tensors)
+        found: forwards.OwnForward | None = known[scheme, self._prunes]
+        return found
+
+    def _make(self, scheme: str, tensors: Tensors) -> forwards.OwnForward | None:
+        why = ""
+        for make in (forwards.pruned,) * self._prunes + (forwards.whole,) * tensors.edits:
+            own = make(self._worker, tensors.edit)
+            if own is None:
+                continue
+            try:
+                self._check(own, scheme)
+            except Exception as error:  # noqa: BLE001 - whatever a compiler makes of a model
+                why = first_line(error)
+                log.warning("no forward for %s, %s last layer: %s", scheme, own.last_layer, why)
+            else:
+                return own
+        if tensors.edits:
+            raise EngineError(f"the scheme {scheme} can't be computed with this model: {why}")
+        return None
+
+    @torch.inference_mode()
+    def _check(self, own: forwards.OwnForward, scheme: str) -> None:
+        """Raise `RuntimeError` if it does not give what vLLM gives, or edits nothing that it should.
+
+        The shape is that of most rounds whatever the tile: kernels are chosen for it.
+        """
+        tile = min(TILES[0], self._tiles.size, self._max_tokens)
+        usual = USUAL_LEN if self._device.type == "cuda" else 8  # a CPU would take seconds
+        seq_len = min(usual, self.facts["max_model_len"], self._max_tokens // tile)
+        shape = torch.Size((tile, seq_len, self._hidden_size))
+        inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
+        tensors, began = self._tiles.tensors(scheme), time.perf_counter()
+        tensors.leave()
+        whole = self._hidden_states(None, shape)(inputs.clone())
+        apart = _difference(self._hidden_states(own, shape)(inputs.clone()), whole)
+        if not apart < _SAME:  # nor NaN
+            raise RuntimeError(f"hidden states are other ones than vLLM's, by {apart:.1%}")
+        if tensors.edits:
+            tensors.enter(Job(_NO_BLOCK, "", (), seq_len))
+            apart = _difference(self._hidden_states(own, shape)(inputs.clone()), whole)
+            if not apart > _SAME:
+                raise RuntimeError(f"edited layers change nothing: {apart:.1%}")
+        log.info("a forward for %s is ready (after %.0f s)", scheme, time.perf_counter() - began)
+
     def time(self, tile: int, seq_len: int, forwards: int, scheme: str) -> float:
         """Seconds of `forwards` of `tile` sequences in a row, recorded if they can be."""
         try:
@@ -154,6 +232,7 @@ class _Device:
         # Random, as in a round: what a GPU draws, and so its clock, depends on the numbers.
         inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
         forward = self._forward(scheme)
+        self._tiles.tensors(scheme).enter(Job(_NO_BLOCK, "", (), seq_len))
         if forward.recorded != inputs.shape:
             self._forget()
             for _ in range(FIRST_AFTER):
@@ -227,20 +306,28 @@ class _Device:
 
     def _forward_of(self, scheme: str, shape: torch.Size) -> Forward:
         """The plain forward of a scheme for inputs of `shape` [tile, seq_len, hidden_size]."""
+        hidden_states = self._hidden_states(self._own(scheme), shape)
+        if self._tiles.tensors(scheme).edits:
+            return hidden_states
+        return lambda inputs: internals.logits_of(self._worker, hidden_states(inputs))
+
+    def _hidden_states(
+        self, own: forwards.OwnForward | None, shape: torch.Size
+    ) -> Callable[[Tensor], Tensor]:
+        """A forward of ours, or vLLM's, to hidden states after the norm, of the last positions."""
         metadata = [
             internals.prefill_metadata(group, shape[0], shape[1], self._device)
             for group in self._groups
         ]
-
         pages = set(self._scratch.values())
 
-        def forward(inputs: Tensor) -> Tensor | None:
+        def forward(inputs: Tensor) -> Tensor:
             # A kernel may read a last block to its end, and 0 * NaN is NaN: what an earlier tile
             # left there must not reach a healthy nonce.
             for each in pages:
                 each.zero_()
             with self._apart():
-                return internals.last_logits(self._worker, inputs, self._groups, metadata)
+                return internals.last_hidden(self._worker, inputs, self._groups, metadata, own)
 
         return forward
 
@@ -261,6 +348,16 @@ class _Device:
         if not self._alone:
             log.critical("a rank failed, the others may wait for it: %s", error, exc_info=error)
             os._exit(1)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """How far values are from those expected, as a share of these."""
+    difference = (found.float() - expected.float()).norm() / expected.float().norm()
+    return float(difference)
+
+
+#: Those of this process: what is compiled points at them.
+_tensors_of = cache(tensors_of)
 
 
 class _Launched:

@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo import mark_dynamic
 from vllm.forward_context import set_forward_context
+from vllm.ir import enable_torch_wrap
 from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
+
+#: Embeddings [tokens, hidden_size] and positions int64 [tokens] to what the last layer gives:
+#: hidden states and the residual that is to be added to them, both [tokens, hidden_size].
+Layers = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+#: The same, and rows int64 [sequences], to normed hidden states there, [sequences, hidden_size].
+HiddenAt = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,14 @@ def model_of(worker: Any) -> Any:
     `vllm.v1.worker.gpu.model_runner`); the forward is compiled unless `enforce_eager`.
     """
     return worker.model_runner.get_model()
+
+
+def inner_model(worker: Any) -> Any:
+    """The deployed model without its head: decoder `layers` in order, and the final `norm`.
+
+    Source: the causal models in `vllm.model_executor.models`, each with its `...Model`.
+    """
+    return model_of(worker).model
 
 
 def device_of(worker: Any) -> torch.device:
@@ -257,17 +275,145 @@ def prefill_metadata(
     return built, common.slot_mapping
 
 
-def last_logits(
+def own_layers(worker: Any, wrap: Callable[[int, Any], nn.Module]) -> Layers:
+    """A compiled forward of our own on the deployed weights, up to the final norm.
+
+    Its layers are what `wrap` gives for the index and the module of each deployed one: that module
+    itself, or another one of the same face. The deployed model stays as it is, and so do the
+    graphs that vLLM made of it: ours is a shallow copy. It is called as the model is, within
+    `set_forward_context`, and compiles at its first call, with kernels that are chosen for about
+    as many tokens, though they take any number. `wrap` may give a last layer whose two values are
+    others: they come out as they are.
+
+    Source: `forward` of the `...Model` classes; `support_torch_compile` in
+    `vllm.compilation.decorators` takes the place of their `__call__` alone.
+    """
+    inner = inner_model(worker)
+    layers = nn.ModuleList([wrap(index, layer) for index, layer in enumerate(inner.layers)])
+    own = with_parts(inner, layers=layers, norm=_AsOne())
+
+    # A function of our own: compiled code is kept with the function that was compiled. With vLLM's
+    # there may be some without any guards, and a call with our model would be given that.
+    def forward(embeddings: Tensor, positions: Tensor) -> Any:
+        return type(inner).forward(
+            own,
+            input_ids=None,
+            positions=positions,
+            intermediate_tensors=None,
+            inputs_embeds=embeddings,
+        )
+
+    run = compiled(worker, forward)
+
+    def call(embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        for each in (embeddings, positions):
+            mark_dynamic(each, 0)
+        hidden, residual = run(embeddings, positions)
+        return hidden, residual
+
+    return call
+
+
+def compiled(worker: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled as one graph, as vLLM has its pieces compiled; as it is if it has none.
+
+    Source: `inductor_compile_config` of `CompilationConfig` in `vllm.config.compilation`;
+    `enable_torch_wrap` in `vllm.ir`: without that wrap the compiler sees into vLLM's norms, as a
+    pass of vLLM's own compiler lets it.
+    """
+    if worker.vllm_config.model_config.enforce_eager:
+        return function
+    options = dict(worker.vllm_config.compilation_config.inductor_compile_config)
+    # vLLM turns it off for passes of its own. Without it attention's output would be copied.
+    options.pop("enable_auto_functionalized_v2", None)
+    run = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+    def call(*args: Any) -> Any:
+        with enable_torch_wrap(False):
+            return run(*args)
+
+    return call
+
+
+def with_parts(module: nn.Module, **parts: nn.Module) -> Any:
+    """A shallow copy of `module` with other `parts`; all else is the same one."""
+    made = copy.copy(module)
+    vars(made)["_modules"] = dict(module.named_children()) | parts
+    return made
+
+
+class _AsOne(nn.Module):
+    """In a final norm's place: hidden states and residual as they come, as one value."""
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> tuple[tuple[Tensor, Tensor], None]:
+        return (hidden, residual), None
+
+
+class AsTwo(nn.Module):
+    """In a norm's place: hidden states and residual as they come."""
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden, residual
+
+
+class _NoProjection(nn.Module):
+    """In a linear layer's place: what comes, and no bias."""
+
+    def forward(self, values: Tensor) -> tuple[Tensor, None]:
+        return values, None
+
+
+#: Decoder layers of the plain kind: a norm, attention with its `o_proj`, a norm that adds the
+#: residual (`post_attention_layernorm`), `mlp`. Each position is by itself from `o_proj` on.
+_PLAIN_LAYERS = frozenset(
+    {
+        "llama.LlamaDecoderLayer",  # Phi-3 as well
+        "mistral.MistralDecoderLayer",
+        "qwen2.Qwen2DecoderLayer",
+        "qwen3.Qwen3DecoderLayer",
+    }
+)
+
+
+def halves(layer: Any, norm: Any) -> tuple[nn.Module, Callable[..., Tensor]] | None:
+    """The last layer and the final norm, parted where each position is by itself; None if unknown.
+
+    The first half has the face of a layer, and gives [tokens, heads * head_dim] and the residual.
+    The second takes rows of both, and gives normed hidden states [rows, hidden_size].
+
+    Source: the layers named above, in `vllm.model_executor.models`.
+    """
+    kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    if kind.removeprefix("vllm.model_executor.models.") not in _PLAIN_LAYERS:
+        return None
+    if getattr(layer, "ada_rms_norm_t_cond", None) is not None:  # Mistral's, for audio
+        return None
+    attention = with_parts(layer.self_attn, o_proj=_NoProjection())
+    first = with_parts(
+        layer, self_attn=attention, post_attention_layernorm=AsTwo(), mlp=nn.Identity()
+    )
+
+    def second(attended: Tensor, residual: Tensor) -> Tensor:
+        hidden, _ = layer.self_attn.o_proj(attended)
+        hidden, residual = layer.post_attention_layernorm(hidden, residual)
+        normed: Tensor = norm(layer.mlp(hidden), residual)[0]
+        return normed
+
+    return first, second
+
+
+def last_hidden(
     worker: Any,
     embeddings: Tensor,
     groups: Sequence[KVGroup],
     metadata: Sequence[tuple[Any, Tensor]],
-) -> Tensor | None:
-    """The model's own logits of each sequence's last position; `metadata` is of each group.
+    hidden_at: HiddenAt | None = None,
+) -> Tensor:
+    """Hidden states after the final norm at each sequence's last position.
 
     `embeddings` [sequences, seq_len, hidden_size] are overwritten: the eager forward adds its
-    residuals in place. Returns [sequences, at least vocab_size], or None on a rank of a tensor
-    parallel group that has no logits.
+    residuals in place. `metadata` is of each group. Returns [sequences, hidden_size]. `hidden_at`
+    takes the place of vLLM's own forward.
 
     Source: `set_forward_context` in `vllm.forward_context`, and how `execute_model` of the
     model runners calls the model.
@@ -278,17 +424,33 @@ def last_logits(
     for group, (built, mapping) in zip(groups, metadata, strict=True):
         attention.update(dict.fromkeys(group.layers, built))
         slots.update(dict.fromkeys(group.layers, mapping))
-    model = model_of(worker)
-    with set_forward_context(attention, worker.vllm_config, num_tokens=tokens, slot_mapping=slots):
-        hidden = model(
-            input_ids=None,
-            positions=torch.arange(seq_len, device=device).repeat(sequences),
-            intermediate_tensors=None,
-            inputs_embeds=embeddings.view(tokens, -1),
-        )
+    positions = torch.arange(seq_len, device=device).repeat(sequences)
     last = torch.arange(seq_len - 1, tokens, seq_len, device=device)
-    logits: Tensor | None = model.compute_logits(hidden[last])
+    forward = hidden_at or partial(_whole, worker)
+    with set_forward_context(attention, worker.vllm_config, num_tokens=tokens, slot_mapping=slots):
+        return forward(embeddings.view(tokens, -1), positions, last)
+
+
+def logits_of(worker: Any, hidden: Tensor) -> Tensor | None:
+    """The model's own logits of normed hidden states [rows, hidden_size].
+
+    Returns [rows, at least vocab_size], or None on a rank of a tensor parallel group that has none.
+
+    Source: `compute_logits` of the causal models in `vllm.model_executor.models`.
+    """
+    logits: Tensor | None = model_of(worker).compute_logits(hidden)
     return logits
+
+
+def _whole(worker: Any, embeddings: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    """What vLLM's own forward gives for `rows`."""
+    hidden: Tensor = model_of(worker)(
+        input_ids=None,
+        positions=positions,
+        intermediate_tensors=None,
+        inputs_embeds=embeddings,
+    )
+    return hidden[rows]
 
 
 def import_engine() -> None:

@@ -27,7 +27,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from shared.errors import EngineDied, EngineError
-from shared.schemes import Proof
+from shared.schemes import DEFAULT, Proof
 from worker.children import Forks, end_with_us, forks_of
 from worker.engines.base import tile_of
 from worker.engines.vllm.backlog import Backlog, Submitted
@@ -65,9 +65,12 @@ class _Launched:
 class Owner:
     """The one thread that talks to vLLM: it starts it, feeds it jobs, serves it, and ends it."""
 
-    def __init__(self, served_name: str) -> None:
-        """Begin to import vLLM, in a process that its own will be forks of."""
-        self._served_name = served_name
+    def __init__(self, served_name: str, scheme: str = DEFAULT) -> None:
+        """Begin to import vLLM, in a process that its own will be forks of.
+
+        `scheme` is the one that its forward is made ready for.
+        """
+        self._served_name, self._scheme = served_name, scheme
         #: What it is started with; cancelled if it never is.
         self._given: Future[tuple[Any, Sequence[int], socket.socket | None, int | None]] = Future()
         self._loop: Any = None
@@ -212,7 +215,7 @@ class Owner:
         if smaller:
             log.info("timing forwards of %s sequences", ", ".join(map(str, self._tiles)))
             seq_len = min(USUAL_LEN, facts["max_model_len"])
-            seconds = await seconds_a_nonce(self.call, self._tiles, seq_len)
+            seconds = await seconds_a_nonce(self.call, self._tiles, seq_len, self._scheme)
             tile = best_of(self._tiles, seconds)
             rates = ", ".join(
                 f"{tile}: {1 / each:.0f}" for tile, each in zip(self._tiles, seconds, strict=True)
@@ -224,7 +227,9 @@ class Owner:
 
     async def _prepare_for(self, tile: int) -> dict[str, Any]:
         facts: dict[str, Any]
-        facts, *_ = await self.call("poc_prepare", tile, self._tokens or tokens_of(tile))
+        facts, *_ = await self.call(
+            "poc_prepare", tile, self._tokens or tokens_of(tile), True, self._scheme
+        )
         return facts
 
     async def _watch(self, *tasks: asyncio.Task[None] | None) -> None:

@@ -34,13 +34,15 @@ async def time_forwards(
     return forwards, spent
 
 
-async def seconds_a_nonce(call: Call, tiles: Sequence[int], seq_len: int) -> list[float]:
+async def seconds_a_nonce(
+    call: Call, tiles: Sequence[int], seq_len: int, scheme: str = DEFAULT
+) -> list[float]:
     """Of each of `tiles`, in rising order: seconds of a forward for a nonce."""
     seconds = []
     # The largest twice, and first: a GPU that was idle is faster for a second.
     for tile in (*tiles, tiles[-1])[::-1]:
         try:
-            forwards, spent = await time_forwards(call, tile, seq_len)
+            forwards, spent = await time_forwards(call, tile, seq_len, scheme=scheme)
             seconds.append(spent / forwards / tile)
         except EngineDied:
             raise

@@ -1,0 +1,61 @@
+"""What last_layer.py adds to vLLM's process, which alone imports this: it needs vLLM."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from worker.engines.vllm import forwards
+from worker.engines.vllm.extension import PoCWorkerExtension, _Device
+from worker.job import Job
+
+
+class LastLayerExtension(PoCWorkerExtension):
+    """The extension, with several forwards side by side."""
+
+    def poc_first(self, tile: int) -> float:
+        """Seconds until our forward with the same layers has computed `tile` sequences.
+
+        As long as the pruned one takes, which is compiled when the engine starts.
+        """
+        vars(self).pop("poc_device", None)  # its memory
+        self.poc_ours = forwards.whole(self, lambda _, layer: layer)
+        began = time.perf_counter()
+        self._device("ours", tile).time(tile, 256, 1, "distance")
+        return time.perf_counter() - began
+
+    def poc_turns(
+        self, tile: int, seq_len: int, rounds: int, seconds: float, nonces: int
+    ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        """Seconds of a forward in each turn, and distances, by the forward's name."""
+        torch.cuda.empty_cache()  # what the recordings of another tile held
+        devices = {name: self._device(name, tile) for name in ("vllm", "ours", "pruned")}
+        counts = {
+            name: max(1, int(seconds / (device.time(tile, seq_len, 5, "distance") / 5)))
+            for name, device in devices.items()
+        }
+        turns: dict[str, list[float]] = {name: [] for name in devices}
+        for turn in range(rounds):
+            order = list(devices)
+            for name in order[turn % len(order) :] + order[: turn % len(order)]:
+                spent = devices[name].time(tile, seq_len, counts[name], "distance")
+                turns[name].append(spent / counts[name])
+        job = Job("last layer", "node", tuple(range(nonces)), seq_len)
+        distances = {}
+        for name, device in devices.items():
+            device.launch(0, job)
+            distances[name] = device.collect(0)[0]
+        return turns, distances
+
+    def _device(self, name: str, tile: int) -> Any:
+        tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
+        device = _Device(self, tile, tokens, prunes=name == "pruned")
+        facts = device.prepare("distance")
+        if name == "ours":
+            device._own = lambda scheme: self.poc_ours
+        if facts["last_layer"] != ("pruned" if name == "pruned" else "whole"):
+            raise RuntimeError("the last layer is not pruned; the log says why")
+        torch.cuda.synchronize()
+        return device
