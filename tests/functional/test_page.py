@@ -196,8 +196,9 @@ class TestRound:
     def test_it_is_live(self, page: Page) -> None:
         """What is counted moves on a page that was loaded once."""
         page.evaluate("window.same = true")
-        before = value(page, "checked")
+        before, listed = value(page, "checked"), row(page, "round-table")[5]
         expect(page.locator("[data-is=checked]")).not_to_have_text(before)
+        expect(page.locator("#round-table tbody td").nth(5)).not_to_have_text(listed)
         assert page.evaluate("window.same")
         assert re.match(r"Generating · [\d,.]+/s · test", page.title())
 

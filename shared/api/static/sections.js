@@ -198,9 +198,10 @@ function verdict(outcome) {
   return outcome.fraud_detected ? { text: "fraud", level: "bad" } : { text: "honest", level: "ok" };
 }
 
-/** The rounds that are kept, at `now`: what the API lists, not part of an overview. */
-export function rounds(kept, now) {
-  const rows = kept.map((each) => [
+/** The rounds that are `kept`: as the API listed them, but the current one as `node` has it. */
+export function rounds(kept, node, now) {
+  const newest = kept.map((each) => (each.round_id === node.round_id ? { ...each, ...node } : each));
+  const rows = newest.map((each) => [
     each.round_id,
     moment(each.started_at, now),
     each.state === "STOPPED" ? moment(each.updated_at, now) : NONE,
