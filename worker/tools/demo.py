@@ -26,7 +26,7 @@ from rich.text import Text
 from shared.client import PoCClient
 from shared.config import PoCConfig, r_target_for
 from shared.data import ProofBatch, ValidatedBatch
-from shared.errors import PoCError
+from shared.errors import PoCError, RoundInProgress
 from shared.settings import PREFIX, Settings, load_settings
 from shared.status import NodeStatus, RoundStatus
 from worker.children import end, spawn, vanishing_directory
@@ -150,15 +150,25 @@ def _run(seconds: float, stay: bool, directory: Path, stack: ExitStack) -> int:
 def _go_on(api: _Api, client: PoCClient, config: PoCConfig, receiver: _Receiver) -> None:
     """Round after round, each of a block of its own and with a validation, until Ctrl-C."""
     _say(f"rounds go on until Ctrl-C, {STAY_ROUND_S:g} s each; watch them at {api.url}/")
+    waits = False
     while True:
         block = {"block_hash": secrets.token_hex(16), "block_height": config.block_height + 1}
-        config = config.model_copy(update=block)
+        new = config.model_copy(update=block)
         receiver.forget()
-        ticket = client.generate(config, seconds=STAY_ROUND_S)
-        ended = ticket.wait(timeout=STAY_ROUND_S + 30)
-        verdict = _validate(client, config, *_newest(ended))
+        try:
+            ended = client.generate(new, seconds=STAY_ROUND_S).wait(timeout=STAY_ROUND_S + 30)
+        except RoundInProgress:
+            if not waits:
+                out.print(Text("  waiting for the end of somebody else's round", style="dim"))
+            waits = True
+            time.sleep(1)
+            continue
+        waits, config = False, new
+        judged = "nothing to validate"
+        if ended.valid_nonces:
+            verdict = _validate(client, config, *_newest(ended))
+            judged = "fraud" if verdict.fraud_detected else "honest"
         found = f"{ended.total_checked:,} nonces, {ended.total_valid:,} valid"
-        judged = "fraud" if verdict.fraud_detected else "honest"
         out.print(Text(f"  block {config.block_height}: {found}, {judged}", style="dim"))
 
 
@@ -197,7 +207,8 @@ def _newest(ended: RoundStatus) -> tuple[list[int], list[float]]:
 def _validate(
     client: PoCClient, config: PoCConfig, nonces: list[int], dist: list[float]
 ) -> ValidatedBatch:
-    return client.validate_batch(ProofBatch.of(config, nonces, dist)).wait(timeout=120)
+    # By its own config: the current round may be somebody else's by now.
+    return client.validate_batch(ProofBatch.of(config, nonces, dist), config).wait(timeout=120)
 
 
 def _watch(api: _Api, seconds: float) -> None:
