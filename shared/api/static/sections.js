@@ -19,11 +19,15 @@ import {
 
 // Seconds after which a callback waits long.
 export const LONG_S = 60;
+// Degrees Celsius above which a GPU is hot, as an alert has it.
+export const HOT_C = 85;
 // Batches that a point of the first chart has at least, unless they take long.
 const FEW = 4;
 
 // Whether a heartbeat is late: half of the time has gone after which the worker counts as gone.
 export const isLate = (worker, all, now) => now - worker.heartbeat_at > all.worker_lives_s / 2;
+
+export const isHot = (gpu) => gpu.temperature_celsius > HOT_C;
 
 let rates = null;
 
@@ -106,7 +110,10 @@ export function workers(all, now) {
     },
     each.checked_at ? `passed ${ago(now - each.checked_at)}` : NONE,
     [each.device, each.model].filter(Boolean).join("\n"),
-    each.gpus.map(gpuOf).join("\n") || NONE,
+    {
+      text: each.gpus.map(gpuOf).join("\n") || (each.device === "cpu" ? "none: on the CPU" : NONE),
+      level: each.gpus.some(isHot) ? "warn" : "",
+    },
   ]);
   table(
     "worker-table",
@@ -119,7 +126,7 @@ export function workers(all, now) {
 function gpuOf(gpu) {
   const told = (value, text) => (value == null ? [] : [text(value)]);
   const numbers = [
-    ...told(gpu.utilization, (x) => `${Math.round(100 * x)}% used`),
+    ...told(gpu.utilization, (x) => `${Math.round(100 * x)}% utilised`),
     ...told(gpu.memory_used_bytes, (x) =>
       gpu.memory_total_bytes ? `${gib(x)} of ${gib(gpu.memory_total_bytes)} GiB` : `${gib(x)} GiB`,
     ),
