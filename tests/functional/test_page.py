@@ -303,6 +303,21 @@ class TestWithout:
             )
             expect(page.locator("#concerns")).to_contain_text("1 GPU hot: above 85 °C.")
 
+    def test_a_worker_that_is_not_heard(
+        self, redis_server: EmbeddedRedis, tmp_path: Path, open_page: Open
+    ) -> None:
+        """Its name is said, and since when, before it counts as gone."""
+        settings = load_settings({}, redis_url=redis_server.url, namespace="late", lease_s="600")
+        with (
+            contextlib.closing(Store(settings)) as store,
+            serving_api(redis_server.url, tmp_path / "log", POC_NAMESPACE="late") as (_, url),
+        ):
+            late = {"heartbeat_at": str(store.overview().at - settings.worker_lives_s * 0.6)}
+            store.workers.heartbeat("gpu3@host", {"fingerprint": "f"}, late, tokens=[])
+            expect(open_page(url).locator("#concerns")).to_have_text(
+                re.compile(r"gpu3@host was last heard \d+ s ago\.")
+            )
+
     @pytest.mark.parametrize(("r_target", "which"), [(0.5, "none"), (1.9, "all")])
     def test_an_r_target_that_does_not_suit(
         self,

@@ -108,7 +108,12 @@ function concerns(all, now) {
   const ended = node.incidents.filter((each) => now - each.at < NEWS_S);
   if (ended.length) say("bad", `${counted(ended.length, "worker")} had to end in the last day.`);
   const late = node.workers.filter((each) => isLate(each, all, now));
-  if (late.length) say("warn", `${counted(late.length, "heartbeat")} late.`);
+  if (late.length === 1) {
+    const [{ name, heartbeat_at: at }] = late;
+    say("warn", `${brief(name, 24)} was last heard ${ago(now - at)}.`);
+  } else if (late.length) {
+    say("warn", `${counted(late.length, "worker")} not heard for long.`);
+  }
   const hot = node.workers.flatMap((each) => each.gpus).filter(isHot);
   if (hot.length) say("warn", `${counted(hot.length, "GPU")} hot: above ${HOT_C} °C.`);
   const which = noneOrAll(all);
