@@ -170,7 +170,7 @@ export function totals(all) {
     ["Checked", count(whole.checked)],
     ["Valid", count(whole.valid)],
     ["Failed", count(whole.failed), whole.failed ? "warn" : ""],
-    ["Taken over from dead workers", count(whole.taken_over)],
+    ["Batches taken over from dead workers", count(whole.taken_over)],
     ["Workers that had to end", count(whole.incidents)],
     ["Commands that wait", count(all.queue_length)],
   ]);
