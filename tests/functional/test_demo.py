@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,9 @@ import httpx
 import psutil
 import pytest
 
+from shared.client import PoCClient
+from shared.config import PoCConfig
+from shared.settings import load_settings
 from support import ROOT, clean_environment, running, wait_until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -48,10 +52,19 @@ def demo(tmp_path: Path) -> Iterator[psutil.Process]:
         process.wait()
 
 
+def _try_a_round(children: list[psutil.Process]) -> None:
+    """Replace the demo's round by one that ends soon."""
+    worker = next(each for each in children if each.cmdline()[-1] == "worker")
+    config = PoCConfig(block_hash="ab12", block_height=7, public_key="me", r_target=1.39, seq_len=8)
+    with contextlib.closing(PoCClient(load_settings(worker.environ()))) as client:
+        client.generate(config, replace=True, seconds=2).wait(timeout=60)
+
+
 def test_the_demo_shows_a_round_stays_and_leaves_nothing_running(tmp_path: Path) -> None:
     """It ends with 0 only if the round, both verdicts and all callbacks were as they must be.
 
-    Given --stay, rounds then go on, and the page is there, until Ctrl-C.
+    Given --stay, rounds then go on, and the page is there, until Ctrl-C; somebody else's round
+    does not end that.
     """
     log = tmp_path / "out"
     with running(
@@ -76,6 +89,12 @@ def test_the_demo_shows_a_round_stays_and_leaves_nothing_running(tmp_path: Path)
             description="nonces of another round",
         )
         assert seen()["totals"]["validations"] == {"honest": 1, "fraud": 1}
+        _try_a_round(children)
+        wait_until(
+            lambda: seen()["node"]["block_height"] == 3,
+            timeout=60,
+            description="the next round, after one of somebody else's",
+        )
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, log.read_text()
 

@@ -18,6 +18,7 @@ from serving_api import serving_api
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.data import ProofBatch
+from shared.requests import GenerateRequest
 from shared.settings import Settings, load_settings
 from shared.status import Incident, RoundStatus
 from shared.store import Store
@@ -139,7 +140,7 @@ class TestRound:
     def test_the_first_glance_answers(self, page: Page, round_: RoundStatus) -> None:
         """Whether it runs, how fast, what came of it, and whether somebody cheats."""
         assert round_.round_id in page.locator("#round").inner_text()
-        assert "b10c at 1,234" in page.locator("#round").inner_text()
+        assert "b10c at height 1,234" in page.locator("#round").inner_text()
         expect(page.locator("#link")).to_have_text("live")
         assert re.fullmatch(r"[\d,.]+/s", value(page, "rate"))
         assert int(value(page, "checked").replace(",", "")) >= round_.total_checked
@@ -153,7 +154,7 @@ class TestRound:
         assert value(page, "verdicts") == "1 fraud"
         concerns = page.locator("#concerns").inner_text()
         assert "1 worker had to end in the last day." in concerns
-        assert "Cheating was found in 1 validation" in concerns
+        assert "This node found fraud in 1 validation" in concerns
 
     def test_each_section_tells_its_own(self, page: Page) -> None:
         worker = row(page, "worker-table")
@@ -196,8 +197,9 @@ class TestRound:
     def test_it_is_live(self, page: Page) -> None:
         """What is counted moves on a page that was loaded once."""
         page.evaluate("window.same = true")
-        before = value(page, "checked")
+        before, listed = value(page, "checked"), row(page, "round-table")[5]
         expect(page.locator("[data-is=checked]")).not_to_have_text(before)
+        expect(page.locator("#round-table tbody td").nth(5)).not_to_have_text(listed)
         assert page.evaluate("window.same")
         assert re.match(r"Generating · [\d,.]+/s · test", page.title())
 
@@ -236,7 +238,9 @@ class TestRound:
         page = open_page(url, viewport=PHONE)
         expect(page.locator("#outcome-table tbody tr")).to_have_count(2)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        expect(page.get_by_role("table", name="How the last").get_by_role("row")).to_have_count(3)
+        expect(
+            page.get_by_role("table", name="How the last batches").get_by_role("row")
+        ).to_have_count(3)
 
     def test_colours_follow_the_system(
         self, round_: RoundStatus, url: str, open_page: Open
@@ -280,7 +284,7 @@ class TestWithout:
                 "utilization": 0.97,
                 "memory_used_bytes": 60 * 2**30,
                 "memory_total_bytes": 80 * 2**30,
-                "temperature_celsius": 66.4,
+                "temperature_celsius": 86.4,
                 "power_watts": 512.3,
             },
             {"name": "T4"},
@@ -295,7 +299,46 @@ class TestWithout:
             page = open_page(url)
             expect(page.locator("#state")).to_have_text("Ready: no round yet")
             assert row(page, "worker-table")[8] == (
-                "H100\n97% used · 60.0 of 80.0 GiB · 66 °C · 512 W\nT4"
+                "H100\n97% utilised · 60.0 of 80.0 GiB · 86 °C · 512 W\nT4"
+            )
+            expect(page.locator("#concerns")).to_contain_text("1 GPU hot: above 85 °C.")
+
+    def test_a_worker_that_is_not_heard(
+        self, redis_server: EmbeddedRedis, tmp_path: Path, open_page: Open
+    ) -> None:
+        """Its name is said, and since when, before it counts as gone."""
+        settings = load_settings({}, redis_url=redis_server.url, namespace="late", lease_s="600")
+        with (
+            contextlib.closing(Store(settings)) as store,
+            serving_api(redis_server.url, tmp_path / "log", POC_NAMESPACE="late") as (_, url),
+        ):
+            late = {"heartbeat_at": str(store.overview().at - settings.worker_lives_s * 0.6)}
+            store.workers.heartbeat("gpu3@host", {"fingerprint": "f"}, late, tokens=[])
+            expect(open_page(url).locator("#concerns")).to_have_text(
+                re.compile(r"gpu3@host was last heard \d+ s ago\.")
+            )
+
+    @pytest.mark.parametrize(("r_target", "which"), [(0.5, "none"), (1.9, "all")])
+    def test_an_r_target_that_does_not_suit(
+        self,
+        r_target: float,
+        which: str,
+        redis_server: EmbeddedRedis,
+        tmp_path: Path,
+        open_page: Open,
+    ) -> None:
+        """Given a model none or all of whose distances lie below it, all is not well."""
+        settings = load_settings({}, redis_url=redis_server.url, namespace=which, lease_s="600")
+        config = PoCConfig(block_hash="b10c", block_height=1, public_key="k", r_target=r_target)
+        with (
+            contextlib.closing(Store(settings)) as store,
+            serving_api(redis_server.url, tmp_path / "log", POC_NAMESPACE=which) as (_, url),
+        ):
+            store.workers.heartbeat("w", {"fingerprint": "f"}, {"vocab_size": "1024"}, tokens=[])
+            store.rounds.generate("g", GenerateRequest(config=config))
+            concerns = open_page(url).locator("#concerns")
+            expect(concerns).to_have_text(
+                f"r_target does not suit the model: {which} of the nonces will be valid."
             )
 
     def test_a_lost_connection_is_said_and_found_again(

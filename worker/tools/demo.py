@@ -25,7 +25,7 @@ from rich.text import Text
 
 from shared.client import PoCClient
 from shared.config import PoCConfig
-from shared.errors import ConfigError, PoCError
+from shared.errors import ConfigError, PoCError, RoundInProgress
 from shared.schemes import DEFAULT, Proof, Verdict, batch_from, terms_from, terms_of
 from shared.schemes.distance import r_target_for
 from shared.settings import PREFIX, Settings, load_settings
@@ -156,15 +156,25 @@ def _run(seconds: float, stay: bool, scheme: str, directory: Path, stack: ExitSt
 def _go_on(api: _Api, client: PoCClient, config: PoCConfig, receiver: _Receiver) -> None:
     """Round after round, each of a block of its own and with a validation, until Ctrl-C."""
     _say(f"rounds go on until Ctrl-C, {STAY_ROUND_S:g} s each; watch them at {api.url}/")
+    waits = False
     while True:
         block = {"block_hash": secrets.token_hex(16), "block_height": config.block_height + 1}
-        config = config.model_copy(update=block)
+        new = config.model_copy(update=block)
         receiver.forget()
-        ticket = client.generate(config, seconds=STAY_ROUND_S)
-        ended = ticket.wait(timeout=STAY_ROUND_S + 30)
-        verdict = _validate(client, config, *_newest(ended))
+        try:
+            ended = client.generate(new, seconds=STAY_ROUND_S).wait(timeout=STAY_ROUND_S + 30)
+        except RoundInProgress:
+            if not waits:
+                out.print(Text("  waiting for the end of somebody else's round", style="dim"))
+            waits = True
+            time.sleep(1)
+            continue
+        waits, config = False, new
+        judged = "nothing to validate"
+        if ended.valid_nonces:
+            verdict = _validate(client, config, *_newest(ended))
+            judged = "fraud" if verdict.is_fraud else "honest"
         found = f"{ended.total_checked:,} nonces, {ended.total_valid:,} valid"
-        judged = "fraud" if verdict.is_fraud else "honest"
         out.print(Text(f"  block {config.block_height}: {found}, {judged}", style="dim"))
 
 
@@ -203,6 +213,7 @@ def _newest(ended: RoundStatus) -> tuple[list[int], list[Proof]]:
 def _validate(
     client: PoCClient, config: PoCConfig, nonces: list[int], proofs: list[Proof]
 ) -> Verdict:
+    # By its own config: the current round may be somebody else's by now.
     return client.validate_batch(config.terms.batch_of(config, nonces, proofs), config).wait(
         timeout=120
     )

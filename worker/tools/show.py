@@ -121,27 +121,37 @@ def rounds_table(kept: Sequence[KeptRound]) -> RenderableType:
     """The rounds that can still be looked at."""
     if not kept:
         return Text("no round is kept. Start one: poc generate --help", style="dim")
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("round", no_wrap=True)  # to be copied whole
-    for heading in ("block", "state"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("block", overflow="fold")
     for heading in ("checked", "valid", "rate/s"):
-        table.add_column(heading, justify="right")
-    for heading in ("began", "ended", "kept until"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading, least in (
+        ("began", "HH:MM:SS"),
+        ("ended", "GENERATING"),
+        ("kept until", "HH:MM:SS"),
+    ):
+        table.add_column(heading, min_width=len(least))
     for each in kept:
+        ended = each.state == PoCState.STOPPED
         table.add_row(
             each.round_id,
-            Text(f"{printable(each.block_hash)} at {each.block_height}"),
-            Text(each.state, style=_STATE_STYLES.get(each.state, "bold")),
+            Text(f"{_brief(printable(each.block_hash))} at {each.block_height}"),
             f"{each.total_checked:,}",
             f"{each.total_valid:,}",
             f"{each.rate_per_second:,.1f}",
             _moment(each.started_at),
-            _moment(each.updated_at) if each.state == PoCState.STOPPED else "",
+            _moment(each.updated_at)
+            if ended
+            else Text(each.state, style=_STATE_STYLES.get(each.state, "bold")),
             _moment(each.kept_until) if each.kept_until else "current",
         )
     return table
+
+
+def _brief(text: str, ends: int = 4) -> str:
+    """A long id by its two ends."""
+    return text if len(text) <= 2 * ends + 1 else f"{text[:ends]}…{text[-ends:]}"
 
 
 def _moment(unix_time: float) -> str:

@@ -27,11 +27,14 @@ let token = sessionStorage.getItem(TOKEN) ?? "";
 let wake = () => {};
 /** What the list of rounds was made for. */
 let listed = null;
+let kept = null;
 
 const now = () => overview.at + (performance.now() - cameAt) / 1000;
 
 function show() {
-  if (overview) draw(overview, now());
+  if (!overview) return;
+  draw(overview, now());
+  if (kept) rounds(kept, overview.node, now());
 }
 
 /** The list of rounds, when another one has begun or this one changed its state. */
@@ -40,7 +43,8 @@ async function list() {
   if (key === listed) return;
   listed = key;
   try {
-    rounds((await asked(`api/v1/pow/rounds?newest=${ROUNDS}`, token)).rounds, now());
+    kept = (await asked(`api/v1/pow/rounds?newest=${ROUNDS}`, token)).rounds;
+    show();
   } catch {
     // With the next event again.
     listed = null;

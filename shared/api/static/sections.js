@@ -19,11 +19,15 @@ import {
 
 // Seconds after which a callback waits long.
 export const LONG_S = 60;
+// Degrees Celsius above which a GPU is hot, as an alert has it.
+export const HOT_C = 85;
 // Batches that a point of the first chart has at least, unless they take long.
 const FEW = 4;
 
 // Whether a heartbeat is late: half of the time has gone after which the worker counts as gone.
 export const isLate = (worker, all, now) => now - worker.heartbeat_at > all.worker_lives_s / 2;
+
+export const isHot = (gpu) => gpu.temperature_celsius > HOT_C;
 
 let rates = null;
 
@@ -126,7 +130,10 @@ export function workers(all, now) {
     },
     each.checked_at ? `passed ${ago(now - each.checked_at)}` : NONE,
     [each.device, each.model].filter(Boolean).join("\n"),
-    each.gpus.map(gpuOf).join("\n") || NONE,
+    {
+      text: each.gpus.map(gpuOf).join("\n") || (each.device === "cpu" ? "none: on the CPU" : NONE),
+      level: each.gpus.some(isHot) ? "warn" : "",
+    },
   ]);
   table(
     "worker-table",
@@ -139,7 +146,7 @@ export function workers(all, now) {
 function gpuOf(gpu) {
   const told = (value, text) => (value == null ? [] : [text(value)]);
   const numbers = [
-    ...told(gpu.utilization, (x) => `${Math.round(100 * x)}% used`),
+    ...told(gpu.utilization, (x) => `${Math.round(100 * x)}% utilised`),
     ...told(gpu.memory_used_bytes, (x) =>
       gpu.memory_total_bytes ? `${gib(x)} of ${gib(gpu.memory_total_bytes)} GiB` : `${gib(x)} GiB`,
     ),
@@ -183,7 +190,7 @@ export function totals(all) {
     ["Checked", count(whole.checked)],
     ["Valid", count(whole.valid)],
     ["Failed", count(whole.failed), whole.failed ? "warn" : ""],
-    ["Taken over from dead workers", count(whole.taken_over)],
+    ["Batches taken over from dead workers", count(whole.taken_over)],
     ["Workers that had to end", count(whole.incidents)],
     ["Commands that wait", count(all.queue_length)],
   ]);
@@ -219,9 +226,10 @@ function verdict(outcome) {
   return outcome.fraud_detected ? { text: "fraud", level: "bad" } : { text: "honest", level: "ok" };
 }
 
-/** The rounds that are kept, at `now`: what the API lists, not part of an overview. */
-export function rounds(kept, now) {
-  const rows = kept.map((each) => [
+/** The rounds that are `kept`: as the API listed them, but the current one as `node` has it. */
+export function rounds(kept, node, now) {
+  const newest = kept.map((each) => (each.round_id === node.round_id ? { ...each, ...node } : each));
+  const rows = newest.map((each) => [
     each.round_id,
     moment(each.started_at, now),
     each.state === "STOPPED" ? moment(each.updated_at, now) : NONE,

@@ -2,6 +2,8 @@
 
 import { byId, fill, write } from "./dom.js";
 import {
+  HOT_C,
+  isHot,
   isLate,
   LONG_S,
   callbacks,
@@ -76,7 +78,7 @@ function stateOf(node) {
 function roundOf(node) {
   if (!node.round_id) return "A controller begins a round, or: poc generate";
   const part = node.node_count > 1 ? ` · node ${node.node_id} of ${node.node_count}` : "";
-  const block = `Block ${brief(node.block_hash, 10)} at ${count(node.block_height)}`;
+  const block = `Block ${brief(node.block_hash, 10)} at height ${count(node.block_height)}`;
   return `${block} · round ${node.round_id} · key ${brief(node.public_key, 12)}${part}`;
 }
 
@@ -106,7 +108,16 @@ function concerns(all, now) {
   const ended = node.incidents.filter((each) => now - each.at < NEWS_S);
   if (ended.length) say("bad", `${counted(ended.length, "worker")} had to end in the last day.`);
   const late = node.workers.filter((each) => isLate(each, all, now));
-  if (late.length) say("warn", `${counted(late.length, "heartbeat")} late.`);
+  if (late.length === 1) {
+    const [{ name, heartbeat_at: at }] = late;
+    say("warn", `${brief(name, 24)} was last heard ${ago(now - at)}.`);
+  } else if (late.length) {
+    say("warn", `${counted(late.length, "worker")} not heard for long.`);
+  }
+  const hot = node.workers.flatMap((each) => each.gpus).filter(isHot);
+  if (hot.length) say("warn", `${counted(hot.length, "GPU")} hot: above ${HOT_C} °C.`);
+  const which = noneOrAll(all);
+  if (which) say("warn", `r_target does not suit the model: ${which} of the nonces will be valid.`);
   if (node.total_failed) say("warn", `${counted(node.total_failed, "nonce")} failed in this round.`);
   if (all.outbox_length && all.outbox_oldest_seconds > LONG_S) {
     say("warn", `Callbacks wait long${all.outbox_error ? `: ${all.outbox_error}` : ""}.`);
@@ -117,7 +128,8 @@ function concerns(all, now) {
   if (!found.length) say("ok", "All is well.");
   const frauds = all.outcomes.filter((each) => each.fraud_detected && now - each.at < NEWS_S);
   if (frauds.length) {
-    say("warn", `Cheating was found in ${counted(frauds.length, "validation")} of the last day.`);
+    const many = counted(frauds.length, "validation");
+    say("warn", `This node found fraud in ${many} of the last day.`);
   }
   fill(byId("concerns"), "li", found, (li, { text, level }) => write(li, text, level));
 }
@@ -155,6 +167,12 @@ function answers(all, now) {
   for (const [name, [text, level]] of Object.entries(values)) {
     write(document.querySelector(`[data-is="${name}"]`), text, level);
   }
+}
+
+/** "none" or "all" if a round generates with an r_target that leaves nothing to find, else "". */
+function noneOrAll({ expected_share: p, node }) {
+  if (p == null || node.state !== "GENERATING") return "";
+  return p < 1e-6 ? "none" : p > 0.999 ? "all" : "";
 }
 
 /** What share of valid nonces to expect, and by how much chance alone moves it (95% of times). */

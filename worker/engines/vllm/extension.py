@@ -195,7 +195,7 @@ class _Device:
 
     @torch.inference_mode()
     def _check(self, own: forwards.OwnForward, scheme: str) -> None:
-        """Raise `RuntimeError` if it does not give what vLLM gives, or edits nothing that it should.
+        """Raise `RuntimeError` if it gives other values than vLLM's does, or edits nothing.
 
         The shape is that of most rounds whatever the tile: kernels are chosen for it.
         """

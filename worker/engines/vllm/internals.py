@@ -353,6 +353,7 @@ class AsTwo(nn.Module):
     """In a norm's place: hidden states and residual as they come."""
 
     def forward(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Both."""
         return hidden, residual
 
 

@@ -24,7 +24,7 @@ from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.requests import InitRequest
 from shared.settings import Settings, load_settings
-from shared.status import Commit, Incident, RoundStatus
+from shared.status import Commit, Incident, KeptRound, RoundStatus
 from shared.store import Store
 from worker.cli import main, rounds
 from worker.cli.app import app
@@ -546,3 +546,25 @@ def test_what_others_chose_does_not_steer_a_terminal() -> None:
     assert r"x\n\x1b[2Jy" in shown
     assert r"\x1b]0;title\x07" in shown
     assert status.title == r"round r1 of block x\n\x1b[2Jy at 0 is IDLE"
+
+
+def test_the_rounds_fit_a_terminal() -> None:
+    """Given 80 columns, no word and no number is broken."""
+    kept = [
+        KeptRound(
+            state="GENERATING",  # type: ignore[arg-type]
+            round_id="3bc72c2b81692154",
+            block_hash="c8dd1e2d3520ee0df6b7a8fb22cecb2f",
+            block_height=1234,
+            total_checked=234_567,
+            total_valid=123_456,
+            rate_per_second=1892.04,
+            started_at=1_795_750_431,
+        )
+    ]
+    console = Console(record=True, width=80)
+    console.print(show.rounds_table(kept))
+    shown = console.export_text()
+    for word in (kept[0].round_id, "234,567", "123,456", "1,892.0", "GENERATING", "current"):
+        assert word in shown.split()
+    assert "c8dd…cb2f" in shown.split()
