@@ -173,7 +173,7 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
         while (left := options.valid - store.status().total_valid) > 0:
             claim = store.rounds.claim("w", fresh_id())
             assert claim
-            valid = [(n, random.random()) for n in claim.nonces[:left]]
+            valid = [(n, repr(random.random())) for n in claim.nonces[:left]]
             assert store.rounds.commit(claim, Computed(claim.count, valid)) is None
         memory = _info(store)["used_memory"]
         middle = options.valid // 2

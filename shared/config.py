@@ -112,10 +112,18 @@ class PoCConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _gather_terms(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or isinstance(data.get("terms"), Terms):
+        if not isinstance(data, Mapping):
             return data
-        own = {name: value for name, value in data.items() if name in _OWN}
-        return own | {TERMS: {name: value for name, value in data.items() if name not in _OWN}}
+        # Given both names of the receiver, nobody could say which one counts: one is refused.
+        ours = _OWN - {"url"} if "callback_url" in data else _OWN
+        own = {name: value for name, value in data.items() if name in ours}
+        rest = {name: value for name, value in data.items() if name not in ours}
+        if isinstance(rest.get("terms"), Terms):
+            own["terms"] = rest.pop("terms")
+            if rest:
+                raise ValueError(f"{min(rest)}: is no field of a config beside its terms")
+            return own
+        return own | {TERMS: rest}
 
     @model_serializer(mode="wrap")
     def _lay_out_terms(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

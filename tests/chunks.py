@@ -1,8 +1,9 @@
-"""Chunks of validations as a worker gets them that asks for nothing else."""
+"""Chunks of validations as a worker gets them that asks for nothing else, and verdicts on them."""
 
 from __future__ import annotations
 
-from shared.store import Ask, Chunk, Store
+from shared.schemes import Verdict
+from shared.store import Ask, Chunk, ComputedValidation, Store
 
 
 def claim_chunk(store: Store, worker: str, token: str) -> Chunk | None:
@@ -10,3 +11,8 @@ def claim_chunk(store: Store, worker: str, token: str) -> Chunk | None:
     work = store.work.claim(Ask(worker, token, ("chunk",)))
     assert work is None or isinstance(work, Chunk)
     return work
+
+
+def verdict_on(done: ComputedValidation) -> Verdict:
+    """What a clerk comes to."""
+    return done.config.terms.judge(done.batch, done.proofs)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.config import PoCConfig, PoCState
-from shared.data import ProofBatch
 from shared.errors import (
     Cancelled,
     CouldNotCompute,
@@ -22,18 +21,26 @@ from shared.errors import (
     RoundMismatch,
     RoundNotInitialized,
 )
+from shared.schemes import Batch, Proof
+from shared.store import Message
 
 #: What an error in a status begins with.
 OTHER_MODEL = "the round began with the model "
 GAVE_UP = "positions "
 FULL = "the round holds "
-NOT_FINITE = "no finite distance"
+NOT_FINITE = "no finite numbers"
+USED_UP = "all "
 
 #: Why a commit does not count.
 OVER = "the round is over"
 WENT_ON = "the round went on without it"
 TAKEN_OVER = "its positions were taken over"
 CHUNK_TAKEN_OVER = "its chunk was taken over"
+
+#: How long callbacks wait for others that they are joined with.
+GATHER_MS = 1000
+#: More positions than that are never used up.
+COUNTED = 2**53
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,19 @@ class Stretch:
 
 
 @dataclass
+class Gathered:
+    """Callbacks that are joined, by the first of them."""
+
+    first: Message
+    since: int
+    items: list[str] = field(default_factory=list)
+
+    @property
+    def body(self) -> str:
+        return self.first.body + ",".join(self.items) + self.first.tail
+
+
+@dataclass
 class Round:
     """One round."""
 
@@ -121,7 +141,7 @@ class Round:
     fingerprint: str | None = None
     checked: int = 0
     failed: int = 0
-    valid: list[tuple[int, float]] = field(default_factory=list)
+    valid: list[tuple[int, Proof]] = field(default_factory=list)
     #: Where its generation is to end: at so many valid nonces, at this time; 0 for never.
     until_valid: int = 0
     ends_at: int = 0
@@ -130,6 +150,7 @@ class Round:
         default_factory=lambda: {"pending": 0, "delivered": 0, "refused": 0}
     )
     callback_error: str = ""
+    gathered: Gathered | None = None
     claims: Claims = field(default_factory=Claims)
     tickets: set[str] = field(default_factory=set)
     elapsed: Stretch = field(default_factory=Stretch)
@@ -183,10 +204,10 @@ class Round:
 class Job:
     """One validation."""
 
-    batch: ProofBatch
+    batch: Batch
     config: PoCConfig
     round: str
-    dist: dict[int, list[float]] = field(default_factory=dict)
+    proofs: dict[int, list[Proof | None]] = field(default_factory=dict)
     done: int = 0
     fingerprint: str | None = None
     mixed: bool = False
@@ -227,8 +248,8 @@ class Node:
         self.verdicts: deque[str] = deque()
         #: Ends in their order; those of one round came at once, in any order.
         self.ends: deque[End] = deque()
-        #: Callbacks that wait: key -> the round that counts them.
-        self.outbox: dict[str, str] = {}
+        #: Callbacks that wait: key -> the round that counts them, and what they say.
+        self.outbox: dict[str, tuple[str, str]] = {}
         self.callbacks = {"pending": 0, "delivered": 0, "refused": 0}
         self.workers: dict[str, int] = {}
         self.model: tuple[str, int] | None = None
@@ -300,9 +321,7 @@ class Node:
             self._leave_for(PoCState.STOPPED)
         return self.status()
 
-    def _open_validation(
-        self, id: str, _: str, batch: ProofBatch, config: PoCConfig | None
-    ) -> Outcome:
+    def _open_validation(self, id: str, _: str, batch: Batch, config: PoCConfig | None) -> Outcome:
         if id in self.jobs or id in self.judged:
             return None  # a repeat that came after its outcome was forgotten
         judged_by = config or (self.current.config if self.current else None)
@@ -373,6 +392,8 @@ class Node:
         assert current
         was = current.state
         current.enter(state, self.now)
+        if was == PoCState.GENERATING != state:
+            self._flush(current)
         if was == PoCState.GENERATING and current.tickets:
             self.ends.append(End(current.tickets, current.shown(), error=error))
             current.tickets = set()
@@ -380,6 +401,25 @@ class Node:
     def _end_when_due(self) -> None:
         if self.current and self.current.is_due(self.now):
             self._leave_for(PoCState.STOPPED)
+        current = self.current
+        if current and current.gathered and self.now - current.gathered.since >= GATHER_MS:
+            self._flush(current)
+
+    def _flush(self, current: Round) -> None:
+        """Send what was gathered as one callback."""
+        if joined := current.gathered:
+            self.outbox[joined.first.key] = current.id, joined.body
+        current.gathered = None
+
+    def _post(self, current: Round, message: Message) -> None:
+        """Send a callback, or join it with others, with which it counts as one."""
+        if not message.items:
+            self.outbox[message.key] = current.id, message.body
+        if not message.items or current.gathered is None:
+            current.callbacks["pending"] += 1
+        if message.items:
+            current.gathered = current.gathered or Gathered(message, self.now)
+            current.gathered.items += message.items
 
     def status(self) -> tuple[dict[str, Any], str]:
         """What pollers see of the newest round, and its error."""
@@ -407,7 +447,13 @@ class Node:
             current.error = GAVE_UP
             work = current.claims.take_expired(self.now)
         if not work:
-            work = Held(current.cursor, current.config.batch_size)
+            size, positions = current.config.batch_size, current.config.positions
+            if positions < COUNTED:
+                size = min(size, positions - current.cursor)
+            if not size:
+                current.error = USED_UP
+                return None
+            work = Held(current.cursor, size)
             current.cursor += work.count
         return current.claims.hold(token, work, self.now, self.limits.lease_ms)
 
@@ -417,8 +463,8 @@ class Node:
         round_id: str,
         epoch: object,
         failed: int,
-        valid: list[tuple[int, float]],
-        message: str | None,
+        valid: list[tuple[int, Proof]],
+        message: Message | None,
     ) -> str | None:
         """Count a batch once; why it did not count."""
         if self.current is None or self.current.id != round_id:
@@ -433,8 +479,8 @@ class Node:
         token: str,
         epoch: object,
         failed: int,
-        valid: list[tuple[int, float]],
-        message: str | None,
+        valid: list[tuple[int, Proof]],
+        message: Message | None,
     ) -> str | None:
         if current.state != PoCState.GENERATING:
             return f"the round is {current.state}"
@@ -452,8 +498,7 @@ class Node:
             current.error = NOT_FINITE
         current.valid += valid
         if message:
-            self.outbox[message] = current.id
-            current.callbacks["pending"] += 1
+            self._post(current, message)
         current.refresh(self.now)
         return None
 
@@ -467,16 +512,16 @@ class Node:
             work = self.chunks.popleft()
         return self.chunk_claims.hold(token, work, self.now, self.limits.lease_ms)
 
-    def commit_chunk(self, token: str, dist: list[float], fingerprint: str) -> str | None:
-        """Keep a chunk's distances once; why they were not kept."""
+    def commit_chunk(self, token: str, proofs: list[Proof | None], fingerprint: str) -> str | None:
+        """Keep a chunk's proofs once; why they were not kept."""
         work = self.chunk_claims.pop(token, None)
         if work is None:
             return CHUNK_TAKEN_OVER
         job = self.jobs[work.job]
         job.fingerprint = job.fingerprint or fingerprint
         if job.fingerprint != fingerprint:
-            dist, job.mixed = [], True
-        job.dist[work.start] = dist
+            proofs, job.mixed = [], True
+        job.proofs[work.start] = proofs
         job.done += work.count
         if job.done == len(job.batch):
             self.verdicts.append(work.job)
@@ -529,13 +574,13 @@ class Node:
             self.verdicts.remove(id)
         self.ends.append(End({id}, result=result, error=error))
         if message:
-            self.outbox[message] = job.round
+            self.outbox[message] = job.round, "{}"
             self._count(job.round, "pending", 1)
 
     def settle(self, key: str, error: str | None) -> None:
         """A callback was delivered, or refused with `error`, once."""
         if key in self.outbox:
-            of = self.outbox.pop(key)
+            of, _ = self.outbox.pop(key)
             self._count(of, "pending", -1)
             self._count(of, "refused" if error else "delivered", 1)
             if error and of in self.rounds:

@@ -8,18 +8,29 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
+from shared.config import PoCConfig
 from worker.children import end, spawn
 
 T = TypeVar("T")
 
 #: The source tree.
 ROOT = Path(__file__).parents[1]
+
+
+def changed(config: PoCConfig, **fields: Any) -> PoCConfig:
+    """`config` with other fields, those of its scheme among them."""
+    return PoCConfig(**config.model_dump() | fields)
+
+
+def kept(found: Iterable[tuple[int, float]]) -> list[tuple[int, str]]:
+    """Valid nonces with their distances, as a commit takes them."""
+    return [(nonce, repr(distance)) for nonce, distance in found]
 
 
 def wait_until(

@@ -21,7 +21,7 @@ class Job:
     strong_rng: bool = False
     scheme: str = DEFAULT
     #: Of the scheme: see `Terms.parameters`.
-    parameters: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict, hash=False)
     #: Rather fail than halve a tile for want of memory, which may move the last bits.
     whole_tiles: bool = False
     #: In no tile with other jobs, which would share what becomes of it.

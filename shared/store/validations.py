@@ -346,7 +346,7 @@ class Validations:
         evidence: Evidence | None = None,
     ) -> None:
         outcome, result, judged = "error", None, None
-        if verdict:
+        if verdict is not None:  # that on an empty batch is false
             result, judged = verdict.model_dump_json(), verdict.ended
             outcome = "fraud" if judged and judged.fraud_detected else "honest"
             outcome = outcome if judged else "computed"

@@ -20,6 +20,7 @@ from shared.client import PoCClient, Ticket
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, NoAnswer, PoCError, StoreUnavailable
+from support import changed
 
 #: Seconds that a ticket may be without an end, when it may have begun anew.
 ANEW_S = 5.0
@@ -319,9 +320,7 @@ class Play:
         """A batch to be judged: honest, forged, or one that nobody can compute."""
         count = self._random.choice([0, 3, 50, 400])
         kind = self._random.choice(["honest", "honest", "forged", "NaN"])
-        config = self.act.config.model_copy(
-            update={"node_id": 0, "node_count": 1, "r_target": 2.0, "batch_size": 50}
-        )
+        config = changed(self.act.config, node_id=0, node_count=1, r_target=2.0, batch_size=50)
         first = self._random.randrange(10**6)
         all_dist = {
             n: distance(config.block_hash, config.public_key, n) for n in range(first, first + 500)
@@ -330,7 +329,7 @@ class Play:
         nonces = list(good)[:count]
         dist = [good[n] for n in nonces]
         if kind == "forged":
-            config = config.model_copy(update={"r_target": 0.5})
+            config = changed(config, r_target=0.5)
             dist = [0.1] * count
         elif kind == "NaN" and count:
             nonces[0] = next(n for n, d in all_dist.items() if isnan(d))

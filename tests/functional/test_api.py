@@ -86,7 +86,7 @@ def generate(store: Store, round_id: str) -> None:
     store.rounds.generate(f"generate-{round_id}", GenerateRequest(config=CONFIG, round_id=round_id))
     claim = store.rounds.claim("w", f"claim-{round_id}")
     assert claim
-    store.rounds.commit(claim, Computed(checked=4, valid=[(3, 1.25), (MAX_NONCE, 0.1)]))
+    store.rounds.commit(claim, Computed(checked=4, valid=[(3, "1.25"), (MAX_NONCE, "0.1")]))
 
 
 def test_a_round_is_followed(api: Api, store: Store) -> None:

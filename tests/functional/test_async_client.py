@@ -18,10 +18,11 @@ from shared.data import ProofBatch
 from shared.errors import InvalidRequest, RoundMismatch, StoreUnavailable
 from shared.settings import Settings, load_settings
 from shared.store import Store
+from support import changed
 
 pytestmark = pytest.mark.functional
 
-HALF_VALID = ALL_VALID.model_copy(update={"r_target": 1.0})
+HALF_VALID = changed(ALL_VALID, r_target=1.0)
 
 Run = Callable[[Callable[[AsyncPoCClient], Coroutine[Any, Any, Any]]], Any]
 

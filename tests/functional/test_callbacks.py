@@ -29,7 +29,7 @@ from shared.settings import Settings, load_settings
 from shared.signature import verify
 from shared.status import RoundStatus
 from shared.store import Computed, Store
-from support import ROOT, free_port, wait_until
+from support import ROOT, free_port, kept, wait_until
 from worker.callbacks import delivery
 from worker.callbacks.messages import generated_message, validated_message
 from worker.children import end, spawn
@@ -94,7 +94,7 @@ def find(store: Store, batches: int = 1) -> list[int]:
         assert claim
         valid = [(claim.nonces[0], 0.5)]
         message = generated_message(claim, valid)
-        assert store.rounds.commit(claim, Computed(checked=4, valid=valid, message=message)) is None
+        assert store.rounds.commit(claim, Computed(4, kept(valid), message=message)) is None
         found.append(claim.nonces[0])
     return found
 

@@ -69,7 +69,7 @@ def fill(store: Store) -> None:
         claim = store.rounds.claim("w", f"t-{round_id}")
         assert claim
         store.rounds.commit(
-            claim, Computed(checked=4, valid=[(3, 1.25), (MAX_NONCE, 0.1)], failed=0)
+            claim, Computed(checked=4, valid=[(3, "1.25"), (MAX_NONCE, "0.1")], failed=0)
         )
     store.validations.open("v", ValidateRequest(batch=ProofBatch.of(CONFIG, [1, 2, 3], [0.5] * 3)))
 

@@ -16,7 +16,7 @@ from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import Settings
 from shared.store import Computed, Store
-from support import ROOT, clean_environment, free_port, wait_until
+from support import ROOT, clean_environment, free_port, kept, wait_until
 from worker.children import end
 
 pytestmark = pytest.mark.functional
@@ -123,5 +123,6 @@ def _one_callback(store: Store, config: PoCConfig) -> str:
     claim = store.rounds.claim("w", "t")
     assert claim
     valid = [(claim.nonces[0], 0.1)]
-    store.rounds.commit(claim, Computed(32, valid, message=generated_message(claim, valid)))
+    message = generated_message(claim, valid)
+    store.rounds.commit(claim, Computed(32, kept(valid), message=message))
     return "r2"

@@ -18,7 +18,7 @@ from shared.requests import GenerateRequest
 from shared.settings import Settings
 from shared.status import Commit, Incident
 from shared.store import Computed, Message, Store, fresh_id
-from support import ROOT, clean_environment
+from support import ROOT, clean_environment, kept
 from worker.tools import receipt as tool
 
 pytestmark = pytest.mark.functional
@@ -84,7 +84,7 @@ def play(store: Store, round_id: str, batches: int = 3) -> None:
         first, second, *_ = claim.nonces
         message = Message("http://c", "{}", fresh_id(), round_id, 60)
         valid = [(second, 1.25 + second / 1000), (first, 1e-07 * (first + 1))]
-        computed = Computed(3, valid, failed=1, message=message)
+        computed = Computed(3, kept(valid), failed=1, message=message)
         assert store.rounds.commit(claim, computed) is None
     delivered, refused, *_ = store.outbox.take("s", 10)
     store.outbox.settle(delivered)

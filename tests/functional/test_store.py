@@ -62,7 +62,7 @@ def test_a_round_goes_on_after_redis_was_killed() -> None:
     """Given a Redis with a log, when it is killed and started, then nothing answered is lost."""
     with EmbeddedRedis(aof=True) as server, store_on(server) as store:
         store.rounds.generate("g", GenerateRequest(config=CONFIG))
-        store.rounds.commit(take(store), Computed(4, [(2, 0.5)]))
+        store.rounds.commit(take(store), Computed(4, [(2, "0.5")]))
         in_flight = take(store)
         before = status(store)
         server.kill()
@@ -82,7 +82,7 @@ def test_a_redis_without_a_log_comes_back_idle() -> None:
         in_flight = take(store)
         server.kill()
         server.start()
-        assert store.rounds.commit(in_flight, Computed(4, [(0, 0.5)])) == "the round is over"
+        assert store.rounds.commit(in_flight, Computed(4, [(0, "0.5")])) == "the round is over"
         assert store.rounds.claim("w", "t") is None
         assert status(store) == RoundStatus()
         store.rounds.generate("g", GenerateRequest(config=CONFIG))
@@ -93,19 +93,21 @@ def test_a_redis_that_steps_back_counts_exactly() -> None:
     """Given a fail-over that undid a claim and two commits, then each position counts once."""
     with EmbeddedRedis() as server, store_on(server) as store:
         store.rounds.generate("g", GenerateRequest(config=CONFIG))
-        store.rounds.commit(take(store), Computed(4, [(0, 0.5)]))
+        store.rounds.commit(take(store), Computed(4, [(0, "0.5")]))
         undone = take(store)
         kept = dump(server)
-        store.rounds.commit(undone, Computed(4, [(4, 0.5)]))
+        store.rounds.commit(undone, Computed(4, [(4, "0.5")]))
         lost = take(store)
         restore(server, kept)
 
         assert status(store).valid_nonces == [0]
-        assert store.rounds.commit(lost, Computed(4, [(8, 0.5)])) == "its positions were taken over"
-        assert store.rounds.commit(undone, Computed(4, [(4, 0.5)])) is None
+        assert (
+            store.rounds.commit(lost, Computed(4, [(8, "0.5")])) == "its positions were taken over"
+        )
+        assert store.rounds.commit(undone, Computed(4, [(4, "0.5")])) is None
         again = take(store)
         assert again.start == lost.start
-        assert store.rounds.commit(again, Computed(4, [(8, 0.5)])) is None
+        assert store.rounds.commit(again, Computed(4, [(8, "0.5")])) is None
         now = status(store)
         assert (now.state, now.total_checked) == (PoCState.GENERATING, 12)
         assert now.valid_nonces == [0, 4, 8]

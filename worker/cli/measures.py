@@ -11,6 +11,7 @@ import typer
 from shared.config import MAX_BATCH_SIZE, PROBABILITY_MISMATCH, PoCConfig
 from shared.errors import ConfigError, PoCError
 from shared.requests import read
+from shared.schemes import Distance
 from shared.settings import Settings
 from worker.cli.options import CONFIG_HELP, ENGINE, FRAUD, Json, takes_network, takes_settings
 
@@ -18,7 +19,7 @@ SeqLen = Annotated[int, typer.Option(min=1, metavar="<int>", help="Positions of 
 BatchSize = Annotated[
     int, typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="<int>", help="Nonces in one batch.")
 ]
-_THRESHOLD = PoCConfig.model_fields["fraud_threshold"].default
+_THRESHOLD = Distance.model_fields["fraud_threshold"].default
 
 
 def power(
@@ -142,8 +143,10 @@ def selfcheck(
     from worker.tools.calibration.selfcheck import Plan, check
     from worker.tools.calibration.sides import Side
 
-    sides = [Side.of(each) for each in others or ()]
-    report = check(settings, Plan(read(PoCConfig, config), sample, n, risk, sides))
+    sides, asked = [Side.of(each) for each in others or ()], read(PoCConfig, config)
+    if asked.scheme != Distance.name:
+        raise ConfigError(f"a selfcheck compares distances, and the scheme {asked.scheme} has none")
+    report = check(settings, Plan(asked, sample, n, risk, sides))
     (verdict.show_json if as_json else verdict.show)(report)
     if not report.passes:
         raise typer.Exit(FRAUD)

@@ -1,4 +1,4 @@
-"""Options that are made from the settings and from `PoCConfig`, so that they never differ."""
+"""Options made from the settings and from the fields of a config, so that they never differ."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from shared.config import PoCConfig
 from shared.errors import InvalidRequest
+from shared.schemes import DEFAULT, SCHEMES
+from shared.schemes.distance import Distance
 from shared.settings import PREFIX, Settings, load_settings
 
 Command = Callable[..., None]
@@ -23,8 +26,6 @@ CONFIG_HELP = {
     "block_hash": "block that the inputs are derived from",
     "block_height": "height of that block",
     "public_key": "the node's key: part of every input",
-    "r_target": "a nonce is valid when its distance, 0 to 2, is below this",
-    "fraud_threshold": "a batch is fraud below this probability",
     "node_id": "which of node-count nodes this is, from 0",
     "node_count": "nodes that share the nonces",
     "batch_size": "nonces in one batch",
@@ -32,9 +33,15 @@ CONFIG_HELP = {
     "callback_url": "where found nonces and verdicts are posted",
     "callback_deadline_s": "seconds that a callback is tried for",
     "strong_rng": "draw inputs from all 256 bits of the seed",
+    "scheme": f"what a proof is: {' or '.join(SCHEMES)}",
+    "r_target": "a nonce is valid when its distance, 0 to 2, is below this",
+    "fraud_threshold": "a batch is fraud below this probability",
     "p_mismatch": "how often an honest nonce changes sides",
     "dist_tolerance": "what a validator allows above r-target",
     "submit_margin": "how far below r-target a prover stays",
+    "k_dim": "numbers in a vector",
+    "dist_threshold": "a vector is wrong when it lies farther, 0 to 2, from the recomputed one",
+    "p_value_threshold": "a batch is fraud below this probability",
 }
 
 #: The settings that say what is computed with.
@@ -51,6 +58,17 @@ ENGINE = (
     "quantization",
     "vllm_options",
 )
+
+#: What tells of a scheme which of two names was used: it is not typed.
+_NOT_TYPED = ("threshold_key",)
+#: Each field of a config as the schemes have it, by their names; "" stands for all of them.
+CONFIG_FIELDS: dict[str, dict[str, FieldInfo]] = {
+    name: {"": field} for name, field in PoCConfig.model_fields.items() if name != "terms"
+} | {"scheme": {"": FieldInfo(annotation=str, default=DEFAULT)}}
+for _scheme in SCHEMES.values():
+    for _name, _field in _scheme.model_fields.items():
+        if _name not in _NOT_TYPED:
+            CONFIG_FIELDS.setdefault(_name, {})[_scheme.name] = _field
 
 #: Fields of a config that only a round needs.
 _OF_A_ROUND = ("block_height", "node_id", "node_count", "callback_url", "callback_deadline_s")
@@ -89,14 +107,16 @@ def takes_settings(
 
 def takes_config(command: Command) -> Command:
     """Give a command an option per field of a config and, as `config`, the fields or None."""
-    return _gathers("config", _config_options(PoCConfig.model_fields, _with_default), _config)(
-        command
-    )
+    return _gathers("config", _config_options(CONFIG_FIELDS, _with_default), _config)(command)
 
 
 def takes_network(command: Command) -> Command:
-    """Give a command the options of a config that a network has, whatever the block and the key."""
-    names = (each for each in PoCConfig.model_fields if each not in _OF_A_ROUND)
+    """Give a command the options of a config that a network has, whatever the block and the key.
+
+    The network's scheme is `distance`.
+    """
+    ours = {*PoCConfig.model_fields, *Distance.model_fields} - {*_OF_A_ROUND}
+    names = (each for each in CONFIG_FIELDS if each in ours)
 
     def said(name: str) -> str:
         return f"{CONFIG_HELP[name]} (any)" if name in _ANY_BLOCK else _with_default(name)
@@ -117,14 +137,14 @@ def _config_options(names: Iterable[str], said: Callable[[str], str]) -> list[in
     option = inspect.Parameter(
         "config_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=file
     )
-    fields = PoCConfig.model_fields
-    return [
-        option,
-        *(
-            _option(name, fields[name].annotation, said(name), "Config of the round")
-            for name in names
-        ),
-    ]
+    return [option, *(_of_config(name, said(name)) for name in names)]
+
+
+def _of_config(name: str, text: str) -> inspect.Parameter:
+    """The option of a field of a config; the first scheme that has it gives its type."""
+    scheme, field = next(iter(CONFIG_FIELDS[name].items()))
+    panel = f"Of the scheme {scheme}" if scheme else "Config of the round"
+    return _option(name, field.annotation, text, panel)
 
 
 def read_text(path: str) -> str:
@@ -169,10 +189,12 @@ def _config_of_any_block(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def require(config: Mapping[str, Any]) -> None:
     """Refuse a config that lacks a field which has no default."""
+    scheme = config.get("scheme", DEFAULT)
     missing = [
         f"--{name.replace('_', '-')}"
-        for name, field in PoCConfig.model_fields.items()
-        if field.is_required() and name not in config
+        for name, fields in CONFIG_FIELDS.items()
+        for of, field in fields.items()
+        if of in ("", scheme) and field.is_required() and name not in config
     ]
     if missing:
         raise InvalidRequest(
@@ -219,8 +241,16 @@ def _option(name: str, annotation: Any, text: str, panel: str) -> inspect.Parame
 
 
 def _with_default(name: str) -> str:
-    field = PoCConfig.model_fields[name]
+    said = {scheme: _default(field) for scheme, field in CONFIG_FIELDS[name].items()}
+    # The first has the panel's heading to say what it is of.
+    first = next(iter(said.values()))
+    shown = [first, *(f"{scheme} {each}" for scheme, each in [*said.items()][1:] if each)]
+    return CONFIG_HELP[name] + (f" ({'; '.join(shown)})" if first else "")
+
+
+def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return f"{CONFIG_HELP[name]} (required)"
-    shown = "" if field.default is None or field.default is False else f" ({field.default:g})"
-    return CONFIG_HELP[name] + shown
+        return "required"
+    if field.default is None or field.default is False:
+        return ""
+    return field.default if isinstance(field.default, str) else f"{field.default:g}"

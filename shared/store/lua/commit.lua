@@ -58,6 +58,7 @@ end
 local refused = refusal()
 if not refused then commit() end
 end_when_due(A.token, {totals[4], totals[5]}, valid)
+if state == 'GENERATING' then flush_when_due(run) end
 local answer = A.ask and next_work(run) or {idle = true}
 answer.refused = refused
 return cjson.encode(answer)

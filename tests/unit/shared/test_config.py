@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from shared.config import MAX_BATCH_SIZE, MAX_NODE_COUNT, MAX_NONCE, PoCConfig, PoCState, RoundId
 from shared.errors import InvalidRequest
 from shared.requests import read
+from shared.schemes import Distance
 
 REQUIRED: dict[str, Any] = {
     "block_hash": "b10c",
@@ -29,7 +30,9 @@ def config(**changes: Any) -> PoCConfig:
 
 def test_defaults_are_the_published_ones() -> None:
     """An old controller, which sends only what it must, gets what it always got."""
-    assert config().model_dump(exclude=set(REQUIRED)) == {
+    dumped = config().model_dump()
+    assert {name: value for name, value in dumped.items() if name not in REQUIRED} == {
+        "scheme": "distance",
         "fraud_threshold": 0.01,
         "node_id": 0,
         "node_count": 1,
@@ -100,6 +103,15 @@ def test_an_unknown_field_is_refused() -> None:
     """A misspelt one would silently be the default."""
     with pytest.raises(ValidationError, match="batchsize"):
         config(batchsize=8)
+
+
+def test_terms_that_are_made_are_taken_as_they_are() -> None:
+    """And a field beside them, which they have or nobody has, is refused."""
+    own = {name: value for name, value in REQUIRED.items() if name != "r_target"}
+    assert PoCConfig(**own, terms=Distance(r_target=1.4)) == config()
+    for name in ("r_target", "batchsize"):
+        with pytest.raises(ValidationError, match=name):
+            PoCConfig(**own, terms=Distance(r_target=1.4), **{name: 1.0})
 
 
 def test_a_config_does_not_change() -> None:
@@ -173,7 +185,7 @@ def test_a_node_is_one_of_its_network() -> None:
 
 
 def test_a_margin_leaves_something_to_submit() -> None:
-    assert config(r_target=1.5, submit_margin=0.25).valid_below == 1.25
+    assert Distance.of(config(r_target=1.5, submit_margin=0.25)).valid_below == 1.25
     with pytest.raises(ValidationError, match="submit_margin must be below r_target"):
         config(r_target=1.0, submit_margin=1.0)
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shared.config import MAX_NONCE, PoCConfig
-from shared.data import MAX_PROOF_NONCES, PROBABILITY_MISMATCH, ProofBatch, ValidatedBatch
+from shared.data import PROBABILITY_MISMATCH, ProofBatch, ValidatedBatch
+from shared.wire import MAX_PROOF_NONCES
+from support import changed
 
 CONFIG = PoCConfig(block_hash="b10c", block_height=7, public_key="node", r_target=1.0)
 
@@ -25,7 +27,7 @@ def batch(nonces: list[Any], dist: list[Any]) -> ProofBatch:
 
 def judge(received: list[float], dist: list[float], **changes: Any) -> ValidatedBatch:
     """The verdict on nonces 0, 1, ... with these distances."""
-    config = CONFIG.model_copy(update=changes)
+    config = changed(CONFIG, **changes)
     return ValidatedBatch.judge(batch(list(range(len(received))), received), dist, config)
 
 
@@ -173,17 +175,15 @@ class TestVerdict:
 
     def test_a_verdict_holds_all_that_it_rests_on(self) -> None:
         """So that anyone can judge again."""
-        config = CONFIG.model_copy(
-            update={"dist_tolerance": 0.1, "submit_margin": 0.2, "p_mismatch": 0.3}
-        )
+        config = changed(CONFIG, dist_tolerance=0.1, submit_margin=0.2, p_mismatch=0.3)
         received = batch([7, 5], [0.5, 0.25])
         verdict = ValidatedBatch.judge(received, [0.5, 0.26], config, {"dtype": "float32"})
         shown = verdict.model_dump()
         for name, value in received.model_dump(exclude={"dist"}).items():
             assert shown[name] == value, name
         assert (verdict.received_dist, verdict.dist) == ([0.5, 0.25], [0.5, 0.26])
-        used = ("r_target", "fraud_threshold", "dist_tolerance", "submit_margin", "p_mismatch")
-        assert {name: shown[name] for name in used} == config.model_dump(include=set(used))
+        used = config.terms.model_dump()
+        assert {name: shown[name] for name in used} == used
         assert verdict.profile == {"dtype": "float32"}
         assert ValidatedBatch.model_validate_json(verdict.model_dump_json()) == verdict
 

@@ -18,7 +18,7 @@ EVIDENCE = Evidence(
     validation="v",
     batch=ProofBatch.of(CONFIG, [0, 2**63 - 1], [0.1 + 0.2, 0.5]),
     config=CONFIG,
-    dist=[0.30000000000000004, None],
+    proofs=[0.30000000000000004, None],
     error="why",
     computed_by=[Computer(worker="w", device="cpu", profile={"tile": "8"})],
     judged_at=1.5,
@@ -33,8 +33,8 @@ def test_it_survives_its_file() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"dist": [0.5]}, "2 nonces but 1 recomputed distances"),
-        ({"format": 2}, "format: Input should be 1"),
+        ({"proofs": [0.5]}, "2 nonces but 1 recomputed proofs"),
+        ({"format": 1}, "format: Input should be 2"),
         ({"config": None}, "config: "),
         ({"other": 1}, "other: Extra inputs"),
     ],

@@ -9,7 +9,6 @@ import pytest
 from pydantic import BaseModel
 
 from shared.config import MAX_NONCE
-from shared.data import MAX_PROOF_NONCES
 from shared.errors import InvalidRequest
 from shared.requests import (
     CancelRequest,
@@ -19,6 +18,7 @@ from shared.requests import (
     ValidateRequest,
     read,
 )
+from shared.wire import MAX_PROOF_NONCES
 
 REQUESTS: dict[str, type[BaseModel]] = {
     "poc.init": InitRequest,

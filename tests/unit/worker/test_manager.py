@@ -26,7 +26,7 @@ from shared.receivers import Receivers
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
 from shared.status import NodeStatus
 from shared.store import Store
-from support import wait_until
+from support import changed, wait_until
 from worker.engines import Job
 from worker.manager import PoCManager, PoCStats
 
@@ -140,7 +140,7 @@ class TestShowing:
 
     def test_the_status_is_plain_json(self, manager: PoCManager, config: PoCConfig) -> None:
         """As the API shows it, with as many of the newest valid nonces as are asked for."""
-        config = config.model_copy(update={"r_target": 2.0})
+        config = changed(config, r_target=2.0)
         manager.start_generate(GenerateRequest(config=config, round_id="r1"))
         manager.run_batch()
         shown = manager.get_status(newest=3)
@@ -250,7 +250,7 @@ class TestRunBatch:
         self, manager: PoCManager, store: Store, config: PoCConfig
     ) -> None:
         """All of it is given, what is valid is kept."""
-        config = config.model_copy(update={"r_target": 1.5, "submit_margin": 0.5})
+        config = changed(config, r_target=1.5, submit_margin=0.5)
         manager.start_generate(config)
         batch = manager.run_batch()
         assert batch == ProofBatch.of(config, [0, 1, 2, 3], distances(0, 1, 2, 3))
@@ -265,7 +265,7 @@ class TestRunBatch:
         self, manager: PoCManager, store: Store, config: PoCConfig
     ) -> None:
         """In the commit itself, so that neither is there without the other."""
-        told = config.model_copy(update={"r_target": 2.0, "callback_url": "http://c"})
+        told = changed(config, r_target=2.0, callback_url="http://c")
         manager.start_generate(told)
         manager.run_batch()
         (entry,) = store.outbox.take("s", 10)
@@ -409,11 +409,11 @@ class TestRunBatch:
     ) -> None:
         """Not as checked, never as valid; the status and the log name the first."""
         manager = PoCManager(new_engine(nan=3), store)
-        manager.start_generate(config.model_copy(update={"r_target": 2.0}))
+        manager.start_generate(changed(config, r_target=2.0))
         assert manager.run_batch().nonces == [1, 2]
         now = status(store)
         assert (now.total_checked, now.total_failed, now.valid_nonces) == (2, 2, [1, 2])
-        assert now.error == "no finite distance for 2 nonces, the first is 0"
+        assert now.error == "no finite numbers for 2 nonces, the first is 0"
         assert f"{now.error}: they count as failed" in caplog.text
 
     def test_beside_an_event_loop(
@@ -438,7 +438,7 @@ class TestValidate:
     def test_distances_and_which_are_valid(self, manager: PoCManager, config: PoCConfig) -> None:
         """In the round's block, with the submitter's key, strictly below r_target."""
         dist = distances(*range(8), key="them")
-        config = config.model_copy(update={"r_target": sorted(dist)[4]})
+        config = changed(config, r_target=sorted(dist)[4])
         manager.init_round(config)
         assert manager.validate(range(8), "them") == (dist, [d < config.r_target for d in dist])
         assert sum(manager.validate(range(8), "them")[1]) == 4

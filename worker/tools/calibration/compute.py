@@ -63,7 +63,7 @@ def distances(
         while batches and len(under_way) < depth:
             under_way.append(engine.submit(Job.of(config, config.public_key, batches.popleft())))
         done = under_way.popleft().result()
-        found += done
+        found += [math.nan if each is None else float(each) for each in done]
         on_done(len(done))
     if wrong := sum(not math.isfinite(each) for each in found):
         raise EngineError(

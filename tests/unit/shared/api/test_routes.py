@@ -20,6 +20,7 @@ from shared.status import Commit, Incident
 from shared.store import Computed, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
+from support import kept
 
 SETTINGS = load_settings({}, namespace="test")
 STATUS = "/api/v1/pow/status"
@@ -61,7 +62,7 @@ def find(store: Store, found: Sequence[tuple[int, float]], round_id: str | None 
     )
     claim = store.rounds.claim("w", uuid4().hex)
     assert claim
-    assert store.rounds.commit(claim, Computed(checked=claim.count, valid=found)) is None
+    assert store.rounds.commit(claim, Computed(claim.count, kept(found))) is None
     return status.round_id
 
 
@@ -239,7 +240,7 @@ class TestNonces:
         after = body(api, NONCES, round_id=round_id)["next"]
         claim = store.rounds.claim("w", "later")
         assert claim
-        store.rounds.commit(claim, Computed(checked=4, valid=[(6, 0.5)]))
+        store.rounds.commit(claim, Computed(checked=4, valid=[(6, "0.5")]))
         assert body(api, NONCES, round_id=round_id, start=after)["nonces"] == [6]
 
     def test_the_largest_nonce_and_every_digit_survive(self, api: TestClient, store: Store) -> None:

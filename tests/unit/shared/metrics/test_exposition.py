@@ -26,6 +26,7 @@ from shared.status import Incident
 from shared.store import Computed, Message, Store, fresh_id
 from shared.store.connection import Client
 from shared.store.keys import Keys
+from support import kept
 
 CONFIG = PoCConfig(block_hash="b", block_height=7, public_key="k", r_target=1.4, batch_size=4)
 OPENMETRICS = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
@@ -121,7 +122,7 @@ def busy_node(store: Store) -> None:
         claim = store.rounds.claim("w", fresh_id())
         assert claim
         message = Message("http://c", "{}", fresh_id(), round_id, 60)
-        store.rounds.commit(claim, Computed(3, valid, failed=1, message=message))
+        store.rounds.commit(claim, Computed(3, kept(valid), failed=1, message=message))
     delivered, refused = store.outbox.take("s", 10)
     store.outbox.settle(delivered)
     store.outbox.settle(refused, "it answered 404", "status_404")

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from chunks import claim_chunk
+from chunks import claim_chunk, verdict_on
 from shared.config import PoCConfig
 from shared.data import ProofBatch
 from shared.errors import Cancelled, InvalidRequest
@@ -76,7 +76,7 @@ def test_one_that_waits_for_its_verdict_gets_none(store: Store, config: PoCConfi
     judged = store.validations.next_computed()
     assert judged
     assert cancel(store, "j")
-    store.validations.finish(judged, result="{}")
+    store.validations.finish(judged, verdict_on(judged))
     ending = store.endings.next()
     assert ending
     assert ending.error
@@ -89,11 +89,11 @@ def test_one_that_has_ended_stays_as_it_is(store: Store, config: PoCConfig) -> N
     open_one(store, config, "j", nonces=0)
     judged = store.validations.next_computed()
     assert judged
-    store.validations.finish(judged, result="{}")
+    store.validations.finish(judged, verdict_on(judged))
     assert cancel(store, "j") is False
     ending = store.endings.next()
     assert ending
-    assert (ending.verdict, ending.error) == ("{}", None)
+    assert (ending.verdict, ending.error) == (verdict_on(judged).model_dump_json(), None)
     assert store.outbox.take("s", 10) == []
 
 

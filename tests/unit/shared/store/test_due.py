@@ -25,7 +25,7 @@ def take(store: Store) -> Claim | None:
 def find(store: Store, claim: Claim | None, count: int) -> str | None:
     """Commit a claim with so many valid nonces; why it was refused, if so."""
     assert claim
-    valid = [(nonce, 0.5) for nonce in claim.nonces[:count]]
+    valid = [(nonce, "0.5") for nonce in claim.nonces[:count]]
     return store.rounds.commit(claim, Computed(claim.count, valid))
 
 
@@ -72,7 +72,7 @@ def test_a_count_of_all_that_a_round_may_hold_is_reached(
     for _ in range(2):
         claim = take(store)
         assert claim
-        pairs = [(nonce, 0.5) for nonce in claim.nonces[:2]]
+        pairs = [(nonce, "0.5") for nonce in claim.nonces[:2]]
         assert store.rounds.commit(claim, Computed(claim.count, pairs)) is None
     ended = store.rounds.status()
     assert ended
@@ -85,7 +85,7 @@ def test_the_last_commit_claims_nothing(store: Store, config: PoCConfig) -> None
     claim = take(store)
     assert claim
     ask = Ask("w", "next", ("chunk", "batch"))
-    done = store.work.commit_and_claim(claim, Computed(claim.count, [(0, 0.5)]), ask)
+    done = store.work.commit_and_claim(claim, Computed(claim.count, [(0, "0.5")]), ask)
     assert done == (None, None)
 
 

@@ -63,7 +63,7 @@ def test_every_position_is_counted_once(
         return got
 
     def commit(store: Store, claim: Claim, *, and_claim: bool = False) -> None:
-        outcome = Computed(claim.count, [(nonce, 0.5) for nonce in claim.nonces[::2]])
+        outcome = Computed(claim.count, [(nonce, "0.5") for nonce in claim.nonces[::2]])
         if and_claim:
             ask = Ask("w", next(ids), ("chunk", "batch"))
             refused, got = store.work.commit_and_claim(claim, outcome, ask)

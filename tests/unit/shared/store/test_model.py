@@ -7,13 +7,13 @@ other ones each time: `pytest --hypothesis-profile=thorough tests/unit/shared/st
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
-from math import nan
 from typing import Any
 
 import pytest
@@ -32,9 +32,9 @@ from chunks import claim_chunk
 from fake_engine import FakeEngine
 from node_model import FULL, OVER, Claims, Held, Limits, Node
 from shared.config import PoCConfig
-from shared.data import ProofBatch
 from shared.errors import Cancelled, CouldNotCompute, ModelMismatch, PoCError
 from shared.requests import GenerateRequest, InitRequest, StopRequest, ValidateRequest
+from shared.schemes import Proof
 from shared.status import RoundStatus
 from shared.store import Chunk, Claim, Computed, ComputedValidation, Entry, Message, Store, rounds
 from shared.store.connection import Client
@@ -60,7 +60,8 @@ LIMITS = Limits(
     worker_lives_ms=30_000,
 )
 
-#: A node among three that is called back, and one alone that nobody listens to.
+#: A node among three that is called back, one alone that nobody listens to, and one whose nonces
+#: end after two batches and a bit, and whose callbacks are joined.
 CONFIGS = [
     PoCConfig(
         block_hash="b1",
@@ -73,6 +74,17 @@ CONFIGS = [
         callback_url="http://c",
     ),
     PoCConfig(block_hash="b2", block_height=7, public_key="k", r_target=1.4, batch_size=3),
+    PoCConfig(
+        block_hash="b3",
+        block_height=7,
+        public_key="k",
+        scheme="artifact",
+        k_dim=2,
+        node_id=999_999,
+        node_count=1_000_000,
+        batch_size=1000,
+        callback_url="http://c",
+    ),
 ]
 
 workers = st.integers(0, 2)
@@ -96,6 +108,13 @@ turns = st.tuples(
     st.integers(0, 15),
     st.sampled_from([0, 0, 0, 1]),
 )
+
+
+def proof_of(config: PoCConfig, nonce: int) -> Proof:
+    """What `nonce` gives in a round of that scheme."""
+    if config.scheme == "distance":
+        return nonce / 8
+    return base64.b64encode(nonce.to_bytes(4, "little")).decode()
 
 
 @dataclass
@@ -237,7 +256,8 @@ class NodeMachine(RuleBasedStateMachine):
     def ask_for_a_verdict(
         self, of: PoCConfig, size: int, config: PoCConfig | None, via: int
     ) -> None:
-        batch = ProofBatch.of(of, of.nonces(0, size), [0.5] * size)
+        nonces = of.nonces(0, size)
+        batch = of.terms.batch_of(of, nonces, [proof_of(of, nonce) for nonce in nonces])
         self._send(via, "open_validation", next(self.ids), {"batch": batch, "config": config})
 
     @precondition(lambda self: self.sent)
@@ -368,26 +388,32 @@ class NodeMachine(RuleBasedStateMachine):
             self._commit_batch(taken, taken.work, bits, failed, and_claim=and_claim)
 
     def _commit_chunk(self, taken: Taken, chunk: Chunk, failed: int) -> None:
-        dist = [nan if failed else n / 8 for n in chunk.nonces] if not chunk.given_up else []
+        proofs = [None if failed else proof_of(chunk.config, n) for n in chunk.nonces]
+        proofs = [] if chunk.given_up else proofs
         fingerprint = self.fingerprints[taken.worker]
         refused = self.stores[taken.worker].validations.commit(
-            chunk, dist, profile=json.dumps({"fingerprint": fingerprint})
+            chunk, proofs, profile=json.dumps({"fingerprint": fingerprint})
         )
-        assert refused == self.model.commit_chunk(chunk.token, dist, fingerprint)
+        assert refused == self.model.commit_chunk(chunk.token, proofs, fingerprint)
 
     def _commit_batch(
         self, taken: Taken, claim: Claim, bits: int, failed: int, *, and_claim: bool
     ) -> None:
-        computed = claim.nonces[failed:]
-        valid = [(n, n / 8) for place, n in enumerate(computed) if bits >> place & 1]
+        computed, config = claim.nonces[failed:], claim.config
+        marked = (n for place, n in enumerate(computed[:4]) if bits >> place & 1)
+        valid = [(n, proof_of(config, n)) for n in marked]
         message = None
-        if claim.config.callback_url and valid:
-            message = Message("http://c", "{}", f"m{next(self.ids)}", claim.round_id, 60)
+        if config.callback_url and valid:
+            told: dict[str, Any] = {"body": "{}"}
+            if config.scheme == "artifact":
+                told = {"body": "[", "items": tuple(str(n) for n, _ in valid), "tail": "]"}
+            key = f"m{next(self.ids)}"
+            message = Message("http://c", key=key, round=claim.round_id, deadline_s=60, **told)
         outcome = Computed(
             checked=len(computed),
-            valid=valid,
+            valid=[(n, config.terms.dumped(proof)) for n, proof in valid],
             failed=failed,
-            error=f"no finite distance for {failed}" if failed else None,
+            error=f"no finite numbers for {failed}" if failed else None,
             message=message,
         )
         store, mine, got = self.stores[taken.worker], self.pipelines[taken.worker], None
@@ -403,7 +429,7 @@ class NodeMachine(RuleBasedStateMachine):
             taken.epoch,
             failed,
             valid,
-            message and message.key,
+            message,
         )
         assert refused == expected or (expected == FULL and str(refused).startswith(FULL))
         # A worker that knows another round than the current one has to ask by itself.
@@ -460,10 +486,10 @@ class NodeMachine(RuleBasedStateMachine):
         assert job
         assert job.id == self.model.verdicts[0]
         known = self.model.jobs[job.id]
-        dist = [nan] * len(known.batch)
-        for start, part in known.dist.items():
-            dist[start : start + len(part)] = part
-        assert repr(job.dist) == repr(dist)
+        proofs: list[Proof | None] = [None] * len(known.batch)
+        for start, part in known.proofs.items():
+            proofs[start : start + len(part)] = part
+        assert job.proofs == proofs
         assert (job.batch, job.config, job.round_id) == (known.batch, known.config, known.round)
         assert job.error == ("its chunks were computed by different models" * known.mixed)
         self.computed.append(job)
@@ -476,12 +502,14 @@ class NodeMachine(RuleBasedStateMachine):
         self._finish(self._one_of(self.computed, at), via, honest, called_back=True)
 
     def _finish(self, job: ComputedValidation, via: int, honest: bool, called_back: bool) -> None:
-        result = '{"verdict": "honest"}' if honest else None
+        # As if it had been computed.
+        verdict = job.config.terms.judge(job.batch, job.batch.claims or []) if honest else None
         error = None if honest else CouldNotCompute("no distance")
         message = None
         if called_back:
             message = Message("http://c", "{}", f"v{next(self.ids)}", job.round_id, 60)
-        self.stores[via].validations.finish(job, result, error, message)
+        self.stores[via].validations.finish(job, verdict, error, message)
+        result = None if verdict is None else verdict.model_dump_json()
         self.model.finish(job.id, result, message and message.key)
 
     @precondition(lambda self: self.model.ends)
@@ -517,7 +545,9 @@ class NodeMachine(RuleBasedStateMachine):
         known = [entry.key for entry in self.entries]
         fresh = [key for key in self.model.outbox if key not in known]
         assert [entry.key for entry in entries] == fresh[:3]
-        assert [entry.round for entry in entries] == [self.model.outbox[k] for k in fresh[:3]]
+        assert [(entry.round, self.stores[via].outbox.body(entry.id)) for entry in entries] == [
+            self.model.outbox[k] for k in fresh[:3]
+        ]
         self.entries += entries
 
     @precondition(lambda self: self.entries)
@@ -549,7 +579,7 @@ class NodeMachine(RuleBasedStateMachine):
         status = store.status(newest=1000)
         self._shows(status, *self.model.status())
         expected = current.valid if current else []
-        assert list(zip(status.valid_nonces, status.valid_distances, strict=True)) == expected
+        assert list(zip(status.valid_nonces, status.proofs, strict=True)) == expected
         assert len({nonce for nonce, _ in expected}) == len(expected)
         listed = {each.round_id: each.kept_until for each in store.rounds.kept(1000)}
         assert listed == {

@@ -20,6 +20,7 @@ from shared.store.connection import Client
 from shared.store.keys import Keys
 from shared.store.overview import OUTCOMES
 from shared.store.validations import KEEP_OUTCOMES
+from support import changed
 
 VOCAB = 1024
 
@@ -33,7 +34,7 @@ def commit(store: Store, worker: str = "w", message: Message | None = None) -> N
     """A batch of two nonces, one of them valid."""
     claim = store.rounds.claim(worker, fresh_id())
     assert claim
-    valid = [(claim.nonces[0], 0.5)]
+    valid = [(claim.nonces[0], "0.5")]
     assert store.rounds.commit(claim, Computed(2, valid, message=message)) is None
 
 
@@ -297,12 +298,12 @@ class TestOutcomes:
             store.validations.finish(done, error=CouldNotCompute("2 of 2 nonces"))
             return None
         verdict = ValidatedBatch.judge(batch, dist, config)
-        store.validations.finish(done, result=verdict.model_dump_json())
+        store.validations.finish(done, verdict)
         return verdict
 
     def test_they_are_shown_newest_first(self, store: Store, config: PoCConfig) -> None:
         """With their p-value, or with what stood in the way."""
-        config = config.model_copy(update={"r_target": 1.0})
+        config = changed(config, r_target=1.0)
         self.finish(store, config, "honest", [0.5, 0.5])
         verdict = self.finish(store, config, "fraud", [1.9, 1.9])
         self.finish(store, config, "error", None)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isnan, nan
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from chunks import claim_chunk
+from chunks import claim_chunk, verdict_on
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundFailed, RoundMismatch, RoundNotInitialized
@@ -42,6 +41,12 @@ def computed(store: Store) -> ComputedValidation:
     job = store.validations.next_computed()
     assert job
     return job
+
+
+def end(store: Store, message: Message | None = None) -> None:
+    """Judge the next validation that waits for it."""
+    job = computed(store)
+    store.validations.finish(job, verdict_on(job), message=message)
 
 
 def test_a_batch_is_cut_into_chunks(store: Store, config: PoCConfig) -> None:
@@ -90,8 +95,7 @@ def test_chunks_of_two_models_make_no_verdict(store: Store, config: PoCConfig) -
     assert store.validations.commit(first, [0.1], profile='{"fingerprint": "one"}') is None
     assert store.validations.commit(second, [0.2], profile='{"fingerprint": "two"}') is None
     job = computed(store)
-    assert job.dist[0] == 0.1
-    assert isnan(job.dist[1])
+    assert job.proofs == [0.1, None]
     assert job.error == "its chunks were computed by different models"
 
 
@@ -116,7 +120,7 @@ def test_evidence_lives_as_long_as_its_validation(
 ) -> None:
     """And none is there of a validation that nobody knows."""
     store.validations.open("j", ValidateRequest(batch=batch_of(config, 7), config=config))
-    store.validations.commit(take(store), [nan])
+    store.validations.commit(take(store), [None])
     job, error = computed(store), CouldNotCompute("why")
     evidence = job.evidence(error)
     store.validations.finish(job, error=error, evidence=evidence)
@@ -136,7 +140,7 @@ def test_the_last_chunk_makes_it_ready(store: Store, config: PoCConfig) -> None:
     assert store.validations.progress() == {"j": {"done": 1, "total": 3}}
     assert store.validations.commit(first, [0.1, 0.2]) is None
     job = computed(store)
-    assert (job.id, job.dist, job.error, job.profile) == ("j", [0.1, 0.2, 0.3], "", "{}")
+    assert (job.id, job.proofs, job.error, job.profile) == ("j", [0.1, 0.2, 0.3], "", "{}")
     assert job.batch.nonces == [7, 5, 3]
 
 
@@ -155,12 +159,12 @@ def test_a_job_that_another_clerk_ends_meanwhile_is_whole_or_gone(
     def read_then_end(key: str) -> Any:
         found = read(key)
         monkeypatch.undo()
-        other.validations.finish(job, result="{}")
+        other.validations.finish(job, verdict_on(job))
         return found
 
     monkeypatch.setattr(redis, "hgetall", read_then_end)
     seen = store.validations.next_computed()
-    assert seen is None or seen.dist == [0.1, 0.2]
+    assert seen is None or seen.proofs == [0.1, 0.2]
 
 
 def test_a_chunk_counts_once(store: Store, config: PoCConfig, redis: Client, keys: Keys) -> None:
@@ -251,20 +255,18 @@ def test_a_chunk_that_fails_too_often_is_given_up(store: Store, config: PoCConfi
     store.validations.commit(take(store), [0.2])
     store.validations.commit(take(store), [0.3])
     job = computed(store)
-    assert isnan(job.dist[0])
-    assert (job.dist[1:], job.error) == ([0.2, 0.3], "out of memory")
+    assert (job.proofs, job.error) == ([None, 0.2, 0.3], "out of memory")
 
 
 def test_a_distance_that_could_not_be_computed_stays_one(store: Store, config: PoCConfig) -> None:
-    """JSON has no NaN, and an infinity is no better."""
+    """And the others keep all their digits."""
     store.validations.open(
         "j", ValidateRequest(batch=batch_of(config, 1, 2, 3), config=in_chunks(config, 3))
     )
-    store.validations.commit(take(store), [nan, 0.1 + 0.2, float("inf")])
-    first, second, third = computed(store).dist
-    assert isnan(first)
-    assert second == 0.1 + 0.2
-    assert isnan(third)
+    store.validations.commit(take(store), [None, 0.1 + 0.2, 2.0])
+    job = computed(store)
+    assert job.proofs == [None, 0.1 + 0.2, 2.0]
+    assert job.not_computed == [1]
 
 
 def test_an_empty_batch_is_ready_at_once(store: Store, config: PoCConfig) -> None:
@@ -273,7 +275,7 @@ def test_an_empty_batch_is_ready_at_once(store: Store, config: PoCConfig) -> Non
         "j", ValidateRequest(batch=batch_of(config), config=in_chunks(config, 4))
     )
     assert claim_chunk(store, "w", "t") is None
-    assert computed(store).dist == []
+    assert computed(store).proofs == []
 
 
 def test_the_largest_nonces_survive(store: Store, config: PoCConfig) -> None:
@@ -294,14 +296,15 @@ def test_a_validation_ends_once(store: Store, config: PoCConfig) -> None:
     )
     job = computed(store)
     message = Message("http://c/validated", "{}", "j", "", 60)
-    store.validations.finish(job, result="{}", message=message)
+    verdict = verdict_on(job)
+    store.validations.finish(job, verdict, message=message)
     store.validations.finish(job, error=CouldNotCompute("too late"))
     assert store.validations.next_computed() is None
     assert store.validations.progress() == {}
     assert store.outbox.waiting() == 1
     ending = store.endings.next()
     assert ending
-    assert (ending.task, ending.verdict, ending.error) == ("j", "{}", None)
+    assert (ending.task, ending.verdict, ending.error) == ("j", verdict.model_dump_json(), None)
     store.endings.drop(ending)
     assert store.endings.next() is None
 
@@ -341,7 +344,7 @@ def test_an_ended_validation_expires(
     store.validations.open(
         "j", ValidateRequest(batch=batch_of(config), config=in_chunks(config, 4))
     )
-    store.validations.finish(computed(store), result="{}")
+    end(store)
     assert 0 < redis.ttl(keys("job", "j")) <= 50
     assert not redis.hexists(keys("job", "j"), "batch")
 
@@ -365,7 +368,7 @@ def test_it_never_touches_the_round(store: Store, config: PoCConfig) -> None:
     )
     for _ in range(2):
         store.validations.commit(take(store), [0.5])
-    store.validations.finish(computed(store), result="{}")
+    end(store)
     assert store.rounds.status() == before
 
 
@@ -393,7 +396,7 @@ def test_its_callback_counts_in_its_round(store: Store, config: PoCConfig) -> No
     store.validations.open("j", ValidateRequest(batch=batch_of(config)))
     store.rounds.init("i2", InitRequest(config=config, round_id="r2"))
     message = Message("http://c/validated", "{}", "j", "r1", 60)
-    store.validations.finish(computed(store), result="{}", message=message)
+    end(store, message)
     pending = [store.rounds.status(each) for each in ("r1", "r2", None)]
     assert [status and status.callbacks_pending for status in pending] == [1, 0, 0]
 
@@ -464,7 +467,7 @@ def test_what_is_no_validation_keeps_none_waiting(
 ) -> None:
     """Given a stray item in front of the verdicts, it is dropped, visibly."""
     store.validations.open("done", ValidateRequest(batch=batch_of(config), config=config))
-    store.validations.finish(computed(store), result="{}")
+    end(store)
     redis.rpush(keys("verdicts"), stray)
     store.validations.open("j", ValidateRequest(batch=batch_of(config), config=config))
     assert computed(store).id == "j"
@@ -513,7 +516,7 @@ def test_a_validation_is_not_opened_twice(
     store.validations.open("j", ValidateRequest(batch=batch, config=config))
     assert store.validations.progress() == {"j": {"done": 1, "total": 2}}
     store.validations.commit(take(store), [0.2])
-    store.validations.finish(computed(store), result="{}")
+    end(store)
     redis.delete(keys("command", "j"))
     store.validations.open("j", ValidateRequest(batch=batch, config=config))
     assert store.validations.progress() == {}

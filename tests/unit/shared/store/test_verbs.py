@@ -131,6 +131,10 @@ def history(store: Store, client: redis.Redis) -> None:
     def message(round_id: str) -> Message:
         return Message("http://c", "{}", "key", round_id, 60)
 
+    def joined(round_id: str) -> Message:
+        """One that waits for others."""
+        return Message("http://c", "[", "key", round_id, 60, items=("1",), tail="]")
+
     def beat(*tokens: str) -> None:
         round_id, _ = rounds.current()
         workers.heartbeat("w", {"fingerprint": "f"}, {}, tokens, [0.5], counted=(round_id, {-1: 2}))
@@ -142,7 +146,7 @@ def history(store: Store, client: redis.Redis) -> None:
         )
         claim = rounds.claim("w", f"{round_id}-1", "f")
         assert claim
-        assert rounds.commit(claim, Computed(2, [(0, 0.5)], message=message(round_id))) is None
+        assert rounds.commit(claim, Computed(2, [(0, "0.5")], message=joined(round_id))) is None
         assert rounds.claim("w", f"{round_id}-2", "f")
 
     # Each command that opens a round replaces a busy one.
@@ -153,15 +157,19 @@ def history(store: Store, client: redis.Redis) -> None:
     busy("r5")
     busy("r6")
     sleep(60)  # what its worker held is taken over
-    assert rounds.claim("w", "r6-3", "f")
+    claim = rounds.claim("w", "r6-3", "f")
+    assert claim
+    assert rounds.commit(claim, Computed(2, [], message=joined("r6"))) is None
+    assert rounds.claim("w", "r6-4", "f")
     rounds.stop("s1", StopRequest(round_id="never"))
     rounds.stop("s2")
 
     # Generations whose time is over, and some that a count ends.
-    def more(valid: Sequence[tuple[int, float]] = ()) -> None:
+    def more(valid: Sequence[tuple[int, str]] = ()) -> None:
         claim = rounds.claim("w", fresh_id(), "f")
         assert claim
-        assert rounds.commit(claim, Computed(2, valid)) is None
+        computed = Computed(2, valid, message=joined(claim.round_id))
+        assert rounds.commit(claim, computed) is None
 
     for ends in (beat, lambda: rounds.claim("w", "late", "f")):
         rounds.generate(fresh_id(), GenerateRequest(seconds=1))
@@ -169,7 +177,7 @@ def history(store: Store, client: redis.Redis) -> None:
         sleep(1)
         ends()
     rounds.generate("g-count", GenerateRequest(until_valid=2))
-    more([(4, 0.5)])
+    more([(4, "0.5")])
     rounds.generate("g-enough", GenerateRequest(until_valid=1))
     # A batch that fails for good, a round that is full.
     busy("r7")
@@ -180,7 +188,7 @@ def history(store: Store, client: redis.Redis) -> None:
     rounds.give_back(claims[0], "it failed")  # type: ignore[arg-type]
     claim = rounds.claim("w", "c3", "f")
     assert claim
-    assert str(rounds.commit(claim, Computed(2, [(8, 0.1), (9, 0.1)]))).startswith(
+    assert str(rounds.commit(claim, Computed(2, [(8, "0.1"), (9, "0.1")]))).startswith(
         "the round holds 1 valid"
     )
     for entry in store.outbox.take("s", 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from math import nan
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
@@ -28,7 +27,7 @@ def claim(config: PoCConfig = CONFIG) -> Claim:
 
 
 def job(config: PoCConfig = CONFIG, id: str = "task-1") -> ComputedValidation:
-    return ComputedValidation(id, "r1", BATCH, config, dist=[0.1, nan], error="", profile="")
+    return ComputedValidation(id, "r1", BATCH, config, proofs=[0.1, None], error="", profile="")
 
 
 def test_a_generated_message_is_a_proof_batch_that_reads_back_equal() -> None:
@@ -60,12 +59,12 @@ def test_a_verdict_is_told_as_it_is() -> None:
 
 def test_a_validation_without_a_verdict_tells_the_error_and_what_it_was_about() -> None:
     """No verdict field is there, so nobody can take it for one."""
-    message = validated_message(job(), CouldNotCompute("no finite distance"), [2**62])
+    message = validated_message(job(), CouldNotCompute("no finite numbers"), [2**62])
     assert message
     assert message.url.endswith("/validated")
     assert json.loads(message.body) == {
         "error": "CouldNotCompute",
-        "message": "no finite distance",
+        "message": "no finite numbers",
         "public_key": "node",
         "block_hash": "b10c",
         "block_height": 7,

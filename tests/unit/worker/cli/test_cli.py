@@ -23,12 +23,13 @@ from answering_worker import AnsweringWorker, Reply
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.requests import InitRequest
+from shared.schemes import SCHEMES
 from shared.settings import Settings, load_settings
 from shared.status import Commit, Incident, KeptRound, RoundStatus
 from shared.store import Store
 from worker.cli import main, rounds
 from worker.cli.app import app
-from worker.cli.options import CONFIG_HELP
+from worker.cli.options import CONFIG_FIELDS, CONFIG_HELP
 from worker.tools import demo, show
 
 CONFIG = ["--block-hash=b", "--block-height=1", "--public-key=k", "--r-target=1.5"]
@@ -159,8 +160,11 @@ def test_the_version_is_shown(poc: Poc) -> None:
 
 
 def test_every_field_of_a_config_is_an_option() -> None:
-    """A new field needs a help text here."""
-    assert CONFIG_HELP.keys() == PoCConfig.model_fields.keys()
+    """A new field needs a help text here. Which of two names was used is not typed."""
+    fields = {*PoCConfig.model_fields, "scheme"} - {"terms"}
+    for terms in SCHEMES.values():
+        fields |= terms.model_fields.keys()
+    assert CONFIG_HELP.keys() == CONFIG_FIELDS.keys() == fields - {"threshold_key"}
 
 
 def test_an_unknown_variable_is_an_error(poc: Poc, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +222,13 @@ def test_what_a_config_lacks_is_named_by_option(poc: Poc, command: str) -> None:
     ("args", "says"),
     [
         (["init", *CONFIG, "--r-target=3"], "r_target: Input should be less than or equal to 2"),
+        (["init", *CONFIG, "--k-dim=12"], "k_dim: a field of the scheme artifact, and this is dis"),
+        (["init", *CONFIG, "--scheme=artifact"], "r_target: a field of the scheme distance"),
+        (["init", *CONFIG, "--scheme=x"], "there is no scheme 'x'; there are distance, artifact"),
+        (
+            ["selfcheck", "--config=HERE/artifact"],
+            "a selfcheck compares distances, and the ",
+        ),
         (["init", *CONFIG, "--node-id=1"], "node_id 1 is not in [0, node_count=1)"),
         (["generate", "--replace"], "it needs a config"),
         (["validate", "--batch=/no/such/file"], "/no/such/file: can't be read: No such file"),
@@ -232,7 +243,8 @@ def test_bad_input_is_told_before_anything_is_sent(
     poc: Poc, tmp_path: Path, args: list[str], says: str
 ) -> None:
     """Redis is away, and nobody notices."""
-    for name, text in {"text": "hello", "list": "[]", "empty": "{}"}.items():
+    files = {"text": "hello", "list": "[]", "empty": "{}", "artifact": '{"scheme": "artifact"}'}
+    for name, text in files.items():
         (tmp_path / name).write_text(text)
     placed = [arg.replace("HERE", str(tmp_path)) for arg in args]
     assert says in error_of(poc(*placed), 2)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, isfinite, isnan, nan
+from math import inf, isfinite, nan
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shared.schemes import Proof
 from worker import gpu_random
 from worker.engines import Job
-from worker.engines.tile import Tiles, cut, join, to_floats
+from worker.engines.tile import Forward, Tiles, cut, join
+from worker.schemes import Deployed
 
 HIDDEN, VOCAB, SEQ_LEN = 8, 16, 3
 CPU = torch.device("cpu")
@@ -24,9 +27,10 @@ nonces = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=9)
 
 
 def tiles(size: int = 4, **options: int) -> Tiles:
-    return Tiles(
-        size, hidden_size=HIDDEN, vocab_size=VOCAB, device=CPU, dtype=torch.float32, **options
+    deployed = Deployed(
+        layers=1, hidden_size=HIDDEN, vocab_size=VOCAB, device=CPU, dtype=torch.float32
     )
+    return Tiles(size, deployed, **options)
 
 
 def job(*wanted: int, seq_len: int = SEQ_LEN, strong_rng: bool = False) -> Job:
@@ -36,6 +40,12 @@ def job(*wanted: int, seq_len: int = SEQ_LEN, strong_rng: bool = False) -> Job:
 def forward(inputs: Tensor) -> Tensor:
     """Logits that each input of a row moves, with two more than the vocabulary has."""
     return torch.cat([inputs.flatten(1)[:, :VOCAB], torch.full((len(inputs), 2), inf)], dim=1)
+
+
+def computed(one: Job, wanted: Sequence[int], through: Forward = forward) -> list[Proof | None]:
+    """The distances of one tile."""
+    mine = tiles()
+    return mine.proofs(mine.rows(one, wanted, through, 4), one)
 
 
 def alone(nonce: int, *, strong_rng: bool = False) -> float:
@@ -55,9 +65,9 @@ def test_a_nonce_has_its_own_distance_in_any_tile(
 ) -> None:
     """To the last bit, however many others there are, and whatever a tile is filled up with."""
     one = job(*wanted, strong_rng=strong_rng)
-    parts = [tiles().distances(one, each, forward, size) for each in cut(one.nonces, size)]
+    parts = [tiles().rows(one, each, forward, size) for each in cut(one.nonces, size)]
     expected = [alone(nonce, strong_rng=strong_rng) for nonce in wanted]
-    assert to_floats(join(parts)) == expected
+    assert tiles().proofs(join(parts), one) == expected
 
 
 @given(nonces, st.integers(1, 10))
@@ -70,7 +80,7 @@ def test_every_forward_has_the_same_shape(wanted: list[int], size: int) -> None:
         return forward(inputs)
 
     for each in cut(wanted, size):
-        tiles().distances(job(), each, watched, size)
+        tiles().rows(job(), each, watched, size)
     assert set(seen) == {torch.Size([size, SEQ_LEN, HIDDEN])}
     assert len(seen) == -(-len(wanted) // size)
 
@@ -83,7 +93,7 @@ def test_a_tile_is_filled_up_with_its_last_nonce() -> None:
         seen.append(inputs.clone())
         return forward(inputs)
 
-    tiles().distances(job(), [5, 6], watched, 4)
+    tiles().rows(job(), [5, 6], watched, 4)
     first, *others = seen[0]
     assert not torch.equal(first, others[0])
     assert all(torch.equal(each, others[0]) for each in others)
@@ -92,10 +102,7 @@ def test_a_tile_is_filled_up_with_its_last_nonce() -> None:
 @pytest.mark.parametrize("change", [{"block_hash": "other"}, {"public_key": "other"}])
 def test_block_and_key_move_every_distance(change: dict[str, str]) -> None:
     """Nobody can use what was computed for another."""
-    ours, theirs = (
-        to_floats(tiles().distances(each, [1, 2, 3], forward, 4))
-        for each in (job(), replace(job(), **change))
-    )
+    ours, theirs = (computed(each, [1, 2, 3]) for each in (job(), replace(job(), **change)))
     assert not set(ours) & set(theirs)
 
 
@@ -106,7 +113,7 @@ def test_what_a_forward_raises_is_not_hidden() -> None:
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
 
     with pytest.raises(torch.OutOfMemoryError, match="9 GiB"):
-        tiles().distances(job(), [1], fail, 4)
+        tiles().rows(job(), [1], fail, 4)
 
 
 def test_nothing_keeps_a_forward_that_is_done() -> None:
@@ -119,7 +126,7 @@ def test_nothing_keeps_a_forward_that_is_done() -> None:
     gc.disable()
     try:
         mine, model = tiles(), Weights()
-        mine.distances(job(), [1], model, 4)
+        mine.rows(job(), [1], model, 4)
         gone = [weakref.ref(mine), weakref.ref(model)]
         del mine, model
         assert [each() for each in gone] == [None, None]
@@ -129,11 +136,9 @@ def test_nothing_keeps_a_forward_that_is_done() -> None:
 
 @given(st.lists(st.floats(width=32)))
 def test_numbers_leave_the_device_as_they_are(values: list[float]) -> None:
-    """All that is not finite as NaN, which the manager counts as failed."""
-    found = to_floats(torch.tensor(values, dtype=torch.float32))
-    assert [value if isfinite(value) else None for value in values] == [
-        None if isnan(value) else value for value in found
-    ]
+    """All that is not finite as None, which the manager counts as failed."""
+    found = tiles().proofs(torch.tensor(values, dtype=torch.float32), job())
+    assert found == [value if isfinite(value) else None for value in values]
 
 
 @given(nonces, st.integers(1, 10))
@@ -163,15 +168,13 @@ def test_what_is_not_finite_is_no_distance(bad: float) -> None:
         logits[1, 3] = bad
         return logits
 
-    first, second, third = to_floats(tiles().distances(job(), [5, 6, 7], spoilt, 4))
-    assert isnan(second)
-    assert [first, third] == [alone(5), alone(7)]
+    assert computed(job(), [5, 6, 7], spoilt) == [alone(5), None, alone(7)]
 
 
 def test_a_rank_without_logits_has_no_distances() -> None:
     """As the others of its group have them."""
-    assert tiles().distances(job(), [1, 2], lambda _: None, 4) is None
-    assert to_floats(join([None, None])) == []
+    assert tiles().rows(job(), [1, 2], lambda _: None, 4) is None
+    assert computed(job(), [1, 2], lambda _: None) == tiles().proofs(join([None]), job()) == []
 
 
 def test_a_target_is_made_once_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,5 +189,5 @@ def test_a_target_is_made_once_for_each_block(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(gpu_random, "generate_target", generate_target)
     mine = tiles()
     for _ in range(3):
-        mine.distances(job(), [1], forward, 1)
+        mine.rows(job(), [1], forward, 1)
     assert made == ["b10c"]

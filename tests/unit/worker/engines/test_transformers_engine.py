@@ -220,7 +220,7 @@ class TestNumbers:
 
         engine._model.lm_head.register_forward_hook(poison)
         distances = engine.submit(job(*range(4))).result()
-        assert math.isnan(distances[2])
+        assert distances[2] is None
         assert distances[:2] + distances[3:] == healthy[:2] + healthy[3:]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from math import nan
 from typing import Any
 
 import pytest
@@ -65,7 +64,7 @@ def config(config: PoCConfig) -> PoCConfig:
 def computed(
     store: Store,
     config: PoCConfig,
-    dist: list[float],
+    dist: list[float | None],
     job: str = "v",
     profile: str = json.dumps(PROFILE),
     received: float = 0.5,
@@ -127,7 +126,7 @@ class TestVerdicts:
         batch = computed(store, config, [1.5] * 8)
         new_clerk().turn()
         kept = Evidence.model_validate_json(store.validations.evidence("v") or "")
-        assert (kept.validation, kept.batch, kept.dist) == ("v", batch, [1.5] * 8)
+        assert (kept.validation, kept.batch, kept.proofs) == ("v", batch, [1.5] * 8)
         assert (kept.config.r_target, kept.config.callback_url) == (config.r_target, None)
         assert (kept.n_invalid, kept.fraud_detected, kept.error) == (8, True, "")
         assert kept.opened_at is not None
@@ -137,12 +136,12 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, config: PoCConfig
     ) -> None:
         """What was computed stays, where nothing was there is nothing, and why."""
-        computed(store, config, [0.5, nan, 0.7])
+        computed(store, config, [0.5, None, 0.7])
         new_clerk().turn()
         kept = Evidence.model_validate_json(store.validations.evidence("v") or "")
-        assert kept.dist == [0.5, None, 0.7]
+        assert kept.proofs == [0.5, None, 0.7]
         assert kept.fraud_detected is None
-        assert kept.error.startswith("no finite distance for 1 of 3 nonces: 1")
+        assert kept.error.startswith("no finite numbers for 1 of 3 nonces: 1")
 
     def test_fraud_is_a_verdict_as_well(
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
@@ -176,12 +175,12 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Given two of three, then the error names the one, and the callback lists it."""
-        computed(store, config, [0.5, nan, 0.5])
+        computed(store, config, [0.5, None, 0.5])
         new_clerk().turn()
         task, kind, message = error_of(sink)
         assert (task, kind) == ("v", CouldNotCompute)
         assert message == (
-            "no finite distance for 1 of 3 nonces: 1; this accuses nobody: look at the workers, "
+            "no finite numbers for 1 of 3 nonces: 1; this accuses nobody: look at the workers, "
             "then send it again; all there is of it: poc evidence v"
         )
         assert sink.results == []
@@ -194,7 +193,7 @@ class TestVerdicts:
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
         """Given twelve nonces without a distance, then ten are named."""
-        computed(store, config, [nan] * 12)
+        computed(store, config, [None] * 12)
         new_clerk().turn()
         assert "for 12 of 12 nonces: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...; this" in error_of(sink)[2]
         (body,) = told_back(store)
@@ -203,7 +202,7 @@ class TestVerdicts:
     def test_ten_are_all_named(
         self, new_clerk: Callable[..., Clerk], store: Store, sink: KeptTickets, config: PoCConfig
     ) -> None:
-        computed(store, config, [nan] * 10)
+        computed(store, config, [None] * 10)
         new_clerk().turn()
         assert "nonces: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; this" in error_of(sink)[2]
 
@@ -266,7 +265,7 @@ class TestEndings:
         store.rounds.generate("g2")
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, Computed(4, [(0, 0.25), (2, 0.5)]))
+        store.rounds.commit(claim, Computed(4, [(0, "0.25"), (2, "0.5")]))
         stopped = store.rounds.stop("s")
         new_clerk().turn()
         assert sorted(sink.ended) == ["g1", "g2"]
@@ -290,7 +289,7 @@ class TestEndings:
         store.rounds.generate("g", GenerateRequest(config=config))
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, Computed(4, [(n, 0.5) for n in range(4)]))
+        store.rounds.commit(claim, Computed(4, [(n, "0.5") for n in range(4)]))
         store.rounds.stop("s")
         new_clerk().turn()
         ((_, result),) = sink.results
@@ -342,7 +341,7 @@ class TestEndings:
         store.rounds.generate("g", GenerateRequest(config=config))
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, Computed(4, [(0, 0.25), (2, 0.5)]))
+        store.rounds.commit(claim, Computed(4, [(0, "0.25"), (2, "0.5")]))
         new_clerk().turn()
         task, kind, message = error_of(sink)
         assert (task, kind) == ("g", RoundFailed)
@@ -409,7 +408,7 @@ class TestProgress:
         store.rounds.generate("g2")
         claim = store.rounds.claim("w", "t")
         assert claim
-        store.rounds.commit(claim, Computed(4, [(0, 0.25)]))
+        store.rounds.commit(claim, Computed(4, [(0, "0.25")]))
         new_clerk().turn()
         assert [task for task, _ in sink.reports] == ["g1", "g2"]
         for _, state in sink.reports:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from shared.requests import ValidateRequest
 from shared.settings import load_settings
 from shared.store import Store, fresh_id
 from shared.store.connection import Client
-from support import wait_until
+from support import changed, wait_until
 from worker.engines import Job, Pending
 from worker.manager import PoCManager
 from worker.node.functional_check import FunctionalCheck
@@ -222,7 +221,7 @@ class TestStep:
             pass
         job = store.validations.next_computed()
         assert job
-        assert job.dist == distances(*range(10), key="them")
+        assert job.proofs == distances(*range(10), key="them")
         assert json.loads(job.profile)["fingerprint"] == "fingerprint-of-fake"
         assert (manager.pipeline.computed, manager.pipeline.tokens) == (10, [])
 
@@ -274,7 +273,7 @@ class TestStep:
             pass
         job = store.validations.next_computed()
         assert job
-        assert all(isnan(distance) for distance in job.dist)
+        assert job.proofs == [None, None]
         assert job.error == "the fake engine was asked to fail"
         assert len(engine.jobs) == 1
         assert manager.pipeline.computed == 0
@@ -331,7 +330,7 @@ class TestStep:
 
     @pytest.mark.parametrize("job", ["batch", "chunk"])
     @pytest.mark.parametrize(("how", "gave"), [("one short", 3), ("one over", 5)])
-    def test_an_engine_that_gives_too_few_or_too_many_distances(
+    def test_an_engine_that_gives_too_few_or_too_many_proofs(
         self, how: str, gave: int, job: str, store: Store, config: PoCConfig, fault: Path
     ) -> None:
         """It is a defect: nothing of the batch counts, and the batch is free for others."""
@@ -342,7 +341,7 @@ class TestStep:
         else:
             manager.open_validation(ValidateRequest(batch=theirs(config, *range(4)), config=config))
         manager.pipeline.step()
-        with pytest.raises(ValueError, match=f"the engine gave {gave} distances for 4 nonces"):
+        with pytest.raises(ValueError, match=f"the engine gave {gave} proofs for 4 nonces"):
             manager.pipeline.step()
         manager.pipeline.drain()
         assert (manager.pipeline.tokens, manager.pipeline.computed) == ([], 0)
@@ -396,7 +395,7 @@ class TestStep:
     ) -> None:
         """Strictly below."""
         limit = distances(1)[0]
-        manager.start_generate(config.model_copy(update={"r_target": limit}))
+        manager.start_generate(changed(config, r_target=limit))
         while status(store).total_checked == 0:
             manager.pipeline.step()
         below = [n for n in range(4) if distances(n)[0] < limit]
@@ -468,7 +467,7 @@ class TestDropping:
             pass
         job = store.validations.next_computed()
         assert job
-        assert job.dist == distances(*range(8), key="them")
+        assert job.proofs == distances(*range(8), key="them")
 
     def test_what_waits_is_dropped_before_the_end(
         self, manager: PoCManager, engine: FakeEngine, store: Store, config: PoCConfig

@@ -14,7 +14,7 @@ from shared.requests import GenerateRequest
 from shared.store import Claim, Computed, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
-from support import Clock
+from support import Clock, kept
 from worker.callbacks.messages import generated_message
 from worker.node import rounds
 from worker.node.rounds import RoundLog
@@ -84,7 +84,7 @@ def test_a_round_from_its_begin_to_its_end(
     log.look(0, 0)
     work = claim(store)
     valid = [(1, 0.5), (2, 0.7)]
-    found = Computed(3, valid, failed=1, message=generated_message(work, valid))
+    found = Computed(3, kept(valid), failed=1, message=generated_message(work, valid))
     store.rounds.commit(work, found)
     advance(10)
     store.rounds.stop("s")
@@ -278,6 +278,6 @@ def test_a_round_that_was_stopped_says_why(
     log = RoundLog(store, "w")
     store.rounds.generate("g", GenerateRequest(config=config, round_id="r1"))
     log.look(0, 0)
-    store.rounds.commit(claim(store), Computed(4, [(1, 0.5), (2, 0.5)]))
+    store.rounds.commit(claim(store), Computed(4, [(1, "0.5"), (2, "0.5")]))
     log.look(0, 0)
     assert "round r1 is over, STOPPED (the round holds 0 valid nonces and" in caplog.text

@@ -16,6 +16,7 @@ from shared.config import PoCConfig
 from shared.data import ValidatedBatch
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.store import Entry, Store
+from support import changed
 from traced import tracer_and_spans
 from worker.manager import PoCManager
 from worker.node.clerk import Clerk
@@ -34,7 +35,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def told(config: PoCConfig) -> PoCConfig:
-    return config.model_copy(update={"callback_url": "http://c", "r_target": 2.0})
+    return changed(config, callback_url="http://c", r_target=2.0)
 
 
 def callback(store: Store) -> Entry:

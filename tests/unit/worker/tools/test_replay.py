@@ -22,7 +22,7 @@ def replay(then: list[float | None], now: list[float], **more: Any) -> Replay:
         validation="v",
         batch=BATCH,
         config=CONFIG,
-        dist=then,
+        proofs=then,
         computed_by=[
             Computer(worker="w0", device="cpu", profile={"tile": "8", "dtype": "float32"}),
             Computer(worker="w1", device="cpu", profile={"tile": "4", "dtype": "float32"}),
@@ -54,7 +54,7 @@ def test_what_had_no_distance_is_compared_with_nothing(capsys: pytest.CaptureFix
     assert again.outcome == ("could not compute", "honest")
     again.show(as_json=False)
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 of 2 recomputed distances are the same to the last bit; 1 had none then" in said
+    assert "2 of 2 recomputed proofs are the same to the last bit; 1 had none then" in said
 
 
 def test_json_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ class FakeVllm:
         if method == "poc_prepare":
             return [{"tile": args[0], "max_tokens": 64, "max_model_len": 16}]
         if method == "poc_time":
-            tile, _, forwards = args
+            tile, _, forwards, _ = args
             return [forwards * tile / self.rates[tile]]
         ticket, now = args[0], time.monotonic()
         self.calls.append(f"{method.removeprefix('poc_')} {ticket}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.config import PoCConfig, r_target_for
+from shared.schemes.distance import Distance, r_target_for
 from worker.tools.calibration.mismatch import Distances, Noise
 
 #: Where 5% are valid, as on the page.
@@ -17,9 +17,8 @@ R_TARGET = 1.4112
 VOCAB = 151_936
 
 
-def config(**changes: object) -> PoCConfig:
-    usual = {"block_hash": "b", "block_height": 0, "public_key": "k", "r_target": R_TARGET}
-    return PoCConfig.model_validate(usual | changes)
+def terms(**changes: object) -> Distance:
+    return Distance.model_validate({"r_target": R_TARGET} | changes)
 
 
 def sampled(nonces: int, spread: float, mean: float = 0.0) -> Noise:
@@ -50,7 +49,7 @@ def test_mismatches_are_those_that_were_measured(
     It was made from the measured differences, this from a normal distribution of their spread: so
     within a third, and in the far tail within a factor.
     """
-    rate = IDEAL.mismatches(NOISE, config(dist_tolerance=tolerance), margin)
+    rate = IDEAL.mismatches(NOISE, terms(dist_tolerance=tolerance), margin)
     assert rate == pytest.approx(measured, rel=0.34 if measured > 1e-5 else 3)
 
 
@@ -64,14 +63,14 @@ def test_mismatches_are_those_of_a_simulation() -> None:
         if ours < R_TARGET:
             valid += 1
             changed += ours + chance.gauss(1e-4, 2e-4) > R_TARGET
-    assert IDEAL.mismatches(noise, config(), 0) == pytest.approx(changed / valid, rel=0.05)
+    assert IDEAL.mismatches(noise, terms(), 0) == pytest.approx(changed / valid, rel=0.05)
 
 
 def test_equal_distances_never_mismatch() -> None:
     """Given the same bits on both sides, then exactly never, and no margin is needed."""
     same = Noise(NOISE.ours, NOISE.ours)
-    assert IDEAL.mismatches(same, config(), 0) == 0
-    assert IDEAL.margin_for(same, config(), 0) == 0
+    assert IDEAL.mismatches(same, terms(), 0) == 0
+    assert IDEAL.margin_for(same, terms(), 0) == 0
     assert (same.equal, same.largest) == (4096, 0)
 
 
@@ -79,7 +78,7 @@ def test_equal_distances_never_mismatch() -> None:
 def test_more_margin_is_never_worse(spread: float, one: float, other: float) -> None:
     noise = Noise([0.0, 0.0], [-spread, spread])
     low, high = sorted((one, other))
-    of_low, of_high = (IDEAL.mismatches(noise, config(), each) for each in (low, high))
+    of_low, of_high = (IDEAL.mismatches(noise, terms(), each) for each in (low, high))
     assert of_high <= of_low + 1e-12
 
 
@@ -88,24 +87,24 @@ def test_more_margin_is_never_worse(spread: float, one: float, other: float) -> 
 def test_the_margin_that_is_named_suffices(spread: float, rate: float) -> None:
     """Whatever the noise and the rate; and half of it does not, unless none is needed."""
     noise = Noise([0.0, 0.0], [-spread, spread])
-    margin = IDEAL.margin_for(noise, config(), rate)
+    margin = IDEAL.margin_for(noise, terms(), rate)
     if math.isinf(margin):  # too dear
-        assert IDEAL.mismatches(noise, config(), 0) > rate
+        assert IDEAL.mismatches(noise, terms(), 0) > rate
         return
-    assert IDEAL.mismatches(noise, config(), margin) <= rate
+    assert IDEAL.mismatches(noise, terms(), margin) <= rate
     if margin:
-        assert IDEAL.mismatches(noise, config(), margin / 2) > rate
+        assert IDEAL.mismatches(noise, terms(), margin / 2) > rate
 
 
 def test_another_model_is_no_matter_of_a_margin() -> None:
     """Given half of the layers, whose distances differ as nonces do, then none is named."""
     other = sampled(4096, 2.6e-3)
-    assert math.isinf(IDEAL.margin_for(other, config(), 5e-4))
+    assert math.isinf(IDEAL.margin_for(other, terms(), 5e-4))
 
 
 def test_what_changed_sides_is_counted() -> None:
     """Only of what was submitted, and only beyond the tolerance."""
     noise = Noise([1.0, 1.1, 1.2], [1.14, 1.16, 1.3])
-    assert noise.changed_sides(config(r_target=1.15)) == (1, 2)
-    assert noise.changed_sides(config(r_target=1.15, dist_tolerance=0.02)) == (0, 2)
-    assert noise.changed_sides(config(r_target=1.15, submit_margin=0.1)) == (0, 1)
+    assert noise.changed_sides(terms(r_target=1.15)) == (1, 2)
+    assert noise.changed_sides(terms(r_target=1.15, dist_tolerance=0.02)) == (0, 2)
+    assert noise.changed_sides(terms(r_target=1.15, submit_margin=0.1)) == (0, 1)

@@ -13,6 +13,7 @@ from shared.config import PoCConfig
 from shared.errors import ConfigError, Quarantined
 from shared.settings import load_settings
 from shared.store import Store
+from support import changed
 from worker.node.functional_check import BLOCK_HASH, NONCES, PUBLIC_KEY
 from worker.tools.calibration.selfcheck import Plan, Report, check
 from worker.tools.calibration.sides import Side
@@ -51,7 +52,7 @@ def test_noise_makes_a_fraud_of_an_honest_node() -> None:
 def test_the_margin_that_it_names_makes_it_pass() -> None:
     """With the same noise, as if the node had set it."""
     margin = checked("model=fake?noise=0.01").worst.margin
-    config = CONFIG.model_copy(update={"submit_margin": margin})
+    config = changed(CONFIG, submit_margin=margin)
     settings = load_settings({}, engine="fake_engine:load", model="fake")
     report = check(settings, Plan(config, 64, 200, None, [Side.of("model=fake?noise=0.01")]))
     assert report.passes
