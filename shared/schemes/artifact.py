@@ -88,9 +88,11 @@ class ArtifactBatch(Batch):
     @classmethod
     def _read_artifacts(cls, data: Any) -> Any:
         """Nonces and vectors from `artifacts`, which then are of just these nonces."""
-        if not isinstance(data, Mapping) or data.get("artifacts") is None:
+        if not isinstance(data, Mapping):
             return data
         rest = {name: value for name, value in data.items() if name != "artifacts"}
+        if data.get("artifacts") is None:
+            return rest
         if data.get("vectors") is not None:
             raise ValueError("vectors and artifacts say the same: send one of them")
         given = _Artifacts.model_validate({"artifacts": data["artifacts"]}).artifacts
@@ -98,7 +100,12 @@ class ArtifactBatch(Batch):
         if len(claimed) != len(given):
             raise ValueError("artifacts: a nonce is repeated")
         nonces = rest.setdefault("nonces", list(claimed))
-        if not isinstance(nonces, Sequence) or set(nonces) != claimed.keys():
+        # What is no number may be nothing that a set can hold.
+        if not (
+            isinstance(nonces, Sequence)
+            and all(isinstance(nonce, int) for nonce in nonces)
+            and set(nonces) == claimed.keys()
+        ):
             raise ValueError("artifacts: their nonces must be those of the field nonces")
         return rest | {"vectors": [claimed[nonce] for nonce in nonces]}
 
@@ -215,12 +222,14 @@ class ArtifactTerms(Terms):
         if not isinstance(data, Mapping) or "threshold_key" in data:
             return data
         found = dict(data)
-        alias = found.pop("fraud_threshold", None)
+        if "fraud_threshold" in found:
+            alias = found.pop("fraud_threshold")
+            given = {"p_value_threshold": alias, "threshold_key": "fraud_threshold"} | found
+        else:
+            given = found
         if "p_value_threshold" in found:
-            return found | {"threshold_key": "p_value_threshold"}
-        if alias is not None:
-            return found | {"p_value_threshold": alias, "threshold_key": "fraud_threshold"}
-        return found
+            given["threshold_key"] = "p_value_threshold"
+        return given
 
     @classmethod
     def known(cls) -> set[str]:

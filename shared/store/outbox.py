@@ -35,8 +35,8 @@ class Message:
     deadline_s: float
     #: The step of a trace that it follows from; empty without one.
     traceparent: str = ""
-    #: With items it is joined with what comes within a second: body, items with commas between
-    #: them, tail.
+    #: With items it is joined with others of its round, so that about one a second goes out: body,
+    #: items with commas between them, tail.
     items: tuple[str, ...] = ()
     tail: str = ""
 

@@ -65,9 +65,10 @@ local function sample()
     table.concat({seconds(now_ms()), checked, course[2] or '0'}, ' '))
 end
 
--- Callbacks that are joined: their items wait in K.gathered, behind what they have in common, for
--- up to a second from the first of them, or until there are so many.
-local GATHER_MS, GATHER_ITEMS = 1000, 16384
+-- Callbacks that are joined: their items wait in K.gathered, behind what they have in common, until
+-- a second has passed since the last of such a message went out, or until they are that long. So the
+-- first batch of a generation is told at once, and slow batches each by itself.
+local GATHER_MS, GATHER_BYTES = 1000, 1000000
 
 -- Queue what was gathered as one message.
 local function flush()
@@ -78,13 +79,14 @@ local function flush()
   message.body = message.body .. table.concat(parts, ',') .. message.tail
   post(message)
   redis.call('DEL', K.gathered)
-  redis.call('HDEL', K.run, 'gathered_since', 'gathered')
+  redis.call('HDEL', K.run, 'gathered')
+  redis.call('HSET', K.run, 'flushed_at', int(now_ms()))
 end
 
 local function flush_when_due(run)
-  local since = number(run.gathered_since)
-  if since == 0 then return end
-  if now_ms() - since >= GATHER_MS or number(run.gathered) >= GATHER_ITEMS then flush() end
+  local bytes = number(run.gathered)
+  if bytes == 0 then return end
+  if bytes >= GATHER_BYTES or now_ms() - number(run.flushed_at) >= GATHER_MS then flush() end
 end
 
 -- Queue a callback, or put it to those that it may be joined with: then it counts as one with them.
@@ -94,17 +96,15 @@ local function post_or_gather(message, run)
     count('callbacks_pending', 1)
     return
   end
-  local items = table.concat(message.items, ',')
-  local gathered = number(run.gathered) + #message.items
-  if number(run.gathered_since) == 0 then
+  local items, bytes = table.concat(message.items, ','), number(run.gathered)
+  if bytes == 0 then
     message.items = nil
     redis.call('RPUSH', K.gathered, cjson.encode(message))
-    run.gathered_since = int(now_ms())
     count('callbacks_pending', 1)
   end
   redis.call('RPUSH', K.gathered, items)
-  redis.call('HSET', K.run, 'gathered_since', run.gathered_since, 'gathered', int(gathered))
-  run.gathered = gathered
+  run.gathered = int(bytes + #items)
+  redis.call('HSET', K.run, 'gathered', run.gathered)
   flush_when_due(run)
 end
 
@@ -122,6 +122,7 @@ local function enter(new)
   end
   if new == 'GENERATING' and state ~= 'GENERATING' then
     redis.call('HSET', K.run, 'generating_since', int(now))
+    redis.call('HDEL', K.run, 'flushed_at')
   end
   if new == 'STOPPED' and number(run.elapsed_since) > 0 then
     redis.call('HSET', K.run, 'elapsed_since', '0', 'elapsed_ms',

@@ -3,7 +3,7 @@
 -- A name belongs to one process: another one is refused while its holder lives.
 -- The distances of the first worker's functional check become the reference of its model.
 -- A.counted are nonces of a round by the bins of their distances, name and count in turn.
--- A generation whose time is over ends.
+-- A generation whose time is over ends; callbacks that wait to be joined go out in time.
 -- with _round
 -- K writes: status, clock, endings, outbox, gathered(round), round(round), run(round),
 --   claims(round), leases(round), tickets(round), model, reference(fingerprint), worker(worker),
@@ -70,7 +70,10 @@ renew(K.chunk_claims, K.chunk_leases)
 if state ~= 'STOPPED' then refresh() end
 end_when_due(A.epoch)
 
-if state == 'GENERATING' then sample() end
+if state == 'GENERATING' then
+  sample()
+  flush_when_due(hash(K.run))
+end
 if A.counted and A.counted.round == round then
   for i = 1, #A.counted.bins, 2 do
     for_viewers('HINCRBY', K.histogram, A.counted.bins[i], A.counted.bins[i + 1])
