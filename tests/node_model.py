@@ -37,7 +37,7 @@ WENT_ON = "the round went on without it"
 TAKEN_OVER = "its positions were taken over"
 CHUNK_TAKEN_OVER = "its chunk was taken over"
 
-#: How long callbacks wait for others that they are joined with.
+#: From one of the callbacks that are joined to the next.
 GATHER_MS = 1000
 #: More positions than that are never used up.
 COUNTED = 2**53
@@ -120,7 +120,6 @@ class Gathered:
     """Callbacks that are joined, by the first of them."""
 
     first: Message
-    since: int
     items: list[str] = field(default_factory=list)
 
     @property
@@ -151,6 +150,8 @@ class Round:
     )
     callback_error: str = ""
     gathered: Gathered | None = None
+    #: When such a one went out last in this generation.
+    flushed_at: int = 0
     claims: Claims = field(default_factory=Claims)
     tickets: set[str] = field(default_factory=set)
     elapsed: Stretch = field(default_factory=Stretch)
@@ -173,6 +174,8 @@ class Round:
         """A new state, which fences off what is in flight."""
         if self.state == PoCState.GENERATING != state:
             self.claims.free()
+        if state == PoCState.GENERATING != self.state:
+            self.flushed_at = 0
         self.generating.turn(state == PoCState.GENERATING, now)
         self.elapsed.turn(state != PoCState.STOPPED, now)
         self.state, self.epoch = state, object()
@@ -401,15 +404,17 @@ class Node:
     def _end_when_due(self) -> None:
         if self.current and self.current.is_due(self.now):
             self._leave_for(PoCState.STOPPED)
+
+    def _flush_when_due(self) -> None:
         current = self.current
-        if current and current.gathered and self.now - current.gathered.since >= GATHER_MS:
+        if current and current.gathered and self.now - current.flushed_at >= GATHER_MS:
             self._flush(current)
 
     def _flush(self, current: Round) -> None:
         """Send what was gathered as one callback."""
         if joined := current.gathered:
             self.outbox[joined.first.key] = current.id, joined.body
-        current.gathered = None
+            current.gathered, current.flushed_at = None, self.now
 
     def _post(self, current: Round, message: Message) -> None:
         """Send a callback, or join it with others, with which it counts as one."""
@@ -418,7 +423,7 @@ class Node:
         if not message.items or current.gathered is None:
             current.callbacks["pending"] += 1
         if message.items:
-            current.gathered = current.gathered or Gathered(message, self.now)
+            current.gathered = current.gathered or Gathered(message)
             current.gathered.items += message.items
 
     def status(self) -> tuple[dict[str, Any], str]:
@@ -432,6 +437,7 @@ class Node:
     def claim(self, token: str, fingerprint: str) -> Held | None:
         """The next positions of the round."""
         self._end_when_due()
+        self._flush_when_due()
         current = self.current
         if current is None or current.state != PoCState.GENERATING:
             return None
@@ -471,6 +477,7 @@ class Node:
             return OVER
         refused = self._commit(self.current, token, epoch, failed, valid, message)
         self._end_when_due()
+        self._flush_when_due()
         return refused
 
     def _commit(
@@ -505,6 +512,7 @@ class Node:
     def claim_chunk(self, token: str) -> Held | None:
         """The next chunk of a validation."""
         self._end_when_due()
+        self._flush_when_due()
         work = self.chunk_claims.pop(token, None) or self.chunk_claims.take_expired(self.now)
         if not work:
             if not self.chunks:
@@ -548,6 +556,7 @@ class Node:
         if self.current and self.current.state != PoCState.STOPPED:
             self.current.refresh(self.now)
         self._end_when_due()
+        self._flush_when_due()
         return True
 
     def _late(self, work: Held) -> bool:

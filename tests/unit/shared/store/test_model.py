@@ -316,6 +316,13 @@ class NodeMachine(RuleBasedStateMachine):
         self.wait(self.model.current.ends_at - self.model.now)
         self._take(worker)
 
+    @precondition(lambda self: self.model.current and self.model.current.gathered)
+    @rule(worker=workers, ms=st.sampled_from([1000, 998, 1]))
+    def ask_when_callbacks_were_joined(self, worker: int, ms: int) -> None:
+        """For about as long as they wait for others."""
+        self.wait(ms)
+        self._take(worker)
+
     def _take(self, worker: int) -> Taken | None:
         """A validation's chunk or a batch of the round, in turns while there are both."""
         mine = self.pipelines[worker]
