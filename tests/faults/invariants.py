@@ -109,7 +109,7 @@ def check_round(
             demand(not kept, once, f"{where}: {has}")
             continue
         dist = {n: distance(config.block_hash, config.public_key, n) for n in batch}
-        expected = {n: d for n, d in dist.items() if d < config.valid_below}
+        expected = {n: d for n, d in dist.items() if config.terms.counts(d)}
         failed = sum(map(isnan, dist.values()))
         recount.batches += 1
         if expected and not kept:

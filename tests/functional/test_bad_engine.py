@@ -39,7 +39,7 @@ def test_nonces_without_a_distance_count_as_failed(
     nonces, distances = store.rounds.found(status.round_id, 0, computed)
     assert nonces == [n for n in range(computed) if n not in bad]
     assert distances == [fake_distance("b", "k", n) for n in nonces]
-    assert status.error.startswith("no finite distance for 1 nonces, the first is ")
+    assert status.error.startswith("no finite numbers for 1 nonces, the first is ")
 
 
 def test_a_batch_that_cannot_be_computed_has_no_verdict(

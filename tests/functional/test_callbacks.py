@@ -12,14 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from math import nan
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
 
-from chunks import claim_chunk
+from chunks import claim_chunk, verdict_on
 from receiver import Receiver
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
@@ -136,7 +135,7 @@ def test_a_validation_ends_in_a_message(store: Store, settings: Settings) -> Non
         config = store.rounds.current()[1]
         assert config
         batch = ProofBatch.of(config, [0, 1], [0.5, 0.5])
-        for task, second in (("good", 0.5), ("bad", nan)):
+        for task, second in (("good", 0.5), ("bad", None)):
             store.validations.open(task, ValidateRequest(batch=batch))
             chunk = claim_chunk(store, "w", uuid4().hex)
             assert chunk
@@ -144,11 +143,10 @@ def test_a_validation_ends_in_a_message(store: Store, settings: Settings) -> Non
             job = store.validations.next_computed()
             assert job
             if task == "good":
-                verdict = ValidatedBatch.judge(job.batch, job.dist, job.config)
-                message = validated_message(job, verdict)
-                store.validations.finish(job, result=verdict.model_dump_json(), message=message)
+                verdict = verdict_on(job)
+                store.validations.finish(job, verdict, message=validated_message(job, verdict))
             else:
-                error = CouldNotCompute("no finite distance for 1 of 2 nonces")
+                error = CouldNotCompute("no finite numbers for 1 of 2 nonces")
                 store.validations.finish(job, error=error, message=validated_message(job, error))
         until_counts(store, 0, 2, 0)
     told = {headers["Idempotency-Key"]: json.loads(body) for _, headers, body in receiver.requests}

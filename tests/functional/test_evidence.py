@@ -57,7 +57,7 @@ def test_fraud_is_kept_and_replayed(
     assert kept.returncode == 0
     evidence = json.loads(kept.stdout)
     assert evidence["batch"]["dist"] == [0.001] * len(HONEST)
-    assert evidence["dist"] == [fake_distance("b", "k", nonce) for nonce in HONEST]
+    assert evidence["proofs"] == [fake_distance("b", "k", nonce) for nonce in HONEST]
     (computer,) = evidence["computed_by"]
     assert computer["worker"] == "w0@test"
     assert computer["profile"]["engine"] == "fake"
@@ -65,7 +65,7 @@ def test_fraud_is_kept_and_replayed(
     (tmp_path / "evidence.json").write_text(kept.stdout)
     again = poc("validate", "--evidence", "evidence.json")
     assert again.returncode == 3
-    assert "8 of 8 recomputed distances are the same to the last bit" in again.stdout
+    assert "8 of 8 recomputed proofs are the same to the last bit" in again.stdout
     both = poc("validate", "--evidence", "evidence.json", "--replace")
     assert both.returncode == 2
     assert "--evidence brings its batch" in both.stderr
@@ -82,15 +82,15 @@ def test_what_could_not_be_computed_is_replayed_by_another_worker(
     end(broken.process)  # type: ignore[attr-defined]
     kept = poc("evidence", task).stdout
     evidence = json.loads(kept)
-    assert evidence["error"].startswith("no finite distance for ")
-    assert None in evidence["dist"]
+    assert evidence["error"].startswith("no finite numbers for ")
+    assert None in evidence["proofs"]
     start_worker("healthy")
     (tmp_path / "evidence.json").write_text(kept)
     again = poc("validate", "--evidence", "evidence.json", "--json")
     assert again.returncode == 0
     said = json.loads(again.stdout)
     assert (said["outcome_then"], said["outcome_now"]) == ("could not compute", "honest")
-    assert said["equal"] == said["computed_then"] == sum(d is not None for d in evidence["dist"])
+    assert said["equal"] == said["computed_then"] == sum(d is not None for d in evidence["proofs"])
 
 
 def test_of_an_honest_batch_there_is_none(

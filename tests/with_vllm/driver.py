@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from worker.engines.base import Job
 from worker.engines.vllm.engine import VllmEngine
+from worker.job import Job
 
 
 class Driver:

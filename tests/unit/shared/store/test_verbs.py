@@ -140,12 +140,14 @@ def history(store: Store, client: redis.Redis) -> None:
         workers.heartbeat("w", {"fingerprint": "f"}, {}, tokens, [0.5], counted=(round_id, {-1: 2}))
 
     def busy(round_id: str) -> None:
-        """A round with a claim, something found, and a ticket."""
+        """A round with a claim, something found, a callback that waits for others, a ticket."""
         rounds.generate(
             f"g-{round_id}", GenerateRequest(config=CONFIG, round_id=round_id, replace=True)
         )
-        claim = rounds.claim("w", f"{round_id}-1", "f")
+        first, claim = (rounds.claim("w", f"{round_id}-{n}", "f") for n in range(2))
+        assert first
         assert claim
+        assert rounds.commit(first, Computed(2, [], message=joined(round_id))) is None
         assert rounds.commit(claim, Computed(2, [(0, "0.5")], message=joined(round_id))) is None
         assert rounds.claim("w", f"{round_id}-2", "f")
 
@@ -173,7 +175,8 @@ def history(store: Store, client: redis.Redis) -> None:
 
     for ends in (beat, lambda: rounds.claim("w", "late", "f")):
         rounds.generate(fresh_id(), GenerateRequest(seconds=1))
-        more()
+        for _ in range(2):
+            more()
         sleep(1)
         ends()
     rounds.generate("g-count", GenerateRequest(until_valid=2))

@@ -34,7 +34,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log()
 
     class FakeRecording:
-        def __init__(self, forward: Forward, inputs: Tensor) -> None:
+        def __init__(self, forward: Forward, inputs: Tensor, pool: object) -> None:
             if log.breaks:
                 raise RuntimeError("operation not permitted when stream is capturing")
             self.shape = inputs.shape

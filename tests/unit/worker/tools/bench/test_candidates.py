@@ -34,14 +34,19 @@ def test_no_nonce_comes_twice(new_engine: Callable[..., FakeEngine], config: PoC
     assert len(nonces) == len(set(nonces))
 
 
-def test_the_forward_is_timed_by_the_engine() -> None:
-    """Who computes it knows when the device began and ended."""
+def test_the_forward_is_timed_by_the_engine(config: PoCConfig) -> None:
+    """Who computes it knows when the device began and ended; it is that of the scheme."""
+    asked: list[tuple[int, str]] = []
 
     class Timed:
-        def time_forwards(self, seq_len: int, seconds: float) -> tuple[int, float]:
-            return 10 * seq_len, seconds
+        def time_forwards(
+            self, seq_len: int, seconds: float, scheme: str = ""
+        ) -> tuple[int, float]:
+            asked.append((seq_len, scheme))
+            return 70, seconds
 
-    assert Forward(Timed(), seq_len=7).turn(2.0) == (70, 2.0)
+    assert Forward(Timed(), config).turn(2.0) == (70, 2.0)
+    assert asked == [(config.seq_len, "distance")]
 
 
 def test_an_engine_of_ones_own_need_not_time_its_forward(engine: FakeEngine) -> None:

@@ -20,13 +20,17 @@ def test_a_plan_of_words() -> None:
 
 
 def test_a_gpu_asks_for_all_opponents() -> None:
-    assert set(Plan.of(gpu=True).against) == set(OPPONENTS)
+    """That there are of the scheme: a round of its own is none, nor is what computes another."""
+    assert set(Plan.of(gpu=True).against) == set(OPPONENTS) - {"distance"}
+    ours = Plan.of(gpu=True, scheme="artifact").against
+    assert set(ours) == set(OPPONENTS) - {"published"}
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ({"against": "everybody"}, "--against everybody: choose of published, limit"),
+        ({"scheme": "x"}, "--scheme: there is no scheme 'x'; there are distance"),
         ({"sweep": "dtype=float16"}, r"--sweep dtype=float16: give tile=32,64"),
         ({"sweep": "tile"}, "give whole numbers"),
         ({"sweep": "tile=a,b"}, "give whole numbers"),
