@@ -125,6 +125,13 @@ class RoundStatus(Frozen):
         return f"{self.scheme} {self.terms}"
 
     @property
+    def config(self) -> PoCConfig:
+        """What the round was asked for, as far as a status shows it; the rest is as by default."""
+        names = () if self.terms or self.scheme not in SCHEMES else SCHEMES[self.scheme].in_status
+        shown = {name: getattr(self, name) for name in (*_FROM_CONFIG, *names)}
+        return PoCConfig(scheme=self.scheme, **shown, **self.terms)
+
+    @property
     def is_due(self) -> bool:
         """Whether it has come to where it was to end."""
         enough = 0 < self.until_valid <= self.total_valid

@@ -208,12 +208,6 @@ class Rounds:
         nonces, proofs = self.found(round_id, max(0, total - newest), newest, scheme)
         return RoundStatus.of(fields, nonces, proofs)
 
-    def config(self, round_id: str) -> PoCConfig | None:
-        """The config of a round that is kept; None if it is not."""
-        with redis_errors():
-            kept = self._redis.hget(self._keys("run", round_id), "config")
-        return PoCConfig.model_validate_json(kept) if kept else None
-
     def traceparent(self, round_id: str) -> str:
         """The trace of a round; empty without one."""
         with redis_errors():

@@ -103,15 +103,13 @@ def proofs(
         if not found.round_id:
             raise RoundNotInitialized
         nonces, proofs = store.rounds.found(found.round_id, start, count, found.scheme)
-        config = store.rounds.config(found.round_id)
     if (end := start + len(nonces)) < found.total_valid:
         show.news.print(
             f"printed {len(nonces):,} of {found.total_valid:,} valid nonces; the next: "
             f"--start {end}",
             soft_wrap=True,
         )
-    if config is None:
-        raise RoundMismatch(f"round {found.round_id} is no longer kept")
+    config = found.config  # the round's own is not for everybody who may look
     batch = config.terms.batch_of(config, nonces, proofs)
     typer.echo(batch.model_dump_json())
 

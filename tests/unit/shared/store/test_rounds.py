@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -72,6 +73,21 @@ class TestOpening:
         assert {"scheme", "block_hash", "r_target", "batch_size"} <= same
         assert {name: shown[name] for name in same} == {name: asked[name] for name in same}
         assert store.rounds.current() == ("r1", config)
+
+    @pytest.mark.parametrize(
+        "terms", [{"r_target": 1.3, "submit_margin": 0.1}, {"scheme": "artifact", "k_dim": 7}]
+    )
+    def test_a_status_tells_enough_for_a_batch(
+        self, store: Store, config: PoCConfig, terms: dict[str, Any]
+    ) -> None:
+        """To those who may not read the config, which has the receiver."""
+        own = config.model_dump(include={"block_hash", "block_height", "public_key", "node_id"})
+        del own["scheme"]
+        config = PoCConfig(**own, **terms)
+        known = store.rounds.init("i", InitRequest(config=config)).config
+        found = [1, 2], [0.5, 0.25] if config.scheme == "distance" else ["AAAA", "BBBB"]
+        batch = config.terms.batch_of(config, *found)
+        assert known.terms.batch_of(known, *found) == batch
 
     def test_an_unknown_round_has_no_status(self, store: Store) -> None:
         assert store.rounds.status("never") is None
