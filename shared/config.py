@@ -147,6 +147,14 @@ class PoCConfig(Strict):
                 return getattr(terms, name)
             return super().__getattr__(name)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As of any model, unchecked; what the `update` has of the scheme goes to the terms."""
+        changes = dict(update or {})
+        own = {name: changes.pop(name) for name in {*changes} & {*type(self.terms).model_fields}}
+        if own:
+            changes["terms"] = self.terms.model_copy(update=own)
+        return super().model_copy(update=changes, deep=deep)
+
     @property
     def scheme(self) -> str:
         """What a proof is."""

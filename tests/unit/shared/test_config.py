@@ -114,6 +114,14 @@ def test_terms_that_are_made_are_taken_as_they_are() -> None:
             PoCConfig(**own, terms=Distance(r_target=1.4), **{name: 1.0})
 
 
+def test_a_copy_has_what_was_changed() -> None:
+    """Given a field of its scheme as well, as callers did before there were schemes."""
+    copy = config().model_copy(update={"r_target": 1.2, "batch_size": 8})
+    assert copy == config(r_target=1.2, batch_size=8)
+    assert copy.model_dump() == config(r_target=1.2, batch_size=8).model_dump()
+    assert config().model_copy() == config()
+
+
 def test_a_config_does_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         config().batch_size = 8  # type: ignore[misc]
