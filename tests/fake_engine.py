@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from shared.errors import EngineDied, EngineError
+from shared.schemes import Proof
 from shared.settings import Settings
 from worker.engines import EngineInfo, Job
 from worker.engines.base import FuturePending
@@ -129,11 +130,11 @@ class FakeEngine:
         self.gate.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def _run(self, job: Job) -> list[float]:
+    def _run(self, job: Job) -> list[Proof | None]:
         if job.block_hash == BLOCK_HASH:
             if self.remembers:
                 self.checks.append(job)
-            return self._distances(job)
+            return [*self._distances(job)]
         self._begun += 1
         if self.remembers:
             self.jobs.append(job)
@@ -176,10 +177,10 @@ class FakeEngine:
                 raise EngineError("the fake device is broken")
         return dist
 
-    def _without_some(self, nonces: Sequence[int], dist: list[float]) -> list[float]:
+    def _without_some(self, nonces: Sequence[int], dist: list[float]) -> list[Proof | None]:
         if not self.nan:
-            return dist
-        return [math.nan if n % self.nan == 0 else d for n, d in zip(nonces, dist, strict=True)]
+            return [*dist]
+        return [None if n % self.nan == 0 else d for n, d in zip(nonces, dist, strict=True)]
 
 
 def load(settings: Settings) -> FakeEngine:

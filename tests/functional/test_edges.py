@@ -15,11 +15,11 @@ from celery import Celery
 from fake_engine import fake_distance
 from shared.broker import celery_app
 from shared.config import MAX_NONCE, PoCState
-from shared.data import MAX_PROOF_NONCES
 from shared.errors import InvalidRequest, RoundInProgress, RoundMismatch, RoundNotInitialized
 from shared.settings import Settings
 from shared.status import NodeStatus
 from shared.store import Store
+from shared.wire import MAX_PROOF_NONCES
 from support import wait_until
 
 pytestmark = [

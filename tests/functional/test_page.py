@@ -162,7 +162,7 @@ class TestRound:
         assert worker[1] in ("generating", "validating")
         assert re.search(r"now|ago", worker[5])
         forged, honest = row(page, "outcome-table"), row(page, "outcome-table", 1)
-        assert (forged[3], forged[6], honest[6]) == ("8", "fraud", "honest")
+        assert (forged[3], forged[7], honest[7]) == ("8", "fraud", "honest")
         assert float(forged[5]) < 0.01 < float(honest[5])
         assert row(page, "incident-table")[2] == "it hung"
         expect(page.locator("#callback-facts")).to_contain_text("Oldest waits")
