@@ -246,7 +246,7 @@ def test_a_third_scheme_in_a_real_worker(settings: Settings, workers: dict[str, 
     fields = BLOCK | {"scheme": "signs", "length": 5, "seq_len": 8, "batch_size": 4}
     with registered(), contextlib.closing(PoCClient(elsewhere)) as client:
         ended = client.generate(fields, until_valid=10).wait(60)
-        assert (ended.scheme, ended.terms) == ("signs", {"length": 5})
+        assert (ended.scheme, ended.terms) == ("signs", {"length": 5, "wanted": "+"})
         assert 10 <= ended.total_valid < ended.total_checked
         assert all(set(str(each)) <= {"+", "-"} for each in ended.valid_proofs)
         batch = PoCConfig.model_validate(fields).terms.batch_of(
