@@ -188,7 +188,7 @@ class RoundStatus(Frozen):
         return (
             {"scheme": config.scheme}
             | {name: _text(getattr(config, name)) for name in _FROM_CONFIG}
-            | {name: _text(getattr(config.terms, name)) for name in config.terms.in_status}
+            | {name: json.dumps(getattr(config.terms, name)) for name in config.terms.in_status}
             | {f"total_{name}": "0" for name in zeros}
             | {f"callbacks_{name}": "0" for name in callbacks}
             | {"error": "", "callback_error": "", "profile": ""}

@@ -1,6 +1,7 @@
 """A scheme that nobody runs: what is judged of it. See `signs_tensors.py` for its tensors.
 
-A proof is the signs of a nonce's first logits, as "+-+-"; one with more pluses than minuses counts.
+A proof is the signs of a nonce's first logits, as "+-+-". It counts if most of them are those that
+are wanted.
 """
 
 from __future__ import annotations
@@ -61,15 +62,16 @@ class SignsVerdict(Verdict):
 
 
 class SignsTerms(Terms):
-    """How many signs there are."""
+    """How many signs there are, and which are wanted."""
 
     name = "signs"
     shows = "signs"
-    in_status = ("length",)
+    in_status = ("length", "wanted")
     max_nonce = 999
     batch = SignsBatch
 
     length: int = Field(default=8, ge=1, le=64)
+    wanted: Literal["+", "-"] = "+"
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -80,7 +82,7 @@ class SignsTerms(Terms):
         return f"{self.length} signs"
 
     def counts(self, proof: Proof) -> bool:
-        return str(proof).count("+") > str(proof).count("-")
+        return 2 * str(proof).count(self.wanted) > self.length
 
     def batch_of(
         self, config: PoCConfig, nonces: Sequence[int], proofs: Sequence[Proof]

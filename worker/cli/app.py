@@ -87,6 +87,7 @@ for _panel, _commands in {
         measures.calibrate,
         measures.power,
         measures.selfcheck,
+        measures.selftest,
         measures.evidence,
     ),
     _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),

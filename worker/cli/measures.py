@@ -9,11 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from shared.config import MAX_BATCH_SIZE, PROBABILITY_MISMATCH, PoCConfig
-from shared.errors import ConfigError, PoCError
+from shared.errors import ConfigError, InvalidRequest, PoCError
 from shared.requests import read
 from shared.schemes import Distance
+from shared.schemes.artifact import ArtifactTerms
 from shared.settings import Settings
-from worker.cli.options import CONFIG_HELP, ENGINE, FRAUD, Json, takes_network, takes_settings
+from shared.wire import MAX_PROOF_NONCES
+from worker.cli.options import (
+    CONFIG_HELP,
+    ENGINE,
+    FRAUD,
+    Json,
+    read_json,
+    takes_network,
+    takes_settings,
+)
 
 SeqLen = Annotated[int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")]
 BatchSize = Annotated[
@@ -150,6 +160,78 @@ def selfcheck(
     (verdict.show_json if as_json else verdict.show)(report)
     if not report.passes:
         raise typer.Exit(FRAUD)
+
+
+@takes_settings(*ENGINE)
+def selftest(
+    settings: Settings,
+    vectors: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Vectors that another node made: as published, as posted to /generated, or as "
+            "`poc proofs` prints them; - for standard input.",
+        ),
+    ],
+    sample: Annotated[
+        int,
+        typer.Option(min=1, max=MAX_PROOF_NONCES, metavar="<int>", help="Nonces to compute."),
+    ] = 200,
+    hidden_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="<int>", help="Numbers in a hidden state. (what FILE or the model says)"
+        ),
+    ] = None,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="<int>", help="Positions of one forward. (what FILE says)"),
+    ] = None,
+    batch_size: BatchSize = 32,
+    strong_rng: Annotated[
+        bool, typer.Option("--strong-rng", help=f"{CONFIG_HELP['strong_rng'].capitalize()}.")
+    ] = False,
+    dist_threshold: Annotated[
+        float, typer.Option(metavar="<L2>", help=f"Network's: {CONFIG_HELP['dist_threshold']}.")
+    ] = ArtifactTerms().dist_threshold,
+    p_mismatch: Annotated[
+        float, typer.Option(metavar="<share>", help=f"Network's: {CONFIG_HELP['p_mismatch']}.")
+    ] = ArtifactTerms().p_mismatch,
+    p_value_threshold: Annotated[
+        float,
+        typer.Option(metavar="<share>", help=f"Network's: {CONFIG_HELP['p_value_threshold']}."),
+    ] = ArtifactTerms().p_value_threshold,
+    as_json: Json = False,
+) -> None:
+    """Hold known vectors of the scheme artifact against our code, and against the model.
+
+    Without a model it looks whether the numbers of the vectors come in our order. With one it also
+    computes their nonces, and says how many match and how many it makes a minute.
+
+    Exit status: 0 all is well, 3 it is not, 2 wrong options or file, 1 it can't be said.
+
+    poc selftest --vectors published.json --model ./model
+    """
+    from worker.tools import selftest as tool
+
+    terms = read(
+        ArtifactTerms,
+        {
+            "dist_threshold": dist_threshold,
+            "p_mismatch": p_mismatch,
+            "p_value_threshold": p_value_threshold,
+        },
+    )
+    fields = read_json(vectors)
+    try:
+        known = tool.Known.of(fields)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{vectors}: {error}") from None
+    plan = tool.Plan(known, sample, batch_size, seq_len, hidden_size, strong_rng, terms)
+    report = tool.examine(settings, plan)
+    (tool.show_json if as_json else tool.show)(report)
+    if report.passes is not True:
+        raise typer.Exit(1 if report.passes is None else FRAUD)
 
 
 @takes_settings("redis_url", "namespace")

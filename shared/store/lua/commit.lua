@@ -23,7 +23,7 @@ local function refusal()
   local least = number(totals[4])
   if least > 0 and least <= A.max_valid then return nil end
   local message = 'the round holds ' .. int(valid) .. ' valid nonces and POC_MAX_VALID is ' ..
-    int(A.max_valid) .. ': it was stopped; raise the limit or lower r_target'
+    int(A.max_valid) .. ': it was stopped; raise the limit, or let fewer nonces count'
   put('error', message)
   A.epoch = A.token  -- as random as an epoch has to be
   leave_for('STOPPED', {error = 'RoundFailed', message = message})

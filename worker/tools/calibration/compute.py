@@ -1,4 +1,4 @@
-"""Distances by the deployed model's engine, without Redis and a worker."""
+"""Proofs by the deployed model's engine, without Redis and a worker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.config import PoCConfig
 from shared.errors import ConfigError, EngineError
+from shared.schemes import Proof
 from shared.settings import Settings, load_settings
 from worker.engines import Engine, Job, load_engine
 from worker.engines.tile import cut
@@ -45,26 +46,38 @@ def loaded(settings: Settings) -> Iterator[Engine]:
         engine.close()
 
 
+def proofs(
+    engine: Engine,
+    config: PoCConfig,
+    nonces: Sequence[int],
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[Proof | None]:
+    """What each nonce gives, in batches of `config.batch_size`; `on_done` hears of each batch.
+
+    None where the model gave no finite numbers. Raises `EngineError` if they can't be computed.
+    """
+    batches = deque(cut(nonces, config.batch_size))
+    depth = depth_of(engine.info, config.seq_len, config.batch_size)
+    under_way: deque[Any] = deque()
+    found: list[Proof | None] = []
+    while batches or under_way:
+        while batches and len(under_way) < depth:
+            under_way.append(engine.submit(Job.of(config, config.public_key, batches.popleft())))
+        done = under_way.popleft().result()
+        found += done
+        on_done(len(done))
+    return found
+
+
 def distances(
     engine: Engine,
     config: PoCConfig,
     nonces: Sequence[int],
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
-    """One distance per nonce, in batches of `config.batch_size`; `on_done` hears of each batch.
-
-    Raises `EngineError` if they can't be computed, or are not finite.
-    """
-    batches = deque(cut(nonces, config.batch_size))
-    depth = depth_of(engine.info, config.seq_len, config.batch_size)
-    under_way: deque[Any] = deque()
-    found: list[float] = []
-    while batches or under_way:
-        while batches and len(under_way) < depth:
-            under_way.append(engine.submit(Job.of(config, config.public_key, batches.popleft())))
-        done = under_way.popleft().result()
-        found += [math.nan if each is None else float(each) for each in done]
-        on_done(len(done))
+    """As `proofs`, of the scheme `distance`; raises `EngineError` also if one is not finite."""
+    computed = proofs(engine, config, nonces, on_done)
+    found = [math.nan if each is None else float(each) for each in computed]
     if wrong := sum(not math.isfinite(each) for each in found):
         raise EngineError(
             f"no finite distance for {wrong} of {len(found)} nonces; the weights may hold what is "

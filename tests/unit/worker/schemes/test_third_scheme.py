@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from receiver import Receiver
+from shared.api import create_app
 from shared.client import PoCClient
 from shared.config import PoCConfig, PoCState
 from shared.errors import InvalidRequest
 from shared.requests import GenerateRequest, ValidateRequest, read
+from shared.schemes import SCHEMES
 from shared.settings import load_settings
 from shared.status import RoundStatus
 from shared.store import Store
@@ -33,6 +36,7 @@ from worker.sender import PoCCallbackSender
 from worker.tools.make_model import make_model
 
 BLOCK: dict[str, Any] = {"block_hash": "B10C", "block_height": 7, "public_key": "node"}
+TERMS = {"length": 5, "wanted": "-"}
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +67,8 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def config(receiver: Receiver) -> PoCConfig:
-    given = {"scheme": "signs", "length": 5, "batch_size": 4, "seq_len": 8}
-    return PoCConfig.model_validate(BLOCK | given | {"callback_url": receiver.url})
+    given = {"scheme": "signs", "batch_size": 4, "seq_len": 8}
+    return PoCConfig.model_validate(BLOCK | TERMS | given | {"callback_url": receiver.url})
 
 
 def expected(engine: TransformersEngine, count: int) -> dict[int, str]:
@@ -112,9 +116,9 @@ def test_a_round_from_the_command_to_the_callback(
 
         ended = status(store)
         right = expected(engine, ended.total_checked)
-        valid = {nonce: proof for nonce, proof in right.items() if proof.count("+") >= 3}
+        valid = {nonce: proof for nonce, proof in right.items() if proof.count("-") >= 3}
         assert 6 <= ended.total_valid == len(valid) < ended.total_checked
-        assert (ended.scheme, ended.terms, ended.r_target) == ("signs", {"length": 5}, 0)
+        assert (ended.scheme, ended.terms, ended.r_target) == ("signs", TERMS, 0)
         assert dict(zip(ended.valid_nonces, ended.valid_proofs, strict=True)) == valid
         assert ended.valid_distances == []
         ((task, result),) = sink.results
@@ -127,7 +131,7 @@ def test_a_round_from_the_command_to_the_callback(
             list(valid.items())[4:6]
         )
         client.close()
-        assert store.overview().node.terms == {"length": 5}
+        assert store.overview().node.terms == TERMS
 
         wait_until(lambda: status(store).callbacks_delivered == len(receiver.requests) > 0)
         told = receiver.bodies("/poc/generated")
@@ -198,3 +202,29 @@ def test_its_nonces_end_where_it_says(engine: TransformersEngine, store: Store) 
         10,
         "all 10 nonces of this node were handed out",
     )
+
+
+def test_who_does_not_know_it_still_looks_on(
+    engine: TransformersEngine, store: Store, config: PoCConfig
+) -> None:
+    """A status API or a page elsewhere, without the file: proofs are shown as they are kept."""
+    store.rounds.generate("g", GenerateRequest(config=config, until_valid=4))
+    pipeline = Pipeline(engine, store, "w")
+    while status(store).state == PoCState.GENERATING:
+        pipeline.step()
+    pipeline.abandon()
+    known = status(store)
+    scheme = SCHEMES.pop("signs")
+    try:
+        settings = load_settings({}, namespace=store.namespace)
+        with TestClient(create_app(settings, store)) as api:
+            page = api.get("/api/v1/pow/nonces").json()
+            seen = api.get("/api/v1/pow/status?newest=1000").json()
+            whole = api.get("/api/v1/pow/overview").json()
+    finally:
+        SCHEMES["signs"] = scheme
+    assert dict(zip(page["nonces"], page["proofs"], strict=True)) == dict(
+        zip(known.valid_nonces, known.valid_proofs, strict=True)
+    )
+    assert (seen["scheme"], seen["valid_proofs"]) == ("signs", known.valid_proofs)
+    assert whole["node"]["total_valid"] == known.total_valid >= 4

@@ -1,0 +1,99 @@
+"""Artifacts of a model in plain words: hooks, loops and Python's floats, with no code of ours.
+
+But for SHA-256 seeds, hashes and normals, which golden vectors hold.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import random
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from worker import gpu_random
+
+K = 12
+
+
+class PlainModel:
+    """A checkpoint in one block: `vectors` of nonces."""
+
+    def __init__(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        self.hidden_size: int = self._model.config.hidden_size
+
+    @torch.inference_mode()
+    def vectors(
+        self, block_hash: str, public_key: str, nonces: Sequence[int], seq_len: int
+    ) -> list[list[float]]:
+        """Of each nonce K numbers."""
+        inputs = gpu_random.generate_inputs(
+            block_hash, public_key, nonces, self.hidden_size, seq_len, "cpu", self._model.dtype
+        )
+        hooks = [
+            layer.register_forward_hook(
+                _reflect(_unit(f"{block_hash}_layer_{i}_householder", self.hidden_size))
+            )
+            for i, layer in enumerate(self._model.model.layers)
+        ]
+        hidden = self._model.model(inputs_embeds=inputs, use_cache=False)[0][:, -1].tolist()
+        for hook in hooks:
+            hook.remove()
+        stem = f"{block_hash}_{public_key}_nonce_"
+        return [finished(row, f"{stem}{n}") for row, n in zip(hidden, nonces, strict=True)]
+
+
+def finished(hidden: Sequence[float], stem: str) -> list[float]:
+    """From a last hidden state to what is sent. `stem` names block, key and nonce."""
+    norm = math.sqrt(sum(each * each for each in hidden)) + 1e-8
+    scores = gpu_random.murmur3_32(
+        torch.arange(len(hidden)), gpu_random.seed(f"{stem}_pick_{K}")
+    ).tolist()
+    kth = sorted(scores)[K - 1]
+    order = [at for at, score in enumerate(scores) if score < kth] + [scores.index(kth)]
+    y = [hidden[at] / norm for at in order]
+    for j in range(K - 1):
+        w = _unit(f"{stem}_haar_hh_{K}_{j}", K)
+        along = sum(a * b for a, b in zip(y, w, strict=True))
+        y = [a - 2 * along * b for a, b in zip(y, w, strict=True)]
+    norm = math.sqrt(sum(each * each for each in y)) + 1e-8
+    return [each / norm for each in y]
+
+
+def encoded(numbers: Sequence[float]) -> str:
+    """As it travels."""
+    return base64.b64encode(struct.pack(f"<{len(numbers)}e", *numbers)).decode()
+
+
+def decoded(vector: str) -> tuple[float, ...]:
+    raw = base64.b64decode(vector)
+    return struct.unpack(f"<{len(raw) // 2}e", raw)
+
+
+def made_up(nonce: int) -> str:
+    """What somebody claims who has computed nothing: a random direction."""
+    rng = random.Random(nonce)
+    numbers = [rng.gauss(0, 1) for _ in range(K)]
+    norm = math.hypot(*numbers)
+    return encoded([each / norm for each in numbers])
+
+
+def _unit(text: str, n: int) -> list[float]:
+    drawn = gpu_random.normal([gpu_random.seed(text)], n)[0].tolist()
+    norm = math.sqrt(sum(each * each for each in drawn))
+    return [each / norm for each in drawn]
+
+
+def _reflect(v: list[float]) -> Any:
+    def hook(_: nn.Module, __: Any, x: Tensor) -> Tensor:
+        along = torch.tensor(v).to(x.dtype)
+        return x - 2 * (x @ along).unsqueeze(-1) * along
+
+    return hook
