@@ -47,25 +47,52 @@ class OwnForward:
 def pruned(worker: Any, edit: Edit) -> OwnForward | None:
     """The forward of the deployed model with edited layers, the last one pruned.
 
-    None if that layer is of an unknown kind.
+    It is compiled in pieces from one attention to the next: they are alike, so that one is compiled
+    for all. None if its layers are of an unknown kind.
     """
-    inner = internals.inner_model(worker)
-    last = len(decoder_layers(internals.model_of(worker))) - 1
-    # What an edit makes of the values of any layer, it makes of those of one that changes nothing.
-    edited = edit(last, internals.AsTwo())
-    halves = internals.halves(
-        inner.layers[last], lambda hidden, residual: inner.norm(*edited(hidden, residual))
-    )
-    if halves is None:
+    inner, turns = internals.inner_model(worker), internals.Turns()
+    found = [
+        internals.parts_of(layer, turns.of(layer.self_attn.rotary_emb))
+        for layer in decoder_layers(internals.model_of(worker))
+        if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "rotary_emb")
+    ]
+    parts = [each for each in found if each is not None]
+    if len(parts) < len(inner.layers):
         return None
-    first, second = halves
+    # What an edit makes of the values of any layer, it makes of those of one that changes nothing.
+    edits = [edit(index, internals.AsTwo()) for index in range(len(parts))]
+    first, piece = internals.compiled(worker, _first), internals.compiled(worker, _piece)
 
-    def wrap(index: int, layer: nn.Module) -> nn.Module:
-        return first if index == last else edit(index, layer)
+    def layers(embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        turns.look_up(positions, embeddings.dtype)
+        qkv, residual = first(parts[0].before, embeddings, positions)
+        for one, other, edited in zip(parts, parts[1:], edits, strict=False):
+            attended = one.attend(*qkv)
+            qkv, residual = piece(one.layer, edited, other.before, attended, residual, positions)
+        return parts[-1].attend(*qkv), residual
 
-    return OwnForward(
-        internals.own_layers(worker, wrap), internals.compiled(worker, second), "pruned"
-    )
+    def tail(attended: Tensor, residual: Tensor) -> Tensor:
+        last = internals.after_attention(parts[-1].layer, attended, residual)
+        normed: Tensor = inner.norm(*edits[-1](*last))[0]
+        return normed
+
+    return OwnForward(layers, internals.compiled(worker, tail, dynamic=False), "pruned")
+
+
+def _first(before: nn.Module, embeddings: Tensor, positions: Tensor) -> Any:
+    return before(positions, embeddings, None)
+
+
+def _piece(
+    layer: Any,
+    edited: nn.Module,
+    before: nn.Module,
+    attended: Tensor,
+    residual: Tensor,
+    positions: Tensor,
+) -> Any:
+    """From the attention of one layer to that of the next."""
+    return before(positions, *edited(*internals.after_attention(layer, attended, residual)))
 
 
 def whole(worker: Any, edit: Edit) -> OwnForward:
@@ -80,4 +107,4 @@ def whole(worker: Any, edit: Edit) -> OwnForward:
         normed: Tensor = norm(hidden, residual)[0]
         return normed
 
-    return OwnForward(internals.own_layers(worker, edit), internals.compiled(worker, tail), "whole")
+    return OwnForward(internals.own_layers(worker, edit), internals.compiled(worker, tail, dynamic=False), "whole")

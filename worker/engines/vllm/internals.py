@@ -306,16 +306,18 @@ def own_layers(worker: Any, wrap: Callable[[int, Any], nn.Module]) -> Layers:
     run = compiled(worker, forward)
 
     def call(embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        for each in (embeddings, positions):
-            mark_dynamic(each, 0)
         hidden, residual = run(embeddings, positions)
         return hidden, residual
 
     return call
 
 
-def compiled(worker: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(
+    worker: Any, function: Callable[..., Any], *, dynamic: bool = True
+) -> Callable[..., Any]:
     """`function` compiled as one graph, as vLLM has its pieces compiled; as it is if it has none.
+
+    With `dynamic` its tensors may have any number of rows.
 
     Source: `inductor_compile_config` of `CompilationConfig` in `vllm.config.compilation`;
     `enable_torch_wrap` in `vllm.ir`: without that wrap the compiler sees into vLLM's norms, as a
@@ -329,6 +331,9 @@ def compiled(worker: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     run = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
     def call(*args: Any) -> Any:
+        for each in args:
+            if dynamic and isinstance(each, Tensor):
+                mark_dynamic(each, 0)
         with enable_torch_wrap(False):
             return run(*args)
 
@@ -376,11 +381,20 @@ _PLAIN_LAYERS = frozenset(
 )
 
 
-def halves(layer: Any, norm: Any) -> tuple[nn.Module, Callable[..., Tensor]] | None:
-    """The last layer and the final norm, parted where each position is by itself; None if unknown.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A decoder layer, parted at its attention: what each position does by itself, and what not."""
 
-    The first half has the face of a layer, and gives [tokens, heads * head_dim] and the residual.
-    The second takes rows of both, and gives normed hidden states [rows, hidden_size].
+    #: With the face of a layer: positions, hidden states and residual to (q, k, v) and a residual.
+    before: nn.Module
+    #: Of q, k and v: [tokens, heads * head_dim].
+    attend: nn.Module
+    #: The layer itself, for `after_attention`.
+    layer: Any
+
+
+def parts_of(layer: Any, rotary: nn.Module) -> Parts | None:
+    """The parts of a layer; None if it is of an unknown kind. `rotary` takes its positions in.
 
     Source: the layers named above, in `vllm.model_executor.models`.
     """
@@ -389,18 +403,78 @@ def halves(layer: Any, norm: Any) -> tuple[nn.Module, Callable[..., Tensor]] | N
         return None
     if getattr(layer, "ada_rms_norm_t_cond", None) is not None:  # Mistral's, for audio
         return None
-    attention = with_parts(layer.self_attn, o_proj=_NoProjection())
-    first = with_parts(
-        layer, self_attn=attention, post_attention_layernorm=AsTwo(), mlp=nn.Identity()
+    stops = {"attn": _AsThree(), "o_proj": _NoProjection(), "rotary_emb": rotary}
+    before = with_parts(
+        layer,
+        self_attn=with_parts(layer.self_attn, **stops),
+        post_attention_layernorm=AsTwo(),
+        mlp=nn.Identity(),
     )
+    return Parts(before, layer.self_attn.attn, layer)
 
-    def second(attended: Tensor, residual: Tensor) -> Tensor:
-        hidden, _ = layer.self_attn.o_proj(attended)
-        hidden, residual = layer.post_attention_layernorm(hidden, residual)
-        normed: Tensor = norm(layer.mlp(hidden), residual)[0]
-        return normed
 
-    return first, second
+def after_attention(layer: Any, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer does behind its attention, for any rows: hidden states and residual.
+
+    Source: as `parts_of`.
+    """
+    hidden, _ = layer.self_attn.o_proj(attended)
+    hidden, residual = layer.post_attention_layernorm(hidden, residual)
+    return layer.mlp(hidden), residual
+
+
+class _AsThree(nn.Module):
+    """In an attention's place: its inputs."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q, k, v
+
+
+class Turns:
+    """Rotary embeddings that look up the turns of their positions once for all layers.
+
+    A compiler that finds the look-up in each layer fuses it into slower kernels.
+
+    Source: `RotaryEmbedding` in `vllm.model_executor.layers.rotary_embedding.base`: its
+    `forward_native` selects rows of what `_match_cos_sin_cache_dtype` gives.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, Any] = {}
+
+    def of(self, rotary: Any) -> Any:
+        """What takes the place of `rotary`; itself, if it is of another kind."""
+        from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+        if type(rotary).forward_native is not RotaryEmbedding.forward_native:
+            return rotary
+        if id(rotary) not in self._made:
+            twin = with_parts(rotary)
+            twin.__class__ = type("Turned", (type(rotary),), {"_match_cos_sin_cache_dtype": _rows})
+            twin._forward_method = twin.forward_native  # noqa: SLF001 - which CustomOp bound
+            self._made[id(rotary)] = twin
+        return self._made[id(rotary)]
+
+    def look_up(self, positions: Tensor, dtype: torch.dtype) -> None:
+        """For the next forward."""
+        for each in self._made.values():
+            rows = each.cos_sin_cache.to(dtype).index_select(0, positions)
+            mark_dynamic(rows, 0)
+            each.poc_rows = rows
+
+
+class _Rows:
+    """Stands in for a table from which all rows were selected."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def index_select(self, _: int, __: Tensor) -> Tensor:
+        return self.rows
+
+
+def _rows(self: Any, _: Tensor) -> _Rows:
+    return _Rows(self.poc_rows)
 
 
 def last_hidden(
