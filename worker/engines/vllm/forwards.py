@@ -107,4 +107,6 @@ def whole(worker: Any, edit: Edit) -> OwnForward:
         normed: Tensor = norm(hidden, residual)[0]
         return normed
 
-    return OwnForward(internals.own_layers(worker, edit), internals.compiled(worker, tail, dynamic=False), "whole")
+    return OwnForward(
+        internals.own_layers(worker, edit), internals.compiled(worker, tail, dynamic=False), "whole"
+    )

@@ -32,6 +32,10 @@ Layers = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 HiddenAt = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+#: Tokens that kernels are chosen for, whatever the tile: what they sum must not depend on it.
+_USUAL_ROWS = 32_768
+
+
 @dataclass(frozen=True, slots=True)
 class KVGroup:
     """Attention layers that share their metadata."""
@@ -281,8 +285,7 @@ def own_layers(worker: Any, wrap: Callable[[int, Any], nn.Module]) -> Layers:
     Its layers are what `wrap` gives for the index and the module of each deployed one: that module
     itself, or another one of the same face. The deployed model stays as it is, and so do the
     graphs that vLLM made of it: ours is a shallow copy. It is called as the model is, within
-    `set_forward_context`, and compiles at its first call, with kernels that are chosen for about
-    as many tokens, though they take any number. `wrap` may give a last layer whose two values are
+    `set_forward_context`, and compiles at its first call. `wrap` may give a last layer whose two values are
     others: they come out as they are.
 
     Source: `forward` of the `...Model` classes; `support_torch_compile` in
@@ -317,7 +320,7 @@ def compiled(
 ) -> Callable[..., Any]:
     """`function` compiled as one graph, as vLLM has its pieces compiled; as it is if it has none.
 
-    With `dynamic` its tensors may have any number of rows.
+    With `dynamic` its tensors may have any number of rows, and kernels are chosen for many.
 
     Source: `inductor_compile_config` of `CompilationConfig` in `vllm.config.compilation`;
     `enable_torch_wrap` in `vllm.ir`: without that wrap the compiler sees into vLLM's norms, as a
@@ -333,7 +336,7 @@ def compiled(
     def call(*args: Any) -> Any:
         for each in args:
             if dynamic and isinstance(each, Tensor):
-                mark_dynamic(each, 0)
+                mark_dynamic(each, 0, hint_override=_USUAL_ROWS)
         with enable_torch_wrap(False):
             return run(*args)
 
@@ -459,7 +462,7 @@ class Turns:
         """For the next forward."""
         for each in self._made.values():
             rows = each.cos_sin_cache.to(dtype).index_select(0, positions)
-            mark_dynamic(rows, 0)
+            mark_dynamic(rows, 0, hint_override=_USUAL_ROWS)
             each.poc_rows = rows
 
 
