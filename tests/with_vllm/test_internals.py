@@ -115,6 +115,17 @@ CONTRACTS = [
         "LlamaModel",
         {"layers", "norm", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
     ),
+    # Turns
+    (
+        "model_executor/layers/rotary_embedding/base.py",
+        "RotaryEmbedding.forward_native",
+        {"positions", "_match_cos_sin_cache_dtype", "forward_static"},
+    ),
+    (
+        "model_executor/layers/rotary_embedding/base.py",
+        "RotaryEmbedding.forward_static",
+        {"cos_sin_cache", "index_select"},
+    ),
     # compiled
     ("config/compilation.py", "CompilationConfig", {"inductor_compile_config"}),
     ("ir/__init__.py", "", {"enable_torch_wrap"}),
@@ -273,7 +284,7 @@ def test_a_layer_of_another_kind_is_not_parted() -> None:
         pass
 
     for kind in (Gemma3DecoderLayer, Qwen3MoeDecoderLayer, Derived):
-        assert vllm_internals.halves(kind.__new__(kind), None) is None
+        assert vllm_internals.parts_of(kind.__new__(kind), None) is None
 
 
 def test_the_stages_of_the_time_line_are_there() -> None:

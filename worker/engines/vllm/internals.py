@@ -285,8 +285,8 @@ def own_layers(worker: Any, wrap: Callable[[int, Any], nn.Module]) -> Layers:
     Its layers are what `wrap` gives for the index and the module of each deployed one: that module
     itself, or another one of the same face. The deployed model stays as it is, and so do the
     graphs that vLLM made of it: ours is a shallow copy. It is called as the model is, within
-    `set_forward_context`, and compiles at its first call. `wrap` may give a last layer whose two values are
-    others: they come out as they are.
+    `set_forward_context`, and compiles at its first call. `wrap` may give a last layer whose two
+    values are others: they come out as they are.
 
     Source: `forward` of the `...Model` classes; `support_torch_compile` in
     `vllm.compilation.decorators` takes the place of their `__call__` alone.
