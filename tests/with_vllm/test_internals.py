@@ -222,7 +222,7 @@ ADDS = "hidden_states, residual = self.post_attention_layernorm(hidden_states, r
 @pytest.mark.parametrize("source", sources(), ids=str)
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
 def test_plain_layers_are_plain(name: str, source: Path) -> None:
-    """`halves` puts other parts into them: all that they do must be done by these parts."""
+    """`parts_of` puts other parts into them: all that they do must be done by these parts."""
     models = _parsed(source / f"model_executor/models/{name}.py")
     kinds = {node.name: node for node in models.body if isinstance(node, ast.ClassDef)}
     layer = next(kinds[kind] for kind in kinds if kind.endswith("DecoderLayer"))
@@ -235,7 +235,8 @@ def test_plain_layers_are_plain(name: str, source: Path) -> None:
     assert last == "return (hidden_states, residual)"
     attention = next(kinds[kind] for kind in kinds if kind.endswith("Attention"))
     forward = next(each for each in attention.body if getattr(each, "name", "") == "forward")
-    projects, returns = map(ast.unparse, forward.body[-2:])
+    attends, projects, returns = map(ast.unparse, forward.body[-3:])
+    assert attends == "attn_output = self.attn(q, k, v)"
     assert projects == "output, _ = self.o_proj(attn_output)"
     assert returns == "return output"
 
