@@ -179,14 +179,14 @@ class _Device:
     def _make(self, scheme: str, tensors: Tensors) -> forwards.OwnForward | None:
         why = ""
         for make in (forwards.pruned,) * self._prunes + (forwards.whole,) * tensors.edits:
-            own = make(self._worker, tensors.edit)
-            if own is None:
-                continue
             try:
+                own = make(self._worker, tensors.edit)
+                if own is None:
+                    continue
                 self._check(own, scheme)
             except Exception as error:  # noqa: BLE001 - whatever a compiler makes of a model
                 why = first_line(error)
-                log.warning("no forward for %s, %s last layer: %s", scheme, own.last_layer, why)
+                log.warning("no forward for %s, %s last layer: %s", scheme, make.__name__, why)
             else:
                 return own
         if tensors.edits:
@@ -294,8 +294,11 @@ class _Device:
     def _forward(self, scheme: str) -> Recorder:
         """The forward of a scheme, recorded once it may be. What it gives holds until the next."""
         if scheme not in self._forwards:
+            # Here, and not at its first call: the check of a new one leaves another block in use
+            # than that of the job it is called for.
+            own = self._own(scheme)
             self._forwards[scheme] = Recorder(
-                partial(self._forward_of, scheme), records=self._records, pool=self._pool
+                partial(self._forward_of, scheme, own), records=self._records, pool=self._pool
             )
         return self._forwards[scheme]
 
@@ -304,9 +307,11 @@ class _Device:
         for each in self._forwards.values():
             each.forget()
 
-    def _forward_of(self, scheme: str, shape: torch.Size) -> Forward:
+    def _forward_of(
+        self, scheme: str, own: forwards.OwnForward | None, shape: torch.Size
+    ) -> Forward:
         """The plain forward of a scheme for inputs of `shape` [tile, seq_len, hidden_size]."""
-        hidden_states = self._hidden_states(self._own(scheme), shape)
+        hidden_states = self._hidden_states(own, shape)
         if self._tiles.tensors(scheme).edits:
             return hidden_states
         return lambda inputs: internals.logits_of(self._worker, hidden_states(inputs))
