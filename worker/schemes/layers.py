@@ -99,6 +99,6 @@ def _find(model: nn.Module) -> tuple[nn.Module, str]:
             return owner, name
     places = ", ".join(".".join(filter(None, place)) for place in _PLACES)
     raise EngineError(
-        f"{type(model).__name__}: has no decoder layers in any of {places}, and the artifact "
-        "scheme computes between them; use a text model of another architecture"
+        f"{type(model).__name__}: has no decoder layers in any of {places}, and this scheme "
+        "computes between them; use a text model of another architecture"
     )
