@@ -60,7 +60,7 @@ class Totals(Frozen):
     #: Callbacks that were delivered, and those that were not, by the reason.
     delivered: int = 0
     refused: dict[str, int] = Field(default_factory=dict)
-    #: Validations that ended, by how: honest, fraud, error, cancelled.
+    #: Validations that ended, by how: honest, fraud, error, cancelled; computed, without claims.
     validations: dict[str, int] = Field(default_factory=dict)
 
 

@@ -14,7 +14,7 @@ from shared.metrics.metric import Metric, Series, by, by_gpu, by_worker, gpus, o
 from shared.overview import Overview
 
 #: Labels that are there from the start: what first appears with a 1 is no increase to Prometheus.
-OUTCOMES = ("honest", "fraud", "error", "cancelled")
+OUTCOMES = ("honest", "fraud", "error", "cancelled", "computed")
 REASONS = ("deadline", "never_sent", "other")
 _WORKER_STATES = ("idle", "generating", "validating")
 

@@ -223,6 +223,7 @@ export function validations(all, now) {
 
 function verdict(outcome) {
   if (outcome.error) return { text: `none: ${outcome.error}`, level: "warn" };
+  if (outcome.probability_honest == null) return { text: "none: nothing was claimed", level: "" };
   return outcome.fraud_detected ? { text: "fraud", level: "bad" } : { text: "honest", level: "ok" };
 }
 
