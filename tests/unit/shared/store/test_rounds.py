@@ -709,6 +709,15 @@ class TestKeeping:
         redis.delete(keys("round", "r2"))
         assert [each.round_id for each in store.rounds.kept(10)] == ["r3", "r1"]
 
+    def test_a_round_that_is_listed_has_what_its_status_has(self, store: Store) -> None:
+        """The terms of its scheme among it."""
+        fields = {"scheme": "artifact", "block_hash": "b", "block_height": 1, "public_key": "k"}
+        config = PoCConfig.model_validate(fields | {"k_dim": 3})
+        store.rounds.init("r1", InitRequest(config=config, round_id="r1"))
+        (listed,) = store.rounds.kept(10)
+        assert listed.terms["k_dim"] == 3
+        assert listed.model_dump(exclude={"kept_until"}) == status(store, "r1").model_dump()
+
     def test_the_index_forgets_what_has_expired(
         self,
         new_store: Callable[..., Store],
