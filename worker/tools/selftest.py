@@ -223,6 +223,7 @@ def examine(settings: Settings, plan: Plan) -> Report:
             f"({USUAL_SEQ_LEN} in the live network)"
         )
     pin(settings)
+    settings = settings.model_copy(update={"scheme": plan.terms.name})
     with news.status("loading the model"), loaded(settings) as engine:
         width = engine.info.hidden_size
         if hidden_size not in (None, width):

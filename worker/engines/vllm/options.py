@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import EngineError
+from shared.schemes import terms_of
 from shared.settings import Settings
 from worker.engines.base import DEFAULT_TILE
 from worker.engines.checkpoint import first_line, longest
@@ -245,8 +246,12 @@ def _in_blocks(config: Any) -> bool:
 def check_options(settings: Settings) -> dict[str, Any]:
     """Those of `settings.vllm_options`.
 
-    Raises `EngineError` for one that can't be set.
+    Raises `EngineError` for one that can't be set, and for a scheme that there is not.
     """
+    try:
+        terms_of(settings.scheme)
+    except ValueError as error:
+        raise EngineError(f"POC_SCHEME: {error}") from None
     given = settings.vllm_options or {}
     for name in given:
         if name in _SETTINGS:

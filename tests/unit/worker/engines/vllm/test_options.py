@@ -134,6 +134,13 @@ def test_options_that_are_not_the_operators(options: dict[str, Any], message: st
         check_options(settings)
 
 
+def test_a_scheme_that_there_is_not() -> None:
+    """Refused before minutes are spent on loading."""
+    settings = load_settings({}, engine="vllm", scheme="artefact")
+    with pytest.raises(EngineError, match="POC_SCHEME: there is no scheme 'artefact'; there are d"):
+        check_options(settings)
+
+
 class TestArguments:
     """What vLLM is started with, seen without it."""
 
