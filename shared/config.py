@@ -40,7 +40,8 @@ __all__ = [
 #: Stands in paths of errors where the fields of a scheme are, and is not shown.
 TERMS = ":terms"
 
-#: The largest batch. It bounds a callback message to about 200 kB.
+#: The largest batch. It bounds a callback message: to about 200 kB of distances, and to 300 kB of
+#: vectors of 12 numbers, of which several batches are joined (see `_round.lua`).
 MAX_BATCH_SIZE = 4096
 #: The most valid nonces that a round may be allowed to hold.
 MAX_VALID = 100_000_000

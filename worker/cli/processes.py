@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import ConfigError
+from shared.schemes import DEFAULT
 from shared.settings import EVERY_GPU, Settings
 from worker.cli.options import ENGINE, Json, takes_settings
 from worker.tools import show
@@ -126,7 +127,7 @@ def demo(
     ] = False,
     scheme: Annotated[
         str, typer.Option(metavar="<name>", help="What a proof is: distance, or artifact.")
-    ] = "distance",
+    ] = DEFAULT,
 ) -> None:
     """Run a whole round on this machine: server, model, worker, API and callbacks.
 
@@ -206,7 +207,7 @@ def bench(
     ] = None,
     scheme: Annotated[
         str, typer.Option(metavar="<name>", help="What a proof is: distance, or artifact.")
-    ] = "distance",
+    ] = DEFAULT,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="<int>", help="Nonces in one batch.")
     ] = 32,
