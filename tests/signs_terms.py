@@ -65,7 +65,6 @@ class SignsTerms(Terms):
     """How many signs there are, and which are wanted."""
 
     name = "signs"
-    shows = "signs"
     in_status = ("length", "wanted")
     max_nonce = 999
     batch = SignsBatch

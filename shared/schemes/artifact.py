@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Receivers keep nonces as signed 32-bit integers.
 MAX_NONCE = 2**31 - 1
+#: Numbers in a vector, unless a config asks for others.
+K_DIM = 12
 #: The most numbers in a vector: far beyond what any network asks for.
 MAX_K_DIM = 1024
 
@@ -45,7 +47,7 @@ class Encoding(Strict):
     """How the bytes of a vector are to be read."""
 
     dtype: Literal["f16"] = "f16"
-    k_dim: int = Field(default=12, ge=1, le=MAX_K_DIM)
+    k_dim: int = Field(default=K_DIM, ge=1, le=MAX_K_DIM)
     endian: Literal["le"] = "le"
 
 
@@ -198,21 +200,27 @@ class ArtifactTerms(Terms):
     """Every nonce that was computed counts, by its vector."""
 
     name = "artifact"
-    shows = "vectors"
     in_status = ("k_dim", "dist_threshold", "p_mismatch", "p_value_threshold")
     max_nonce = MAX_NONCE
     may_miss = 0.1
     batch = ArtifactBatch
 
-    #: Numbers in a vector.
-    k_dim: int = Field(default=12, ge=1, le=MAX_K_DIM)
-    #: A claim is wrong if it lies farther from the recomputed vector: L2, 0 to 2.
-    dist_threshold: float = Field(default=0.4, gt=0, le=2)
-    #: How often an honest claim is wrong: the p of the binomial test.
-    p_mismatch: float = Field(default=0.1, gt=0, lt=1)
+    k_dim: int = Field(default=K_DIM, ge=1, le=MAX_K_DIM, description="numbers in a vector")
+    dist_threshold: float = Field(
+        default=0.4,
+        gt=0,
+        le=2,
+        description="a vector is wrong when it lies farther, 0 to 2, from the recomputed one",
+    )
+    #: The p of the binomial test.
+    p_mismatch: float = Field(
+        default=0.1, gt=0, lt=1, description="how often an honest claim is wrong"
+    )
     #: A validation is fraud when an honest node had it this bad with a lower probability.
     #: `fraud_threshold` is another name for it; given both, this one counts.
-    p_value_threshold: float = Field(default=0.05, gt=0, lt=1)
+    p_value_threshold: float = Field(
+        default=0.05, gt=0, lt=1, description="a batch is fraud below this probability"
+    )
     #: Which of the two names was used, if any.
     threshold_key: Literal["", "p_value_threshold", "fraud_threshold"] = ""
 

@@ -124,12 +124,13 @@ class Body(NamedTuple):
 
 
 class Terms(Strict, ABC):
-    """The fields of a round's config that are its scheme's own, and what follows from them."""
+    """The fields of a round's config that are its scheme's own, and what follows from them.
+
+    Those with a description are options of commands, which show it.
+    """
 
     #: The name of the scheme on the wire.
     name: ClassVar[str]
-    #: What views call its proofs.
-    shows: ClassVar[str]
     #: The fields that the status of a round shows.
     in_status: ClassVar[tuple[str, ...]]
     #: The largest nonce that counts.

@@ -168,21 +168,30 @@ class Distance(Terms):
     """Nonces below a distance count."""
 
     name = "distance"
-    shows = "distances"
     in_status = ("r_target", "fraud_threshold", "submit_margin")
     has_distances = True
     batch = ProofBatch
 
-    #: A nonce is valid when its distance (0 to 2) is strictly below this.
-    r_target: float = Field(gt=0, le=2)
-    #: A validation is fraud when an honest node had it this bad with a lower probability.
-    fraud_threshold: float = Field(default=0.01, gt=0, lt=1)
-    #: How often an honest nonce changes sides: the p of the binomial test.
-    p_mismatch: float = Field(default=PROBABILITY_MISMATCH, gt=0, lt=1)
-    #: What a validator allows a recomputed distance above r_target.
-    dist_tolerance: float = Field(default=0, ge=0, le=2)
-    #: How far below r_target a prover stays.
-    submit_margin: float = Field(default=0, ge=0, lt=2)
+    r_target: float = Field(
+        gt=0, le=2, description="a nonce is valid when its distance, 0 to 2, is below this"
+    )
+    #: The probability is that of an honest node to have it this bad.
+    fraud_threshold: float = Field(
+        default=0.01, gt=0, lt=1, description="a batch is fraud below this probability"
+    )
+    #: The p of the binomial test.
+    p_mismatch: float = Field(
+        default=PROBABILITY_MISMATCH,
+        gt=0,
+        lt=1,
+        description="how often an honest nonce changes sides",
+    )
+    dist_tolerance: float = Field(
+        default=0, ge=0, le=2, description="what a validator allows above r-target"
+    )
+    submit_margin: float = Field(
+        default=0, ge=0, lt=2, description="how far below r-target a prover stays"
+    )
 
     @model_validator(mode="after")
     def _check_margin(self) -> Self:

@@ -21,7 +21,7 @@ from shared.settings import PREFIX, Settings, load_settings
 
 Command = Callable[..., None]
 
-#: What each field of a config means, for those who type it.
+#: What each field of a config means, for those who type it; schemes describe their own.
 CONFIG_HELP = {
     "block_hash": "block that the inputs are derived from",
     "block_height": "height of that block",
@@ -34,14 +34,6 @@ CONFIG_HELP = {
     "callback_deadline_s": "seconds that a callback is tried for",
     "strong_rng": "draw inputs from all 256 bits of the seed",
     "scheme": f"what a proof is: {' or '.join(SCHEMES)}",
-    "r_target": "a nonce is valid when its distance, 0 to 2, is below this",
-    "fraud_threshold": "a batch is fraud below this probability",
-    "p_mismatch": "how often an honest nonce changes sides",
-    "dist_tolerance": "what a validator allows above r-target",
-    "submit_margin": "how far below r-target a prover stays",
-    "k_dim": "numbers in a vector",
-    "dist_threshold": "a vector is wrong when it lies farther, 0 to 2, from the recomputed one",
-    "p_value_threshold": "a batch is fraud below this probability",
 }
 
 #: The settings that say what is computed with.
@@ -59,15 +51,14 @@ ENGINE = (
     "vllm_options",
 )
 
-#: What tells of a scheme which of two names was used: it is not typed.
-_NOT_TYPED = ("threshold_key",)
 #: Each field of a config as the schemes have it, by their names; "" stands for all of them.
 CONFIG_FIELDS: dict[str, dict[str, FieldInfo]] = {
     name: {"": field} for name, field in PoCConfig.model_fields.items() if name != "terms"
 } | {"scheme": {"": FieldInfo(annotation=str, default=DEFAULT)}}
 for _scheme in SCHEMES.values():
     for _name, _field in _scheme.model_fields.items():
-        if _name not in _NOT_TYPED:
+        if _field.description:
+            CONFIG_HELP.setdefault(_name, _field.description)
             CONFIG_FIELDS.setdefault(_name, {})[_scheme.name] = _field
 
 #: Fields of a config that only a round needs.

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from shared.errors import EngineError
 from shared.schemes import Proof
+from shared.schemes.artifact import K_DIM
 from worker import cpu_random, gpu_random
 from worker.job import Job
 from worker.schemes import layers as model_layers
@@ -38,9 +39,6 @@ from worker.schemes.generator import generator_for
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-
-#: Dimensions of a hidden state that go into a vector.
-K_DIM = 12
 
 #: Blocks whose vectors are kept: a round's own, and those that validators ask about.
 _BLOCKS_KEPT = 8
