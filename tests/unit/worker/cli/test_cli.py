@@ -160,7 +160,7 @@ def test_the_version_is_shown(poc: Poc) -> None:
 
 
 def test_every_field_of_a_config_is_an_option() -> None:
-    """A new field needs a help text here. Which of two names was used is not typed."""
+    """A new field needs a help text. Which of two names was used is not typed."""
     fields = {*PoCConfig.model_fields, "scheme"} - {"terms"}
     for terms in SCHEMES.values():
         fields |= terms.model_fields.keys()
