@@ -9,6 +9,9 @@ from typing import Self
 from shared.config import PoCConfig
 from shared.schemes import DEFAULT
 
+#: A block that no chain has, for forwards that are only timed or compared.
+NO_BLOCK = "poc-no-block"
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ class Ask:
     """What `worker` asks for: the next work, under a `token` of its choice.
 
     So it can ask again when the answer was lost, and gets the same. A round that began with a
-    model of another `fingerprint` gives nothing, and says so in its error.
+    model of another `fingerprint`, or one of another scheme than `schemes`, gives nothing, and says
+    so in its error.
     """
 
     worker: str
@@ -24,14 +26,20 @@ class Ask:
     #: What is looked for, in this order.
     kinds: tuple[Kind, ...]
     fingerprint: str | None = None
+    #: What the worker computes; None for whatever there is.
+    schemes: Collection[str] | None = None
 
     def as_args(self, context: Context) -> dict[str, Any]:
         """What a script takes."""
-        args = {
+        args: dict[str, Any] = {
             "worker": self.worker,
             "token": self.token,
             "kinds": self.kinds,
             "lease_ms": context.lease_ms,
             "max_attempts": context.settings.max_attempts,
         }
-        return args | ({"fingerprint": self.fingerprint} if self.fingerprint else {})
+        if self.fingerprint:
+            args["fingerprint"] = self.fingerprint
+        if self.schemes is not None:
+            args["schemes"] = sorted(self.schemes)
+        return args

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -108,9 +108,15 @@ class Rounds:
         """Stop the round; one that is named and not there yet will be refused when it comes."""
         return self._command("stop", command, round_id=request.round_id)
 
-    def claim(self, worker: str, token: str, fingerprint: str | None = None) -> Claim | None:
+    def claim(
+        self,
+        worker: str,
+        token: str,
+        fingerprint: str | None = None,
+        schemes: Collection[str] | None = None,
+    ) -> Claim | None:
         """The next positions for `worker`, or None unless a round is generating: see `Ask`."""
-        ask = Ask(worker, token, ("batch",), fingerprint)
+        ask = Ask(worker, token, ("batch",), fingerprint, schemes)
         round_id, answer = self.answer_to_claim(ask)
         return None if "idle" in answer else self.claim_of(ask, round_id, answer)
 

@@ -21,7 +21,7 @@ from shared.errors import (
 )
 from shared.evidence import Computer, Evidence
 from shared.requests import ValidateRequest
-from shared.schemes import Batch, Ended, Proof, Verdict, batch_from
+from shared.schemes import Batch, Proof, Verdict, batch_from
 from shared.schemes.distance import Distance, ProofBatch
 from shared.store.ask import Ask
 from shared.store.connection import redis_errors
@@ -90,19 +90,20 @@ class ComputedValidation:
 
     def evidence(self, outcome: Verdict | PoCError) -> Evidence:
         """All that this `outcome` rests on."""
-        evidence = Evidence(
+        ended = None if isinstance(outcome, PoCError) else outcome.ended
+        return Evidence(
             validation=self.id,
             batch=self.batch,
             config=self.config.model_copy(update={"callback_url": None}),
             proofs=self.proofs,
+            error=str(outcome) if isinstance(outcome, PoCError) else "",
+            n_invalid=ended and ended.n_invalid,
+            probability_honest=ended and ended.probability_honest,
+            fraud_detected=ended and ended.fraud_detected,
             computed_by=self.computed_by,
             opened_at=self.opened_at,
             judged_at=time.time(),
         )
-        if isinstance(outcome, PoCError):
-            return evidence.model_copy(update={"error": str(outcome)})
-        ended = outcome.ended
-        return evidence.model_copy(update=_judged(ended) if ended else {})
 
 
 #: The id, batch, config and trace of a validation.
@@ -295,7 +296,7 @@ class Validations:
         }
 
     def _read(self, validation: str) -> tuple[dict[str, str], dict[str, str]]:
-        """A validation and its distances, at one moment: another clerk may end it in between."""
+        """A validation and its proofs, at one moment: another clerk may end it in between."""
         if not validation:
             return {}, {}
         with self._redis.pipeline(transaction=True) as pipe:
@@ -350,7 +351,7 @@ class Validations:
             result, judged = verdict.model_dump_json(), verdict.ended
             outcome = "fraud" if judged and judged.fraud_detected else "honest"
             outcome = outcome if judged else "computed"
-        of = {**of, **(_judged(judged) if judged else {})}
+        of = {**of, **(judged._asdict() if judged else {})}
         ended = self._end(validation, outcome, of, result, error, message)
         kept = evidence and evidence.model_dump_json()
         self._scripts.call("finish_validation", round=round_id, evidence=kept, **ended)
@@ -379,16 +380,9 @@ class Validations:
 
 #: What reading a validation raises that was not written by this version.
 _UNREADABLE = (ValueError, TypeError, LookupError)
-# Stands in for the config of a validation that has ended and is not looked at.
+# Stand in for what a validation has that has ended and is not looked at.
 _NO_CONFIG = PoCConfig(block_hash="-", block_height=0, public_key="-", terms=Distance(r_target=1.0))
-
-
 _NO_BATCH = ProofBatch.empty()
-
-
-def _judged(ended: Ended) -> dict[str, Any]:
-    """What is told of a verdict, whichever its scheme."""
-    return ended._asdict()
 
 
 def _about(batch: Batch) -> dict[str, Any]:

@@ -28,6 +28,14 @@ pytestmark = [
 EXTENSION = "worker.engines.vllm.options.EXTENSION"
 
 
+def test_the_first_batch_of_a_scheme_that_it_was_not_made_ready_for(driver: Driver) -> None:
+    """Its forward is compiled and checked then; the batch is as right as those after it."""
+    asked = job(*range(5), scheme="artifact", parameters={"k_dim": 12})
+    first = driver.engine.submit(asked).result()
+    assert None not in first
+    assert driver.engine.submit(asked).result() == first
+
+
 class TestTiles:
     """Every forward has the shape that the profile says."""
 

@@ -22,7 +22,7 @@ from shared.settings import Settings
 from worker.engines import checkpoint
 from worker.engines.base import DEFAULT_TILE, EngineInfo, FuturePending
 from worker.engines.checkpoint import first_line
-from worker.job import Job
+from worker.job import NO_BLOCK, Job
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class TransformersEngine:
         directory = checkpoint.find(model)
         from worker.engines import weights
         from worker.engines.tile import Tiles
-        from worker.schemes import Deployed
+        from worker.schemes import Deployed, refused
 
         target = _choose_device(device, gpu)
         config = checkpoint.read_config(directory, ARCHITECTURES, quantized=False)
@@ -103,6 +103,7 @@ class TransformersEngine:
             max_seq_len=checkpoint.longest(config),
             profile=_profile(self._model, target, self._tiles),
             exact=True,
+            without=refused(self._model, self._tiles.tensors),
         )
         self._busy_seconds = 0.0
         self._closing = threading.Event()
@@ -182,6 +183,8 @@ class TransformersEngine:
         shape = self._tiles.size, seq_len, self._info.hidden_size
         inputs = torch.randn(shape, dtype=self._model.dtype, device=self._device)
         forward = self._forward_of(scheme)
+        # Of any block: what a GPU draws, and so its clock, depends on the numbers.
+        self._tiles.tensors(scheme).enter(Job(NO_BLOCK, "", (), seq_len))
         with torch.inference_mode():
             forwards, spent = keep_busy(lambda: forward(inputs), seconds, self._device)
         return forwards * self._tiles.size, spent

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
@@ -21,7 +22,7 @@ from shared import tracing
 from shared.about import NOTHING, About, note
 from shared.config import PoCState
 from shared.errors import EngineDied, EngineError, PoCError, Quarantined
-from shared.schemes import Proof
+from shared.schemes import SCHEMES, Proof
 from shared.status import Commit
 from shared.store import Ask, Assignment, Chunk, Claim, Computed, Kind, Store, fresh_id
 from shared.tracing import Step
@@ -225,14 +226,19 @@ class Pipeline:
     def _claim_batch(self) -> Claim | None:
         """The round's next batch."""
         fingerprint = self.engine.info.fingerprint
-        claim = self.store.rounds.claim(self.worker, self._token, fingerprint)
+        claim = self.store.rounds.claim(self.worker, self._token, fingerprint, self._schemes)
         self._claimed(claim)
         return claim
 
     def _ask(self) -> Ask:
         """For a validation's chunk or the round's next batch, in turns while there are both."""
         kinds: tuple[Kind, Kind] = ("batch", "chunk") if self._validated else ("chunk", "batch")
-        return Ask(self.worker, self._token, kinds, self.engine.info.fingerprint)
+        return Ask(self.worker, self._token, kinds, self.engine.info.fingerprint, self._schemes)
+
+    @property
+    def _schemes(self) -> Collection[str]:
+        """What this worker computes: not what only another version knows, or another engine can."""
+        return SCHEMES.keys() - self.engine.info.without.keys()
 
     def _claimed(self, work: Assignment | None) -> Assignment | None:
         """Note what an ask got."""

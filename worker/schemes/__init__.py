@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from shared.errors import EngineError
 from worker.schemes.artifact import ArtifactTensors
 from worker.schemes.base import Deployed, Tensors
 from worker.schemes.distance import DistanceTensors
+from worker.schemes.layers import decoder_layers
 
-__all__ = ["Deployed", "Tensors", "register", "tensors_of"]
+__all__ = ["Deployed", "Tensors", "refused", "register", "tensors_of"]
 
 _MADE_BY: dict[str, Callable[[Deployed], Tensors]] = {
     "distance": DistanceTensors,
@@ -28,3 +31,16 @@ def tensors_of(scheme: str, deployed: Deployed) -> Tensors:
         known = ", ".join(_MADE_BY)
         raise EngineError(f"there are no tensors for the scheme {scheme!r}; there are {known}")
     return _MADE_BY[scheme](deployed)
+
+
+def refused(model: nn.Module, tensors: Callable[[str], Tensors]) -> dict[str, str]:
+    """The schemes that can't be computed with `model`, and why.
+
+    Those that edit layers, of a model whose layers can't be found. `tensors` gives those of a
+    scheme on the model's device.
+    """
+    try:
+        decoder_layers(model)
+    except EngineError as error:
+        return {scheme: str(error) for scheme in _MADE_BY if tensors(scheme).edits}
+    return {}

@@ -48,21 +48,19 @@ def edited(model: nn.Module, edit: Edit) -> nn.Module:
     """
     inner, name = _find(model)
     layers: nn.ModuleList = getattr(inner, name)
-    own = twin(layers)
-    for index, layer in enumerate(layers):
-        setattr(own, str(index), edit(index, layer))
+    own = {str(index): edit(index, layer) for index, layer in enumerate(layers)}
     kind: Any = type(inner)  # mypy takes it for unhashable
-    copied: nn.Module = twin(inner, _uncompiled(kind))
-    setattr(copied, name, own)
+    copied: nn.Module = twin(inner, _uncompiled(kind), **{name: twin(layers, **own)})
     return copied
 
 
-def twin(module: M, kind: type[M] | None = None) -> M:
-    """A shallow copy of `module`, as a `kind` if one is given, which should be a subclass of its.
+def twin(module: M, kind: type[M] | None = None, /, **parts: nn.Module) -> M:
+    """A shallow copy of `module` with other `parts`.
 
-    It shares what `module` is made of, but has the books of that to itself: replacing a part or
-    adding a hook is seen in one of them only. Raises `EngineError` for a module whose forward was
-    replaced on the object, since the copy would run that one, and with it the original's parts.
+    It is a `kind` if one is given, which should be a subclass of the module's. It shares what
+    `module` is made of, but has the books of that to itself: replacing a part or adding a hook is
+    seen in one of them only. Raises `EngineError` for a module whose forward was replaced on the
+    object, since the copy would run that one, and with it the original's parts.
     """
     if "forward" in vars(module):
         raise EngineError(
@@ -77,6 +75,8 @@ def twin(module: M, kind: type[M] | None = None) -> M:
         # What `compile()` made runs the original.
         if name != "_compiled_call_impl"
     )
+    for name, part in parts.items():
+        setattr(copied, name, part)
     return copied
 
 
@@ -99,6 +99,6 @@ def _find(model: nn.Module) -> tuple[nn.Module, str]:
             return owner, name
     places = ", ".join(".".join(filter(None, place)) for place in _PLACES)
     raise EngineError(
-        f"{type(model).__name__}: has no decoder layers in any of {places}, and the artifact "
-        "scheme computes between them; use a text model of another architecture"
+        f"{type(model).__name__}: has no decoder layers in any of {places}, and this scheme "
+        "computes between them; use a text model of another architecture"
     )

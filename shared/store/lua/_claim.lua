@@ -1,7 +1,7 @@
 -- How work is claimed. A.ask has what a worker asks for:
 --   kinds         of work, `chunk` (of a validation) and `batch` (of the round), in their order
 --   token         of the claim; the same again after a lost answer gives the same work
---   worker, fingerprint?, lease_ms, max_attempts
+--   worker, fingerprint?, schemes?, lease_ms, max_attempts
 --
 -- Claims: a token -> positions, and a token -> end of its lease. Rounds and validations have a
 -- pair each. An ended lease is a worker that died; a lease of 0 was given back by a live one.
@@ -42,8 +42,23 @@ local function is_of_its_model(run)
   return true
 end
 
+-- Whether this worker computes the round's scheme: it would only have batches fail, until they count
+-- as failed. What the error says already is not replaced: others may well compute the round.
+local function is_of_its_schemes()
+  local scheme = A.ask.schemes and redis.call('HGET', K.round, 'scheme')
+  if not scheme then return true end
+  for _, known in ipairs(A.ask.schemes) do
+    if known == scheme then return true end
+  end
+  if (redis.call('HGET', K.round, 'error') or '') == '' then
+    put('error', 'worker ' .. A.ask.worker .. " can't compute the scheme " .. scheme ..
+      ': start one of a version and an engine that can')
+  end
+  return false
+end
+
 local function new_batch(run)
-  if state ~= 'GENERATING' or not is_of_its_model(run) then return nil end
+  if state ~= 'GENERATING' or not (is_of_its_schemes() and is_of_its_model(run)) then return nil end
   local batch = take_expired(K.claims, K.leases)
   while batch and batch.attempts >= A.ask.max_attempts do
     count('total_failed', batch.count)

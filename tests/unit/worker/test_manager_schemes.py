@@ -16,6 +16,7 @@ from shared.schemes.artifact import ArtifactBatch
 from shared.store import Store
 from shared.store.connection import Client
 from worker.manager import PoCManager
+from worker.node.pipeline import Pipeline
 
 BLOCK: dict[str, Any] = {"block_hash": "B10C", "block_height": 7, "public_key": "node"}
 WHY = "Odd: has no decoder layers in any of model.layers, and the artifact scheme computes between"
@@ -34,6 +35,19 @@ def test_a_model_without_layers_that_can_be_found(
     refused_by_all(PoCManager(engine, store), config(), WHY)
     distance = PoCConfig.model_validate(BLOCK | {"r_target": 1.0})
     assert PoCManager(engine, store).init_round(distance).scheme == "distance"
+
+
+def test_a_round_that_another_worker_opened(
+    new_engine: Callable[..., FakeEngine], store: Store
+) -> None:
+    """None of its batches fail here: this worker takes none."""
+    PoCManager(new_engine(), store).start_generate(config(k_dim=1))
+    engine = new_engine()
+    engine.info = replace(engine.info, without={"artifact": WHY})
+    assert not Pipeline(engine, store, "w").step()
+    status = store.status()
+    assert (status.total_failed, status.scheme) == (0, "artifact")
+    assert "worker w can't compute the scheme artifact" in status.error
 
 
 def test_more_numbers_than_a_hidden_state_has(

@@ -28,8 +28,8 @@ from worker.engines.tile import Forward, Tiles, cut, join
 from worker.engines.vllm import forwards, internals
 from worker.engines.vllm.options import TILES, USUAL_LEN
 from worker.engines.vllm.recording import FIRST_AFTER, Recorder
-from worker.job import Job
-from worker.schemes import Deployed, Tensors, tensors_of
+from worker.job import NO_BLOCK, Job
+from worker.schemes import Deployed, Tensors, refused, tensors_of
 
 log = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
 
@@ -40,8 +40,6 @@ _RECORDABLE = frozenset({"FLASH_ATTN"})
 #: How far hidden states of a forward of our own may be from those of vLLM's, as a share of these.
 #: In bfloat16 two honest forwards differ by 1 to 2%; edited layers give entirely other ones.
 _SAME = 0.1
-#: A block that no chain has.
-_NO_BLOCK = "poc-no-block"
 
 # A rank of a tensor parallel group would notice the end of vLLM's engine only once it has loaded
 # its part of the model, or never, if it hangs. vLLM imports this file before it loads.
@@ -130,6 +128,7 @@ class _Device:
             "last_layer": "whole",
             "tile": self._tiles.size,
             "generator": self._tiles.generator,
+            "without": refused(internals.model_of(worker), self._tiles.tensors),
             "keys_and_values": "direct" if self._direct else "pages",
             "scratch_bytes": sum(
                 pages.untyped_storage().nbytes() for pages in set(self._scratch.values())
@@ -179,14 +178,14 @@ class _Device:
     def _make(self, scheme: str, tensors: Tensors) -> forwards.OwnForward | None:
         why = ""
         for make in (forwards.pruned,) * self._prunes + (forwards.whole,) * tensors.edits:
-            own = make(self._worker, tensors.edit)
-            if own is None:
-                continue
             try:
+                own = make(self._worker, tensors.edit)
+                if own is None:
+                    continue
                 self._check(own, scheme)
             except Exception as error:  # noqa: BLE001 - whatever a compiler makes of a model
                 why = first_line(error)
-                log.warning("no forward for %s, %s last layer: %s", scheme, own.last_layer, why)
+                log.warning("no forward for %s, %s last layer: %s", scheme, make.__name__, why)
             else:
                 return own
         if tensors.edits:
@@ -211,7 +210,7 @@ class _Device:
         if not apart < _SAME:  # nor NaN
             raise RuntimeError(f"hidden states are other ones than vLLM's, by {apart:.1%}")
         if tensors.edits:
-            tensors.enter(Job(_NO_BLOCK, "", (), seq_len))
+            tensors.enter(Job(NO_BLOCK, "", (), seq_len))
             apart = _difference(self._hidden_states(own, shape)(inputs.clone()), whole)
             if not apart > _SAME:
                 raise RuntimeError(f"edited layers change nothing: {apart:.1%}")
@@ -232,7 +231,7 @@ class _Device:
         # Random, as in a round: what a GPU draws, and so its clock, depends on the numbers.
         inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
         forward = self._forward(scheme)
-        self._tiles.tensors(scheme).enter(Job(_NO_BLOCK, "", (), seq_len))
+        self._tiles.tensors(scheme).enter(Job(NO_BLOCK, "", (), seq_len))
         if forward.recorded != inputs.shape:
             self._forget()
             for _ in range(FIRST_AFTER):
@@ -294,8 +293,11 @@ class _Device:
     def _forward(self, scheme: str) -> Recorder:
         """The forward of a scheme, recorded once it may be. What it gives holds until the next."""
         if scheme not in self._forwards:
+            # Here, and not at its first call: the check of a new one leaves another block in use
+            # than that of the job it is called for.
+            own = self._own(scheme)
             self._forwards[scheme] = Recorder(
-                partial(self._forward_of, scheme), records=self._records, pool=self._pool
+                partial(self._forward_of, scheme, own), records=self._records, pool=self._pool
             )
         return self._forwards[scheme]
 
@@ -304,9 +306,11 @@ class _Device:
         for each in self._forwards.values():
             each.forget()
 
-    def _forward_of(self, scheme: str, shape: torch.Size) -> Forward:
+    def _forward_of(
+        self, scheme: str, own: forwards.OwnForward | None, shape: torch.Size
+    ) -> Forward:
         """The plain forward of a scheme for inputs of `shape` [tile, seq_len, hidden_size]."""
-        hidden_states = self._hidden_states(self._own(scheme), shape)
+        hidden_states = self._hidden_states(own, shape)
         if self._tiles.tensors(scheme).edits:
             return hidden_states
         return lambda inputs: internals.logits_of(self._worker, hidden_states(inputs))

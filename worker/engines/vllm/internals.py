@@ -24,6 +24,8 @@ from vllm.forward_context import set_forward_context
 from vllm.ir import enable_torch_wrap
 from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
 
+from worker.schemes.layers import twin
+
 #: Embeddings [tokens, hidden_size] and positions int64 [tokens] to what the last layer gives:
 #: hidden states and the residual that is to be added to them, both [tokens, hidden_size].
 Layers = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -293,7 +295,7 @@ def own_layers(worker: Any, wrap: Callable[[int, Any], nn.Module]) -> Layers:
     """
     inner = inner_model(worker)
     layers = nn.ModuleList([wrap(index, layer) for index, layer in enumerate(inner.layers)])
-    own = with_parts(inner, layers=layers, norm=_AsOne())
+    own = twin(inner, layers=layers, norm=_AsOne())
 
     # A function of our own: compiled code is kept with the function that was compiled. With vLLM's
     # there may be some without any guards, and a call with our model would be given that.
@@ -341,13 +343,6 @@ def compiled(
             return run(*args)
 
     return call
-
-
-def with_parts(module: nn.Module, **parts: nn.Module) -> Any:
-    """A shallow copy of `module` with other `parts`; all else is the same one."""
-    made = copy.copy(module)
-    vars(made)["_modules"] = dict(module.named_children()) | parts
-    return made
 
 
 class _AsOne(nn.Module):
@@ -407,9 +402,9 @@ def parts_of(layer: Any, rotary: nn.Module) -> Parts | None:
     if getattr(layer, "ada_rms_norm_t_cond", None) is not None:  # Mistral's, for audio
         return None
     stops = {"attn": _AsThree(), "o_proj": _NoProjection(), "rotary_emb": rotary}
-    before = with_parts(
+    before = twin(
         layer,
-        self_attn=with_parts(layer.self_attn, **stops),
+        self_attn=twin(layer.self_attn, **stops),
         post_attention_layernorm=AsTwo(),
         mlp=nn.Identity(),
     )
@@ -452,10 +447,10 @@ class Turns:
         if type(rotary).forward_native is not RotaryEmbedding.forward_native:
             return rotary
         if id(rotary) not in self._made:
-            twin = with_parts(rotary)
-            twin.__class__ = type("Turned", (type(rotary),), {"_match_cos_sin_cache_dtype": _rows})
-            twin._forward_method = twin.forward_native  # noqa: SLF001 - which CustomOp bound
-            self._made[id(rotary)] = twin
+            kind = type("Turned", (type(rotary),), {"_match_cos_sin_cache_dtype": _rows})
+            turned: Any = twin(rotary, kind)
+            turned._forward_method = turned.forward_native  # noqa: SLF001 - which CustomOp bound
+            self._made[id(rotary)] = turned
         return self._made[id(rotary)]
 
     def look_up(self, positions: Tensor, dtype: torch.dtype) -> None:

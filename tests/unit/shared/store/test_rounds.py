@@ -418,6 +418,29 @@ class TestModels:
         assert status(store).error == ""
 
 
+class TestSchemes:
+    """A worker gets nothing of a round whose scheme it does not compute."""
+
+    def test_another_scheme_gets_nothing_of_the_round(
+        self, store: Store, config: PoCConfig
+    ) -> None:
+        """No nonce is lost to it, the round's error says why, and others go on."""
+        store.rounds.generate("g", GenerateRequest(config=config))
+        assert store.rounds.claim("w1", "t1", "other model", ["artifact"]) is None
+        assert "worker w1 can't compute the scheme distance" in status(store).error
+        claim = store.rounds.claim("w2", "t2", "model", ["artifact", "distance"])
+        assert claim
+        assert (claim.start, claim.attempts) == (0, 0)
+
+    def test_it_hides_no_other_error(self, store: Store, config: PoCConfig) -> None:
+        store.rounds.generate("g", GenerateRequest(config=config))
+        assert store.rounds.claim("w1", "t1", "one")
+        assert store.rounds.claim("w2", "t2", "two") is None
+        before = status(store).error
+        assert store.rounds.claim("w3", "t3", "one", []) is None
+        assert status(store).error == before
+
+
 class TestCommits:
     """Counted once, or refused with a reason."""
 

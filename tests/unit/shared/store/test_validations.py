@@ -12,7 +12,7 @@ from chunks import claim_chunk, verdict_on
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundFailed, RoundMismatch, RoundNotInitialized
-from shared.evidence import Computer
+from shared.evidence import Computer, Evidence
 from shared.requests import GenerateRequest, InitRequest, ValidateRequest
 from shared.store import Chunk, ComputedValidation, Message, Store
 from shared.store.connection import Client
@@ -127,6 +127,17 @@ def test_evidence_lives_as_long_as_its_validation(
     assert store.validations.evidence("j") == evidence.model_dump_json()
     assert redis.ttl(keys("job", "j")) > 0
     assert store.validations.evidence("nobody") is None
+
+
+def test_evidence_of_a_verdict_has_its_fields_and_no_other(store: Store, config: PoCConfig) -> None:
+    """What a reader makes of its JSON is equal to it."""
+    store.validations.open("j", ValidateRequest(batch=batch_of(config, 7), config=config))
+    store.validations.commit(take(store), [1.5])
+    job = computed(store)
+    evidence = job.evidence(verdict_on(job))
+    assert vars(evidence).keys() == Evidence.model_fields.keys()
+    assert Evidence.model_validate_json(evidence.model_dump_json()) == evidence
+    assert evidence.n_invalid == 1
 
 
 def test_the_last_chunk_makes_it_ready(store: Store, config: PoCConfig) -> None:

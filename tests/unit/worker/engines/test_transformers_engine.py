@@ -235,6 +235,30 @@ class TestInfo:
         assert info.profile["quantization"] == "none"
         assert info.fingerprint == fingerprint(model_dir)
 
+    def test_a_scheme_between_layers_that_it_does_not_find(
+        self, model_dir: Path, load: LoadEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It says so before it is asked, and computes the others."""
+        assert load(model_dir).info.without == {}
+        monkeypatch.setattr("worker.schemes.layers._PLACES", (("model", "blocks"),))
+        engine = load(model_dir)
+        (scheme,) = engine.info.without
+        assert scheme == "artifact"
+        assert "has no decoder layers in any of model.blocks" in engine.info.without[scheme]
+        assert len(engine.submit(job(1, 2)).result()) == 2
+
+    def test_forwards_of_a_scheme_are_timed_with_numbers(
+        self, model_dir: Path, load: LoadEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Until a block is in use layers would be reflected at what is none."""
+        engine, seen = load(model_dir, tile=2), []
+        forward = engine._forward_of("artifact")
+        monkeypatch.setattr(
+            engine, "_forward_of", lambda _: lambda inputs: seen.append(forward(inputs))
+        )
+        engine.time_forwards(SEQ_LEN, 0.01, "artifact")
+        assert all(output.isfinite().all() for output in seen)
+
     def test_busy_seconds_grow_with_work_only(
         self, checkpoint: Callable[[str], Path], load: LoadEngine
     ) -> None:

@@ -129,6 +129,16 @@ class TestTheOriginal:
         assert not hasattr(model.model.layers[0], "more")
 
 
+def test_a_twin_has_parts_of_its_own_and_shares_the_others() -> None:
+    """Those of the original are neither replaced in it nor copied."""
+    original, other = Inner(), Layer(5.0)
+    copied = twin(original, norm=other)
+    assert copied.norm is other
+    assert original.norm is not other
+    assert copied.layers is original.layers
+    assert torch.equal(original(X), PLAIN)
+
+
 class TestTheCopy:
     def test_is_what_it_is_a_copy_of(self) -> None:
         copied: Any = edited(Inner(), halve)
