@@ -69,7 +69,7 @@ def test_a_validator_with_other_floats_calls_it_a_fraud(poc: Poc) -> None:
 
 
 def test_a_node_of_artifacts_is_compared_by_its_vectors(poc: Poc) -> None:
-    """None lies too far off, which is told as at most 3 of the sample; nearer limits make it fail."""
+    """None lies too far off, which is told as at most 3 of the sample; nearer limits fail it."""
     asked = "selfcheck", "--scheme=artifact", "--seq-len=4", "--sample=64", "--json"
     ran = poc(*asked, "--as=tile=4", "--as=dtype=bfloat16")
     assert ran.returncode == 0, ran.stderr

@@ -225,10 +225,6 @@ def test_what_a_config_lacks_is_named_by_option(poc: Poc, command: str) -> None:
         (["init", *CONFIG, "--k-dim=12"], "k_dim: a field of the scheme artifact, and this is dis"),
         (["init", *CONFIG, "--scheme=artifact"], "r_target: a field of the scheme distance"),
         (["init", *CONFIG, "--scheme=x"], "there is no scheme 'x'; there are distance, artifact"),
-        (
-            ["selfcheck", "--config=HERE/artifact"],
-            "a selfcheck compares distances, and the ",
-        ),
         (["init", *CONFIG, "--node-id=1"], "node_id 1 is not in [0, node_count=1)"),
         (["generate", "--replace"], "it needs a config"),
         (["validate", "--batch=/no/such/file"], "/no/such/file: can't be read: No such file"),
