@@ -239,7 +239,7 @@ def test_bad_input_is_told_before_anything_is_sent(
     poc: Poc, tmp_path: Path, args: list[str], says: str
 ) -> None:
     """Redis is away, and nobody notices."""
-    files = {"text": "hello", "list": "[]", "empty": "{}", "artifact": '{"scheme": "artifact"}'}
+    files = {"text": "hello", "list": "[]", "empty": "{}"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     placed = [arg.replace("HERE", str(tmp_path)) for arg in args]
