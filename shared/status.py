@@ -122,7 +122,8 @@ class RoundStatus(Frozen):
         """What its scheme asks for, in a few words, for logs."""
         if self.has_distances:
             return f"r_target {self.r_target:g}"
-        return f"{self.scheme} {self.terms}"
+        fields = ", ".join(f"{name} {value}" for name, value in self.terms.items())
+        return f"{self.scheme}: {fields}" if fields else self.scheme
 
     @property
     def config(self) -> PoCConfig:

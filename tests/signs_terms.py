@@ -76,6 +76,16 @@ class SignsTerms(Terms):
     def parameters(self) -> dict[str, int]:
         return {"length": self.length}
 
+    p_mismatch: float = 0.5
+
+    @property
+    def fraud_below(self) -> float:
+        return 0.5
+
+    @property
+    def limits(self) -> str:
+        return "half of them"
+
     @property
     def title(self) -> str:
         return f"{self.length} signs"

@@ -268,6 +268,19 @@ class ArtifactTerms(Terms):
         return f"encoding: {encoding.model_dump()} is not that of the config, k_dim={self.k_dim}"
 
     @property
+    def fraud_below(self) -> float:
+        """The p_value_threshold."""
+        return self.p_value_threshold
+
+    @property
+    def limits(self) -> str:
+        """How far a claim may be off, and how many may be."""
+        return (
+            f"dist_threshold {self.dist_threshold:g}, p_mismatch {self.p_mismatch:g}, "
+            f"p_value_threshold {self.p_value_threshold:g}"
+        )
+
+    @property
     def title(self) -> str:
         """The vectors."""
         return f"vectors of {self.k_dim}"

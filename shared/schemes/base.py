@@ -155,6 +155,20 @@ class Terms(Strict, ABC):
         """Why a model of that width can't compute it; None if it can."""
         return None
 
+    if TYPE_CHECKING:
+        #: How often an honest claim is wrong: the p of the binomial test. Each scheme has one.
+        p_mismatch: float
+
+    @property
+    @abstractmethod
+    def fraud_below(self) -> float:
+        """The probability below which that many wrong claims are a fraud."""
+
+    @property
+    @abstractmethod
+    def limits(self) -> str:
+        """What a claim is judged by, in a few words."""
+
     @property
     @abstractmethod
     def title(self) -> str:

@@ -212,6 +212,20 @@ class Distance(Terms):
         return self.r_target - self.submit_margin
 
     @property
+    def fraud_below(self) -> float:
+        """The fraud_threshold."""
+        return self.fraud_threshold
+
+    @property
+    def limits(self) -> str:
+        """The target and its tolerance."""
+        return (
+            f"r_target {self.r_target:g}, p_mismatch {self.p_mismatch:g}, fraud_threshold "
+            f"{self.fraud_threshold:g}, dist_tolerance {self.dist_tolerance:g}, submit_margin "
+            f"{self.submit_margin:g}"
+        )
+
+    @property
     def title(self) -> str:
         """The target."""
         return f"r_target {self.r_target:g}"

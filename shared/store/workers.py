@@ -76,6 +76,8 @@ class Workers:
             counted=counted and {"round": counted[0], "bins": list(chain(*counted[1].items()))},
             reference_s=REFERENCE_S,
             live_ms=round(self._settings.worker_lives_s * 1000),
+            keep_incidents=KEEP_INCIDENTS,
+            keep_incidents_s=KEEP_S,
             lease_ms=self._context.lease_ms,
             deadline_ms=round(self._settings.batch_deadline * 1000),
             epoch=fresh_id(),

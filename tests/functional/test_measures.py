@@ -68,6 +68,20 @@ def test_a_validator_with_other_floats_calls_it_a_fraud(poc: Poc) -> None:
     assert 0 < said["safe_submit_margin"] < 0.01
 
 
+def test_a_node_of_artifacts_is_compared_by_its_vectors(poc: Poc) -> None:
+    """None lies too far off, which is told as at most 3 of the sample; nearer limits fail it."""
+    asked = "selfcheck", "--scheme=artifact", "--seq-len=4", "--sample=64", "--json"
+    ran = poc(*asked, "--as=tile=4", "--as=dtype=bfloat16")
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    tile, floats = said["sides"]
+    assert (tile["equal"], tile["changed_sides"], tile["mismatch"]) == (64, 0, 3 / 64)
+    assert 0 < floats["largest_difference"] < 0.1
+    assert said["flagged_from"] == 28
+    ran = poc(*asked, "--as=dtype=bfloat16", "--dist-threshold=1e-6")
+    assert ran.returncode == FRAUD, ran.stderr
+
+
 def test_wrong_options_are_told_by_the_exit_status(poc: Poc) -> None:
     """Not as a node that would fail, which is 1."""
     ran = poc("selfcheck", "--r-target=1.4", "--as=speed=fast")

@@ -148,14 +148,14 @@ def selfcheck(
     Exit status: 0 it passes, 3 it would be called a fraud, 2 wrong options, 1 it can't be said.
 
     poc selfcheck --model ./model --r-target 1.4 --as dtype=bfloat16
+
+    poc selfcheck --model ./model --scheme artifact
     """
     from worker.tools.calibration import verdict
     from worker.tools.calibration.selfcheck import Plan, check
     from worker.tools.calibration.sides import Side
 
     sides, asked = [Side.of(each) for each in others or ()], read(PoCConfig, config)
-    if asked.scheme != Distance.name:
-        raise ConfigError(f"a selfcheck compares distances, and the scheme {asked.scheme} has none")
     report = check(settings, Plan(asked, sample, n, risk, sides))
     (verdict.show_json if as_json else verdict.show)(report)
     if not report.passes:

@@ -16,7 +16,6 @@ from pydantic.fields import FieldInfo
 from shared.config import PoCConfig
 from shared.errors import InvalidRequest
 from shared.schemes import DEFAULT, SCHEMES
-from shared.schemes.distance import Distance
 from shared.settings import PREFIX, Settings, load_settings
 
 Command = Callable[..., None]
@@ -102,12 +101,8 @@ def takes_config(command: Command) -> Command:
 
 
 def takes_network(command: Command) -> Command:
-    """Give a command the options of a config that a network has, whatever the block and the key.
-
-    The network's scheme is `distance`.
-    """
-    ours = {*PoCConfig.model_fields, *Distance.model_fields} - {*_OF_A_ROUND}
-    names = (each for each in CONFIG_FIELDS if each in ours)
+    """Give a command the options of a config that a network has, whatever the block and the key."""
+    names = (each for each in CONFIG_FIELDS if each not in _OF_A_ROUND)
 
     def said(name: str) -> str:
         return f"{CONFIG_HELP[name]} (any)" if name in _ANY_BLOCK else _with_default(name)

@@ -7,9 +7,11 @@
 -- with _round
 -- K writes: status, clock, endings, outbox, gathered(round), round(round), run(round),
 --   claims(round), leases(round), tickets(round), model, reference(fingerprint), worker(worker),
---   workers, takers, chunk_claims, chunk_leases, callbacks, history(round), histogram(round)
+--   workers, takers, chunk_claims, chunk_leases, callbacks, history(round), histogram(round),
+--   incidents, totals
 -- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens,
---   distances?, reference_s, live_ms, lease_ms, deadline_ms, epoch, counted?
+--   distances?, reference_s, live_ms, keep_incidents, keep_incidents_s, lease_ms, deadline_ms,
+--   epoch, counted?
 
 local other = moved()
 if other then return other end
@@ -37,7 +39,27 @@ redis.call('PEXPIRE', K.worker, A.live_ms)
 redis.call('ZADD', K.workers, int(now), A.worker)
 -- Stays when this worker is gone, as long as it may have taken a command.
 redis.call('ZADD', K.takers, int(now), A.worker)
-redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms))
+
+-- Who was silent for so long was killed, or is cut off, and nobody else tells of it. One that had
+-- to end has said so itself.
+local function has_told(name, last)
+  for _, raw in ipairs(redis.call('LRANGE', K.incidents, 0, 9)) do
+    local read, told = pcall(cjson.decode, raw)
+    if read and told.worker == name and number(told.at) * 1000 >= last then return true end
+  end
+end
+local silent = redis.call('ZRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms), 'WITHSCORES')
+for i = 1, #silent, 2 do
+  local name, last = silent[i], number(silent[i + 1])
+  redis.call('ZREM', K.workers, name)
+  if not has_told(name, last) then
+    redis.call('LPUSH', K.incidents, cjson.encode({worker = name, at = last / 1000,
+      reason = 'not heard since then: it was killed, or is cut off from Redis'}))
+    redis.call('LTRIM', K.incidents, 0, A.keep_incidents - 1)
+    redis.call('EXPIRE', K.incidents, A.keep_incidents_s)
+    for_viewers('HINCRBY', K.totals, 'incidents', 1)
+  end
+end
 
 -- A.tokens are in the order of their computation: the first is what the device does now. When
 -- that is past its deadline or was taken over, the device hangs.

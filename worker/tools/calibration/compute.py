@@ -69,18 +69,34 @@ def proofs(
     return found
 
 
+def all_proofs(
+    engine: Engine,
+    config: PoCConfig,
+    nonces: Sequence[int],
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[Proof]:
+    """As `proofs`; raises `EngineError` also if one is missing."""
+    computed = proofs(engine, config, nonces, on_done)
+    found = [each for each in computed if each is not None and _is_number(each)]
+    if wrong := len(computed) - len(found):
+        what = "distance" if config.terms.has_distances else "numbers"
+        raise EngineError(
+            f"no finite {what} for {wrong} of {len(computed)} nonces; the weights may hold what is "
+            "no number, or POC_DTYPE is too narrow for them"
+        )
+    return found
+
+
 def distances(
     engine: Engine,
     config: PoCConfig,
     nonces: Sequence[int],
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
-    """As `proofs`, of the scheme `distance`; raises `EngineError` also if one is not finite."""
-    computed = proofs(engine, config, nonces, on_done)
-    found = [math.nan if each is None else float(each) for each in computed]
-    if wrong := sum(not math.isfinite(each) for each in found):
-        raise EngineError(
-            f"no finite distance for {wrong} of {len(found)} nonces; the weights may hold what is "
-            "no number, or POC_DTYPE is too narrow for them"
-        )
-    return found
+    """As `all_proofs`, of the scheme `distance`."""
+    return [float(each) for each in all_proofs(engine, config, nonces, on_done)]
+
+
+def _is_number(proof: Proof) -> bool:
+    """An engine may say by a number that is none that it has no proof."""
+    return not isinstance(proof, float) or math.isfinite(proof)

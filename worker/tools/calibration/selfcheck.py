@@ -1,27 +1,31 @@
 """`poc selfcheck`: whether this node passes the validations of others, before a round.
 
-nonces ──▶ own engine ──▶ functional check, distances ──┐
-└─▶ each other side ──▶ its distances ───────────┴─▶ noise ─▶ mismatches ─▶ odds ─▶ margin
+nonces ──▶ own engine ──▶ functional check, proofs ──┐
+└─▶ each other side ──▶ its proofs ───────────┴─▶ noise ─▶ mismatches ─▶ odds ─▶ margin
+
+Where every nonce counts, a mismatch is a proof that lies too far from the other side's, and there
+is no margin. Few or none of a sample do, so their share is taken for as large as it may be.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 from shared.config import PoCConfig
 from shared.errors import ConfigError, EngineError
 from shared.odds import at_least, flagged_from
-from shared.schemes import Distance
+from shared.schemes import Distance, Proof, Terms
 from shared.settings import Settings
 from shared.store import Reference, Store
 from worker.engines import Engine, EngineInfo
 from worker.node.functional_check import FunctionalCheck
 from worker.queue.app import pin
 from worker.tools.calibration import sides
-from worker.tools.calibration.compute import distances, loaded
+from worker.tools.calibration.compute import all_proofs, loaded
 from worker.tools.calibration.mismatch import Distances, Noise
 from worker.tools.calibration.sides import Side
 from worker.tools.show import counting, news
@@ -42,19 +46,19 @@ class Plan:
     others: Sequence[Side] = ()
 
     @property
-    def terms(self) -> Distance:
-        """Raises `TypeError` for a round of another scheme."""
-        return Distance.of(self.config)
+    def terms(self) -> Terms:
+        """What proofs are judged by."""
+        return self.config.terms
 
     @property
     def accepted_risk(self) -> float:
         """How probable an accusation may be: honest nodes at p_mismatch have nearly as much."""
-        return self.terms.fraud_threshold if self.risk is None else self.risk
+        return self.terms.fraud_below if self.risk is None else self.risk
 
     @property
     def flagged_from(self) -> int:
         """The mismatches that a validation of `n` nonces calls fraud."""
-        return flagged_from(self.n, self.terms.p_mismatch, self.terms.fraud_threshold)
+        return flagged_from(self.n, self.terms.p_mismatch, self.terms.fraud_below)
 
     def flagged(self, rate: float) -> float:
         """How probable it is to be called a fraud with this rate of mismatches."""
@@ -78,10 +82,12 @@ class Seen:
 
     side: Side
     info: EngineInfo
+    #: Differences of distances, or how far proofs of another kind lie apart.
     noise: Noise
-    #: Nonces that changed sides, of so many valid ones.
+    #: Nonces that mismatch, of so many valid ones.
     changed: tuple[int, int]
-    #: The share of submitted nonces that mismatch, estimated from noise and density.
+    #: The share of submitted nonces that mismatch: estimated from noise and density, or from the
+    #: sample.
     rate: float
     flagged: float
     #: The submit_margin that makes it safe, and the share of the yield that this costs.
@@ -133,15 +139,12 @@ def check(settings: Settings, plan: Plan) -> Report:
         known = _check_function(engine, settings)
         others = plan.others or sides.usual(settings, info)
         status.stop()
-        ours = _distances(engine, config, nonces, "computing as this node")
-        found = Distances.fitted(ours)
-        if (valid := found.share_below(plan.terms.valid_below)) < LEAST_SHARE:
-            raise ConfigError(
-                f"--r-target {plan.terms.r_target:g}: none of this model's nonces is valid below "
-                f"{plan.terms.valid_below:g}; `poc calibrate` finds one for a share of them"
-            )
+        if config.scheme in info.without:
+            raise ConfigError(info.without[config.scheme])
+        ours = _proofs(engine, config, nonces, "computing as this node")
+        judge, valid = _judge_of(plan, ours)
         seen = [
-            _seen(plan, each, info, ours, _theirs(engine, each, config, nonces), found)
+            judge(each, info, _theirs(engine, each, config, nonces))
             for each in others
             if not each.changes
         ]
@@ -161,7 +164,7 @@ def check(settings: Settings, plan: Plan) -> Report:
                 raise
             missing.append((each, str(error)))
             continue
-        seen.append(_seen(plan, each, info_of_other, ours, theirs, found))
+        seen.append(judge(each, info_of_other, theirs))
     return Report(plan, info, known, valid, seen, missing)
 
 
@@ -184,25 +187,44 @@ def _reference(settings: Settings, fingerprint: str) -> Reference | None:
         return store.workers.reference(fingerprint)
 
 
-def _theirs(engine: Engine, side: Side, config: PoCConfig, nonces: Sequence[int]) -> list[float]:
+def _theirs(engine: Engine, side: Side, config: PoCConfig, nonces: Sequence[int]) -> list[Proof]:
     batches = config.model_copy(update={"batch_size": side.batch_size})
-    return _distances(engine, batches, nonces, side.name)
+    return _proofs(engine, batches, nonces, side.name)
 
 
-def _distances(engine: Engine, config: PoCConfig, nonces: Sequence[int], what: str) -> list[float]:
+def _proofs(engine: Engine, config: PoCConfig, nonces: Sequence[int], what: str) -> list[Proof]:
     with counting(what, len(nonces)) as done:
-        return distances(engine, config, nonces, done)
+        return all_proofs(engine, config, nonces, done)
+
+
+#: Another side, what computed it, and its proofs, to this node as it sees it.
+Judge = Callable[[Side, EngineInfo, Sequence[Proof]], Seen]
+
+
+def _judge_of(plan: Plan, ours: Sequence[Proof]) -> tuple[Judge, float]:
+    """How others see these proofs, and the share of all nonces that is valid."""
+    if not isinstance(plan.terms, Distance):
+        return partial(_seen_apart, plan, ours), 1.0
+    terms, distances = plan.terms, [float(each) for each in ours]
+    found = Distances.fitted(distances)
+    if (valid := found.share_below(terms.valid_below)) < LEAST_SHARE:
+        raise ConfigError(
+            f"--r-target {terms.r_target:g}: none of this model's nonces is valid below "
+            f"{terms.valid_below:g}; `poc calibrate` finds one for a share of them"
+        )
+    return partial(_seen, plan, terms, distances, found), valid
 
 
 def _seen(
     plan: Plan,
+    terms: Distance,
+    ours: Sequence[float],
+    found: Distances,
     side: Side,
     info: EngineInfo,
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    found: Distances,
+    theirs: Sequence[Proof],
 ) -> Seen:
-    terms, noise = plan.terms, Noise(ours, theirs)
+    noise = Noise(ours, [float(each) for each in theirs])
     rate = found.mismatches(noise, terms, terms.submit_margin)
     margin = found.margin_for(noise, terms, plan.safe_rate)
     return Seen(
@@ -214,4 +236,23 @@ def _seen(
         flagged=plan.flagged(rate),
         margin=margin,
         cost=found.cost(terms, margin) if math.isfinite(margin) else 1.0,
+    )
+
+
+def _seen_apart(
+    plan: Plan, ours: Sequence[Proof], side: Side, info: EngineInfo, theirs: Sequence[Proof]
+) -> Seen:
+    terms, pairs = plan.terms, list(zip(ours, theirs, strict=True))
+    wrong = sum(terms.is_wrong(claim, recomputed) for claim, recomputed in pairs)
+    # At most that, with 95%: none of many is not never.
+    rate = min(1.0, wrong / len(pairs) if wrong else 3 / len(pairs))
+    return Seen(
+        side=side,
+        info=info,
+        noise=Noise([0.0] * len(pairs), [terms.apart(a, b) for a, b in pairs]),
+        changed=(wrong, len(pairs)),
+        rate=rate,
+        flagged=plan.flagged(rate),
+        margin=0.0,
+        cost=0.0,
     )

@@ -50,6 +50,7 @@ def _sides(seen: Sequence[Seen]) -> Table:
 
 def _rows(report: Report) -> dict[str, str | Text]:
     plan, worst, terms = report.plan, report.worst, report.plan.terms
+    margin = {"submit_margin": _advice(report)} if terms.has_distances else {}
     verdict = (
         Text("you will pass", style="bold green")
         if report.passes
@@ -63,11 +64,9 @@ def _rows(report: Report) -> dict[str, str | Text]:
     fraud = f"from {plan.flagged_from} mismatches on" if plan.flagged_from <= plan.n else "never"
     return {
         "verdict": verdict,
-        "judged by": f"{plan.n} nonces, fraud {fraud}; r_target {terms.r_target:g}, p_mismatch "
-        f"{terms.p_mismatch:g}, fraud_threshold {terms.fraud_threshold:g}, dist_tolerance "
-        f"{terms.dist_tolerance:g}, submit_margin {terms.submit_margin:g}",
+        "judged by": f"{plan.n} nonces, fraud {fraud}; {terms.limits}",
         "valid": f"{report.valid:.2%} of this node's nonces",
-        "submit_margin": _advice(report),
+        **margin,
         "known distances": report.known,
         "computed by": f"{report.info.device}, "
         + ", ".join(f"{name} {value}" for name, value in report.info.profile.items()),

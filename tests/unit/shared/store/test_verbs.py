@@ -244,6 +244,10 @@ def history(store: Store, client: redis.Redis) -> None:
         store.outbox.defer(entry, "it answered 503")
         store.outbox.settle(entry, "refused")
     store.results.put("task", '{"status": "SUCCESS"}', unless=["SUCCESS"])
+    # A worker that was killed: another one tells of it.
+    workers.heartbeat("killed", {"fingerprint": "f"}, {}, ())
+    sleep(60)
+    beat()
     workers.leave("w")
     client.zadd("poc:n:takers", {"w": 1})
     for _ in range(OF_THE_DEAD + 1):

@@ -54,6 +54,35 @@ def test_a_silent_worker_is_shown_no_more(
     assert redis.zrange(keys("workers"), 0, -1) == ["live"]
 
 
+def test_a_silent_worker_leaves_a_trace(
+    store: Store, redis: Client, keys: Keys, advance: Callable[[float], None]
+) -> None:
+    """Once, with the time of its last heartbeat; one that left in order leaves none."""
+    for name in ("dead", "left"):
+        beat(store, name)
+    (dead, _) = store.workers.listing()
+    store.workers.leave("left")
+    advance(31)
+    for _ in range(2):
+        beat(store, "live")
+    (incident,) = store.workers.incidents()
+    assert (incident.worker, incident.at) == ("dead", pytest.approx(dead.heartbeat_at, abs=0.01))
+    assert "killed, or is cut off" in incident.reason
+    assert redis.hget(keys("totals"), "incidents") == "1"
+
+
+def test_a_worker_that_had_to_end_is_told_of_once(
+    store: Store, advance: Callable[[float], None]
+) -> None:
+    """By itself, though nobody heard of it afterwards."""
+    beat(store, "hung")
+    (hung,) = store.workers.listing()
+    store.workers.report(Incident(worker="hung", at=hung.heartbeat_at + 1, reason="it hung"))
+    advance(31)
+    beat(store, "live")
+    assert [each.reason for each in store.workers.incidents()] == ["it hung"]
+
+
 def test_the_first_worker_says_which_model(store: Store, redis: Client, keys: Keys) -> None:
     """Another model is refused with the one that is wanted; the refused one is not shown."""
     beat(store, "first", "one")

@@ -225,10 +225,6 @@ def test_what_a_config_lacks_is_named_by_option(poc: Poc, command: str) -> None:
         (["init", *CONFIG, "--k-dim=12"], "k_dim: a field of the scheme artifact, and this is dis"),
         (["init", *CONFIG, "--scheme=artifact"], "r_target: a field of the scheme distance"),
         (["init", *CONFIG, "--scheme=x"], "there is no scheme 'x'; there are distance, artifact"),
-        (
-            ["selfcheck", "--config=HERE/artifact"],
-            "a selfcheck compares distances, and the ",
-        ),
         (["init", *CONFIG, "--node-id=1"], "node_id 1 is not in [0, node_count=1)"),
         (["generate", "--replace"], "it needs a config"),
         (["validate", "--batch=/no/such/file"], "/no/such/file: can't be read: No such file"),
@@ -243,7 +239,7 @@ def test_bad_input_is_told_before_anything_is_sent(
     poc: Poc, tmp_path: Path, args: list[str], says: str
 ) -> None:
     """Redis is away, and nobody notices."""
-    files = {"text": "hello", "list": "[]", "empty": "{}", "artifact": '{"scheme": "artifact"}'}
+    files = {"text": "hello", "list": "[]", "empty": "{}"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     placed = [arg.replace("HERE", str(tmp_path)) for arg in args]
