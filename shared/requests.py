@@ -98,7 +98,9 @@ def explain(error: ValidationError) -> str:
 
 def _sentence(loc: tuple[int | str, ...], message: str, value: Any) -> str:
     # A name may be of any length, and of characters that no log can hold.
-    path = _cut(repr(".".join(str(part) for part in loc if part != TERMS))[1:-1])
+    # Where the fields of a scheme are; the same once more is what a caller wrote.
+    at = loc.index(TERMS) if TERMS in loc else len(loc)
+    path = _cut(repr(".".join(str(part) for part in loc[:at] + loc[at + 1 :]))[1:-1])
     message = message.removeprefix("Value error, ")
     # A container is shown by the field in it that is wrong, or by the message alone.
     shown = "" if isinstance(value, dict | list | BaseModel) else f" (got {_cut(repr(value))})"

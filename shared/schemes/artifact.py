@@ -14,7 +14,7 @@ from math import dist, inf, isfinite
 from struct import unpack
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, StringConstraints, model_validator
 
 from shared.odds import at_least
 from shared.schemes.base import Batch, Body, Ended, Proof, Terms, Verdict
@@ -38,6 +38,9 @@ def _is_base64(text: str) -> str:
         raise ValueError("is no base64 (standard alphabet, padded)") from None
     return text
 
+
+#: The names by which a config may give the threshold of fraud; the first counts more.
+_THRESHOLDS = ("p_value_threshold", "fraud_threshold")
 
 #: A vector as it travels.
 Vector = Annotated[str, StringConstraints(max_length=8 * MAX_K_DIM), AfterValidator(_is_base64)]
@@ -219,7 +222,11 @@ class ArtifactTerms(Terms):
     #: A validation is fraud when an honest node had it this bad with a lower probability.
     #: `fraud_threshold` is another name for it; given both, this one counts.
     p_value_threshold: float = Field(
-        default=0.05, gt=0, lt=1, description="a batch is fraud below this probability"
+        default=0.05,
+        gt=0,
+        lt=1,
+        validation_alias=AliasChoices(*_THRESHOLDS),
+        description="a batch is fraud below this probability",
     )
     #: Which of the two names was used, if any.
     threshold_key: Literal["", "p_value_threshold", "fraud_threshold"] = ""
@@ -227,17 +234,16 @@ class ArtifactTerms(Terms):
     @model_validator(mode="before")
     @classmethod
     def _note_key(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or "threshold_key" in data:
+        if not isinstance(data, Mapping):
             return data
-        found = dict(data)
-        if "fraud_threshold" in found:
-            alias = found.pop("fraud_threshold")
-            given = {"p_value_threshold": alias, "threshold_key": "fraud_threshold"} | found
-        else:
-            given = found
-        if "p_value_threshold" in found:
-            given["threshold_key"] = "p_value_threshold"
-        return given
+        if "threshold_key" in data:  # as dumped: then the threshold is there, by its own name
+            if "p_value_threshold" not in data:
+                raise ValueError("threshold_key: is noted, not given; give what it names")
+            return data
+        given = next((name for name in _THRESHOLDS if name in data), "")
+        other = {*_THRESHOLDS} - {given}
+        found = {name: value for name, value in data.items() if name not in other}
+        return found | {"threshold_key": given}
 
     @classmethod
     def known(cls) -> set[str]:

@@ -97,8 +97,9 @@ local function post_or_gather(message, run)
     return
   end
   local items, bytes = table.concat(message.items, ','), number(run.gathered)
-  if bytes == 0 then
-    message.items = nil
+  -- Without a first part, which a stray hand may have taken, nothing could be flushed any more.
+  if bytes == 0 or redis.call('EXISTS', K.gathered) == 0 then
+    bytes, message.items = 0, nil
     redis.call('RPUSH', K.gathered, cjson.encode(message))
     count('callbacks_pending', 1)
   end

@@ -72,6 +72,8 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no port": ({"callback_url": "http://h:99999"}, "config.callback_url: Port out of range"),
     "two receivers": ({"url": "http://a", "callback_url": "http://b"}, "config.url: Extra inputs"),
     "bad alias": ({"url": "ftp://h/"}, "config.url: only http"),
+    "terms of their own": ({"terms": {}}, "config.terms: Extra inputs are not permitted"),
+    "our name of them": ({":terms": {}}, "config.:terms: Extra inputs are not permitted"),
 }
 
 #: The same for a batch to be validated.

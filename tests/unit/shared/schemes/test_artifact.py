@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from shared.config import PoCConfig
 from shared.errors import InvalidRequest
@@ -237,6 +238,27 @@ class TestJudge:
         assert found.judged_by == "dist_threshold 0.4, p_mismatch 0.1, fraud_threshold 0.01"
         assert judged([RIGHT], [RIGHT]).judged_by.endswith("p_value_threshold 0.05")
         assert found.profile == {"engine": "fake"}
+
+    def test_a_bad_threshold_is_refused_by_the_name_that_it_was_given_by(self) -> None:
+        for name in ("p_value_threshold", "fraud_threshold"):
+            with pytest.raises(ValidationError, match=rf"^1 .*\n{name}\n"):
+                ArtifactTerms.model_validate({name: 1})
+
+    def test_which_name_was_used_is_noted_and_not_given(self) -> None:
+        """A dump has it beside the threshold, and reads as it was."""
+        for fields in ({"threshold_key": "fraud_threshold"}, {"threshold_key": ""}):
+            with pytest.raises(ValidationError, match="threshold_key: is noted, not given"):
+                ArtifactTerms.model_validate(fields)
+        for fields, key in (
+            ({}, ""),
+            ({"p_value_threshold": 0.01}, "p_value_threshold"),
+            ({"fraud_threshold": 0.01}, "fraud_threshold"),
+            ({"p_value_threshold": 0.01, "fraud_threshold": 0.2}, "p_value_threshold"),
+        ):
+            terms = ArtifactTerms.model_validate(fields)
+            assert terms.threshold_key == key
+            assert terms.p_value_threshold == (0.01 if fields else 0.05)
+            assert ArtifactTerms.model_validate(terms.model_dump()) == terms
 
     @given(
         st.lists(

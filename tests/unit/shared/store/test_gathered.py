@@ -106,6 +106,19 @@ def deliver(store: Store) -> list[list[int]]:
 
 
 class TestJoining:
+    def test_what_a_stray_hand_took_holds_up_nothing(
+        self, begun: Store, redis: Client, keys: Keys, advance: Advance
+    ) -> None:
+        """Those nonces count, and are not told; all others are."""
+        one_batch(begun)
+        redis.delete(keys("gathered", "r1"))
+        one_batch(begun)
+        last = take(begun)
+        advance(GATHER_S)
+        assert commit(begun, last) is None
+        assert deliver(begun) == [list(range(8, 16))]
+        assert begun.status().total_valid == 16
+
     def test_the_first_batch_is_told_at_once(
         self, opened: Store, redis: Client, keys: Keys
     ) -> None:
