@@ -32,7 +32,8 @@ from worker.children import end
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
 
-pytestmark = pytest.mark.functional
+# Three workers load torch at the same time, which a busy machine takes minutes for.
+pytestmark = [pytest.mark.functional, pytest.mark.timeout(300)]
 
 SEQ_LEN, BATCH_SIZE, HIDDEN = 16, 16, 64
 BLOCK: dict[str, Any] = {"block_hash": "B10C", "block_height": 7, "public_key": "02node"}
@@ -98,7 +99,7 @@ def workers(
         start("w1")
         start("other", POC_NAMESPACE="other", POC_ENGINE="signs_tensors:load")
         for name in started:
-            wait_until(lambda name=name: ready(name), 90, f"{name} to be ready", every=0.05)
+            wait_until(lambda name=name: ready(name), 240, f"{name} to be ready", every=0.05)
         yield started
     finally:
         for each in started.values():
