@@ -200,7 +200,7 @@ class Rounds:
                     pipe.hgetall(self._keys("round", round_id))
                 hashes = pipe.execute()
         found = [
-            KeptRound(**fields, kept_until=at)
+            KeptRound.of({**fields, "kept_until": repr(at)})
             for fields, at in zip(hashes, until.values(), strict=True)
             if fields  # it may have expired by now
         ]
