@@ -199,7 +199,13 @@ class Report:
     @property
     def passes(self) -> bool | None:
         """Whether all is well; None if that can't be told."""
-        return self.order.is_right if self.compared is None else not self.compared.verdict.is_fraud
+        if self.compared is None:
+            return self.order.is_right
+        verdict = self.compared.verdict
+        # Of so few nonces not even all wrong ones would be a fraud.
+        if verdict.n_mismatch and verdict.p_mismatch**verdict.n_total >= verdict.p_value_threshold:
+            return None
+        return not verdict.is_fraud
 
 
 def examine(settings: Settings, plan: Plan) -> Report:
@@ -304,11 +310,13 @@ def _rows(report: Report) -> dict[str, str | Text]:
         return rows
     verdict, l2 = compared.verdict, _numbers(compared.verdict)
     matches = verdict.n_total - verdict.n_mismatch
-    good = "bold red" if verdict.is_fraud else "bold green"
-    headline = Text(f"{matches} of {verdict.n_total} match", style=good)
+    style = "bold green" if report.passes else "bold red"
+    headline = Text(f"{matches} of {verdict.n_total} match", style=style)
     headline.append(
         f"; you would make {compared.per_minute:,.0f} a minute", style="not bold default"
     )
+    if report.passes is None:
+        headline.append("; too few to tell: give more nonces", style="not bold default")
     rows = {"verdict": headline, **rows}
     if l2:
         rows["L2"] = f"{fmean(l2):.3g} on average, {min(l2):.3g} to {max(l2):.3g} ({EXPECT})"

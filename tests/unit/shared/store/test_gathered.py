@@ -105,6 +105,19 @@ def deliver(store: Store) -> list[list[int]]:
     return found
 
 
+def test_the_list_of_rounds_has_what_the_status_has(opened: Store) -> None:
+    """The scheme's own fields, and refused callbacks by reason."""
+    one_batch(opened)
+    (entry,) = opened.outbox.take("s", 10)
+    opened.outbox.settle(entry, "it answered 400", "status_400")
+    (kept,) = opened.rounds.kept(10)
+    assert kept.model_dump(exclude={"kept_until"}) == opened.status().model_dump(
+        include=set(RoundStatus.model_fields)
+    )
+    assert kept.terms["k_dim"] == 12
+    assert kept.refusals == {"status_400": 1}
+
+
 class TestJoining:
     def test_what_a_stray_hand_took_holds_up_nothing(
         self, begun: Store, redis: Client, keys: Keys, advance: Advance

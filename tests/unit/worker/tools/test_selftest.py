@@ -292,6 +292,19 @@ class TestModel:
         selftest.show(report)
         assert "0 of 40 match" in capsys.readouterr().out
 
+    def test_too_few_to_be_called_a_fraud_do_not_pass(
+        self, compared: Callable[..., Report], right: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """An honest node has one of one wrong once in ten."""
+        wrong = [made_up(nonce) for nonce in NONCES]
+        report = compared(wrong, sample=1)
+        assert report.passes is None
+        selftest.show(report)
+        assert "0 of 1 match" in (said := " ".join(capsys.readouterr().out.split()))
+        assert "too few to tell" in said
+        assert compared(wrong, sample=2).passes is False
+        assert compared(right, sample=1).passes is True
+
     def test_another_length_is_another_computation(
         self, compared: Callable[..., Report], right: list[str]
     ) -> None:
