@@ -36,19 +36,22 @@ end
 if A.instance then redis.call('HSET', K.worker, 'instance', A.instance) end
 redis.call('HSET', K.worker, 'heartbeat_at', seconds(now), unpack(A.fields))
 redis.call('PEXPIRE', K.worker, A.live_ms)
+local before = redis.call('ZSCORE', K.workers, A.worker)
+local was_silent = before and number(before) < now - A.live_ms
 redis.call('ZADD', K.workers, int(now), A.worker)
 -- Stays when this worker is gone, as long as it may have taken a command.
 redis.call('ZADD', K.takers, int(now), A.worker)
 
 -- Who was silent for so long was killed, or is cut off, and nobody else tells of it. One that had
--- to end has said so itself.
+-- to end has said so itself. Who was silent, too, waits for the next time: Redis was away for all.
 local function has_told(name, last)
   for _, raw in ipairs(redis.call('LRANGE', K.incidents, 0, 9)) do
     local read, told = pcall(cjson.decode, raw)
     if read and told.worker == name and number(told.at) * 1000 >= last then return true end
   end
 end
-local silent = redis.call('ZRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms), 'WITHSCORES')
+local silent = was_silent and {} or
+  redis.call('ZRANGEBYSCORE', K.workers, '-inf', int(now - A.live_ms), 'WITHSCORES')
 for i = 1, #silent, 2 do
   local name, last = silent[i], number(silent[i + 1])
   redis.call('ZREM', K.workers, name)

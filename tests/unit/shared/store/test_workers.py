@@ -71,6 +71,20 @@ def test_a_silent_worker_leaves_a_trace(
     assert redis.hget(keys("totals"), "incidents") == "1"
 
 
+def test_an_outage_of_redis_is_told_of_nobody(
+    store: Store, advance: Callable[[float], None]
+) -> None:
+    """All were silent; who does not come back before the next heartbeat is told of then."""
+    for name in ("first", "second", "dead"):
+        beat(store, name)
+    advance(60)
+    for name in ("first", "second"):
+        beat(store, name)
+    assert store.workers.incidents() == []
+    beat(store, "first")
+    assert [each.worker for each in store.workers.incidents()] == ["dead"]
+
+
 def test_a_worker_that_had_to_end_is_told_of_once(
     store: Store, advance: Callable[[float], None]
 ) -> None:
