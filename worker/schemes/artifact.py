@@ -34,8 +34,7 @@ from shared.schemes.artifact import K_DIM
 from worker import cpu_random, gpu_random
 from worker.job import Job
 from worker.schemes import layers as model_layers
-from worker.schemes.base import Deployed
-from worker.schemes.generator import generator_for
+from worker.schemes.base import Deployed, inputs_of
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -189,7 +188,7 @@ class ArtifactTensors:
     edits = True
 
     def __init__(self, deployed: Deployed) -> None:
-        self._deployed, self._generator = deployed, generator_for(deployed.device)
+        self._deployed = deployed
         self._reflections = Reflections(deployed.layers, deployed.hidden_size, deployed.device)
 
     def edit(self, index: int, layer: nn.Module) -> nn.Module:
@@ -206,17 +205,11 @@ class ArtifactTensors:
 
     def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Prepared]:
         """Inputs, and the dimensions that each nonce shows."""
-        deployed, given = self._deployed, (job.block_hash, job.public_key, nonces)
-        inputs: Tensor = self._generator.generate_inputs(
-            *given,
-            deployed.hidden_size,
-            job.seq_len,
-            deployed.device,
-            deployed.dtype,
-            strong_rng=job.strong_rng,
-        )
-        found = _pinned(picks(*given, deployed.hidden_size, _k_dim(job)), deployed.device)
-        return inputs, Prepared(job.block_hash, found.to(deployed.device, non_blocking=True))
+        deployed = self._deployed
+        inputs = inputs_of(job, nonces, deployed)  # first: a GPU makes them meanwhile
+        found = picks(job.block_hash, job.public_key, nonces, deployed.hidden_size, _k_dim(job))
+        on_host = _pinned(found, deployed.device)
+        return inputs, Prepared(job.block_hash, on_host.to(deployed.device, non_blocking=True))
 
     def read(self, output: Tensor, made: Prepared, job: Job) -> Tensor:
         """As `read_picks`; raises `EngineError` if another block was in use."""

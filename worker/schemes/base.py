@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.schemes import Proof
 from worker.job import Job
+from worker.schemes.generator import generator_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,21 @@ class Deployed:
     vocab_size: int
     device: torch.device
     dtype: torch.dtype
+
+
+def inputs_of(job: Job, nonces: Sequence[int], deployed: Deployed) -> Tensor:
+    """The inputs of some of a job's nonces, alike in all schemes: see `generate_inputs`."""
+    inputs: Tensor = generator_for(deployed.device).generate_inputs(
+        job.block_hash,
+        job.public_key,
+        nonces,
+        deployed.hidden_size,
+        job.seq_len,
+        deployed.device,
+        deployed.dtype,
+        strong_rng=job.strong_rng,
+    )
+    return inputs
 
 
 class Tensors(Protocol):

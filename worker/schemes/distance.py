@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from shared.schemes import Proof
 from worker import gpu_random
 from worker.job import Job
-from worker.schemes.base import Deployed
+from worker.schemes.base import Deployed, inputs_of
 from worker.schemes.generator import generator_for
 
 #: Targets kept: a round's own, and those of the blocks that validators ask about.
@@ -53,17 +53,10 @@ class DistanceTensors:
 
     def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs, and permutations of the vocabulary."""
-        deployed, given = self._deployed, (job.block_hash, job.public_key, nonces)
-        inputs: Tensor = self._generator.generate_inputs(
-            *given,
-            deployed.hidden_size,
-            job.seq_len,
-            deployed.device,
-            deployed.dtype,
-            strong_rng=job.strong_rng,
-        )
+        deployed = self._deployed
+        inputs = inputs_of(job, nonces, deployed)
         permutations: Tensor = self._generator.generate_permutations(
-            *given, deployed.vocab_size, deployed.device
+            job.block_hash, job.public_key, nonces, deployed.vocab_size, deployed.device
         )
         return inputs, permutations
 
