@@ -106,7 +106,6 @@ local function post_or_gather(message, run)
   redis.call('RPUSH', K.gathered, items)
   run.gathered = int(bytes + #items)
   redis.call('HSET', K.run, 'gathered', run.gathered)
-  flush_when_due(run)
 end
 
 -- A new state. `epoch` fences: what was in flight under the old one is refused.
