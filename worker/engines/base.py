@@ -6,8 +6,10 @@ one job queued behind the one that computes is all a caller must do to keep the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Protocol, runtime_checkable
 
 from shared.errors import EngineError
@@ -78,6 +80,11 @@ class Pending(Protocol):
     def cancel(self) -> bool:
         """Drop the job unless the device has begun it; whether it was dropped."""
         ...
+
+
+def finite(proofs: Sequence[Proof | None]) -> list[Proof | None]:
+    """What a job gave, with None for numbers that are none: an engine may say it either way."""
+    return [None if isinstance(each, float) and not isfinite(each) else each for each in proofs]
 
 
 class FuturePending:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
 
 from shared import tracing
 from shared.about import NOTHING, About, note
@@ -28,7 +27,7 @@ from shared.store import Ask, Assignment, Chunk, Claim, Computed, Kind, Store, f
 from shared.tracing import Step
 from worker.callbacks.messages import generated_message
 from worker.engines import Engine, EngineInfo, Job, JobCancelled, Pending
-from worker.engines.base import tile_of
+from worker.engines.base import finite, tile_of
 from worker.node.environment import computer
 from worker.node.functional_check import FunctionalCheck
 from worker.node.rounds import RoundLog
@@ -326,8 +325,7 @@ class Pipeline:
         expected = 0 if given_up else len(one.work.nonces)
         if len(proofs) != expected:
             raise ValueError(f"the engine gave {len(proofs)} proofs for {expected} nonces")
-        # An engine may say it by a number that is none.
-        return [None if isinstance(p, float) and not isfinite(p) else p for p in proofs]
+        return finite(proofs)
 
     def _commit(
         self, work: Assignment, proofs: list[Proof | None], *, and_claim: bool

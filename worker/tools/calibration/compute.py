@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from shared.errors import ConfigError, EngineError
 from shared.schemes import Proof
 from shared.settings import Settings, load_settings
 from worker.engines import Engine, Job, load_engine
+from worker.engines.base import finite
 from worker.engines.tile import cut
 from worker.node.pipeline import depth_of
 
@@ -63,7 +63,7 @@ def proofs(
     while batches or under_way:
         while batches and len(under_way) < depth:
             under_way.append(engine.submit(Job.of(config, config.public_key, batches.popleft())))
-        done = under_way.popleft().result()
+        done = finite(under_way.popleft().result())
         found += done
         on_done(len(done))
     return found
@@ -77,7 +77,7 @@ def all_proofs(
 ) -> list[Proof]:
     """As `proofs`; raises `EngineError` also if one is missing."""
     computed = proofs(engine, config, nonces, on_done)
-    found = [each for each in computed if each is not None and _is_number(each)]
+    found = [each for each in computed if each is not None]
     if wrong := len(computed) - len(found):
         what = "distance" if config.terms.has_distances else "numbers"
         raise EngineError(
@@ -95,8 +95,3 @@ def distances(
 ) -> list[float]:
     """As `all_proofs`, of the scheme `distance`."""
     return [float(each) for each in all_proofs(engine, config, nonces, on_done)]
-
-
-def _is_number(proof: Proof) -> bool:
-    """An engine may say by a number that is none that it has no proof."""
-    return not isinstance(proof, float) or math.isfinite(proof)
