@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, Field, StringConstraints, model_validator
 
 from shared.odds import at_least
-from shared.schemes.base import Batch, Body, Ended, Proof, Terms, Verdict
+from shared.schemes.base import Batch, Body, Ended, Proof, Terms, Verdict, whose
 from shared.wire import MAX_PROOF_NONCES, Name, Nonce, Strict
 
 if TYPE_CHECKING:
@@ -300,24 +300,15 @@ class ArtifactTerms(Terms):
     ) -> ArtifactBatch:
         """Nonces with their vectors."""
         return ArtifactBatch(
-            public_key=config.public_key,
-            block_hash=config.block_hash,
-            block_height=config.block_height,
+            **whose(config),
             nonces=list(nonces),
             vectors=[str(proof) for proof in proofs],
             encoding=self.encoding,
-            node_id=config.node_id,
         )
 
     def body_of(self, config: PoCConfig, nonces: Sequence[int], proofs: Sequence[Proof]) -> Body:
         """As the network's receivers read it; bodies of one round may be joined."""
-        head = ArtifactHead(
-            public_key=config.public_key,
-            block_hash=config.block_hash,
-            block_height=config.block_height,
-            node_id=config.node_id,
-            encoding=self.encoding,
-        ).model_dump_json()
+        head = ArtifactHead(**whose(config), encoding=self.encoding).model_dump_json()
         # Base64 and decimal digits need no quoting.
         items = (
             f'{{"nonce":{nonce},"vector_b64":"{proof}"}}'
@@ -350,12 +341,12 @@ class ArtifactTerms(Terms):
         }
         if batch.vectors is None:
             return ComputedArtifacts(**known)
-        pairs = list(zip(batch.nonces, batch.vectors, recomputed, strict=True))
-        l2 = [None if ours is None else self.apart(theirs, ours) for _, theirs, ours in pairs]
+        pairs = zip(batch.vectors, recomputed, strict=True)
+        l2 = [None if ours is None else self.apart(theirs, ours) for theirs, ours in pairs]
         mismatch = [
             nonce
-            for nonce, theirs, ours in pairs
-            if ours is not None and self.is_wrong(theirs, ours)
+            for nonce, apart in zip(batch.nonces, l2, strict=True)
+            if apart is not None and self._is_far(apart)
         ]
         n_total = len(batch) - recomputed.count(None)
         p_value = at_least(len(mismatch), n_total, self.p_mismatch)
@@ -376,7 +367,10 @@ class ArtifactTerms(Terms):
 
     def is_wrong(self, claimed: Proof, recomputed: Proof) -> bool:
         """Of another length, or with what is no number, or too far off."""
-        return self.apart(claimed, recomputed) > self.dist_threshold
+        return self._is_far(self.apart(claimed, recomputed))
+
+    def _is_far(self, apart: float) -> bool:
+        return apart > self.dist_threshold
 
     def apart(self, one: Proof, other: Proof) -> float:
         """The L2 of two vectors; infinite if one of them can't be compared."""

@@ -111,6 +111,16 @@ class Verdict(Strict, ABC):
         return len(self.nonces)
 
 
+def whose(config: PoCConfig) -> dict[str, Any]:
+    """Of which block and key a batch is, and which node's: the fields that all batches have."""
+    return {
+        "public_key": config.public_key,
+        "block_hash": config.block_hash,
+        "block_height": config.block_height,
+        "node_id": config.node_id,
+    }
+
+
 class Body(NamedTuple):
     """What a receiver is told of computed nonces, as JSON text.
 

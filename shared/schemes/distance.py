@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from shared.odds import at_least
-from shared.schemes.base import Batch, Body, Ended, Proof, Terms, Verdict
+from shared.schemes.base import Batch, Body, Ended, Proof, Terms, Verdict, whose
 from shared.wire import MAX_PROOF_NONCES, Name, Nonce
 
 if TYPE_CHECKING:
@@ -66,14 +66,7 @@ class ProofBatch(Batch):
     @classmethod
     def of(cls, config: PoCConfig, nonces: Sequence[int], dist: Sequence[float]) -> Self:
         """The batch that the node of `config` submits."""
-        return cls(
-            public_key=config.public_key,
-            block_hash=config.block_hash,
-            block_height=config.block_height,
-            nonces=list(nonces),
-            dist=list(dist),
-            node_id=config.node_id,
-        )
+        return cls(**whose(config), nonces=list(nonces), dist=list(dist))
 
     def sub_batch(self, r_target: float) -> Self:
         """The nonces whose distance is strictly below `r_target`."""
