@@ -3,8 +3,8 @@
     python benchmarks/gpu_round.py --make DIR --shape 0.6B
     python benchmarks/last_layer.py --model DIR
 
-All forwards are of one process and one model, each recorded: vLLM's own, ours, which is compiled as
-one graph and has the same layers, and ours with its last layer pruned. A figure is the median of a
+All forwards are of one process and one model, each recorded: vLLM's own, ours as one graph of the
+same layers, and ours in pieces, with its last layer pruned. A figure is the median of a
 forward's turns, a ratio that over turns side by side. Then the same nonces by each of them: how
 many have the same distance as by vLLM's own, to the last bit, and how far others are from it.
 Prints a table, and JSON last. Settings come from the environment (POC_GPU_MEMORY_UTILIZATION, ...);

@@ -308,13 +308,7 @@ def own_layers(worker: Any, wrap: Callable[[int, Any], nn.Module]) -> Layers:
             inputs_embeds=embeddings,
         )
 
-    run = compiled(worker, forward)
-
-    def call(embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, residual = run(embeddings, positions)
-        return hidden, residual
-
-    return call
+    return compiled(worker, forward)
 
 
 def compiled(
