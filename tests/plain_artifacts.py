@@ -39,7 +39,7 @@ class PlainModel:
         )
         hooks = [
             layer.register_forward_hook(
-                _reflect(_unit(f"{block_hash}_layer_{i}_householder", self.hidden_size))
+                _reflect(unit(f"{block_hash}_layer_{i}_householder", self.hidden_size))
             )
             for i, layer in enumerate(self._model.model.layers)
         ]
@@ -60,7 +60,7 @@ def finished(hidden: Sequence[float], stem: str) -> list[float]:
     order = [at for at, score in enumerate(scores) if score < kth] + [scores.index(kth)]
     y = [hidden[at] / norm for at in order]
     for j in range(K - 1):
-        w = _unit(f"{stem}_haar_hh_{K}_{j}", K)
+        w = unit(f"{stem}_haar_hh_{K}_{j}", K)
         along = sum(a * b for a, b in zip(y, w, strict=True))
         y = [a - 2 * along * b for a, b in zip(y, w, strict=True)]
     norm = math.sqrt(sum(each * each for each in y)) + 1e-8
@@ -85,7 +85,8 @@ def made_up(nonce: int) -> str:
     return encoded([each / norm for each in numbers])
 
 
-def _unit(text: str, n: int) -> list[float]:
+def unit(text: str, n: int) -> list[float]:
+    """The direction that `text` draws, of length 1."""
     drawn = gpu_random.normal([gpu_random.seed(text)], n)[0].tolist()
     norm = math.sqrt(sum(each * each for each in drawn))
     return [each / norm for each in drawn]

@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from plain_artifacts import finished, unit
 from worker import gpu_random
 from worker.engines import Job
 from worker.engines.checkpoint import DENSE
@@ -63,12 +64,6 @@ def model_of(architecture: str, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def unit(text: str, n: int) -> list[float]:
-    drawn = gpu_random.normal([gpu_random.seed(text)], n)[0].tolist()
-    norm = math.sqrt(sum(each * each for each in drawn))
-    return [each / norm for each in drawn]
-
-
 def hooked(model: Any, block_hash: str) -> Any:
     """A deep copy whose layers have hooks that reflect, in plain words."""
     model = copy.deepcopy(model)
@@ -87,24 +82,6 @@ def hooked(model: Any, block_hash: str) -> Any:
     return model
 
 
-def finished(hidden: list[float], nonce: int) -> list[float]:
-    """From a last hidden state to what is sent, in Python's floats."""
-    norm = math.sqrt(sum(each * each for each in hidden)) + 1e-8
-    stem = f"{JOB.block_hash}_{JOB.public_key}_nonce_{nonce}"
-    scores = gpu_random.murmur3_32(
-        torch.arange(len(hidden)), gpu_random.seed(f"{stem}_pick_{K}")
-    ).tolist()
-    kth = sorted(scores)[K - 1]
-    order = [at for at, score in enumerate(scores) if score < kth] + [scores.index(kth)]
-    y = [hidden[at] / norm for at in order]
-    for j in range(K - 1):
-        w = unit(f"{stem}_haar_hh_{K}_{j}", K)
-        along = sum(a * b for a, b in zip(y, w, strict=True))
-        y = [a - 2 * along * b for a, b in zip(y, w, strict=True)]
-    norm = math.sqrt(sum(each * each for each in y)) + 1e-8
-    return [each / norm for each in y]
-
-
 @torch.inference_mode()
 def reference(model: Any) -> list[list[float]]:
     """The vectors of NONCES by the forward of `model`, each nonce on its own."""
@@ -112,7 +89,8 @@ def reference(model: Any) -> list[list[float]]:
         JOB.block_hash, JOB.public_key, NONCES, HIDDEN, SEQ_LEN, "cpu", model.dtype
     ).split(1)
     hidden = [model.model(inputs_embeds=row, use_cache=False)[0][0, -1].tolist() for row in rows]
-    return [finished(each, nonce) for each, nonce in zip(hidden, NONCES, strict=True)]
+    stem = f"{JOB.block_hash}_{JOB.public_key}_nonce_"
+    return [finished(each, f"{stem}{nonce}") for each, nonce in zip(hidden, NONCES, strict=True)]
 
 
 def last_hidden(inner: Any, inputs: Tensor) -> Tensor:
