@@ -21,7 +21,7 @@ With POC_API_TOKENS what is told about rounds is for those who send one of the t
 description of the routes and the page, which is empty until it has one, stay open.
 """
 
-from shared.api.app import MAX_CONNECTIONS, create_app, serve
+from shared.api.app import create_app, serve
 from shared.api.events import MAX_FOLLOWERS
 
-__all__ = ["MAX_CONNECTIONS", "MAX_FOLLOWERS", "create_app", "serve"]
+__all__ = ["MAX_FOLLOWERS", "create_app", "serve"]

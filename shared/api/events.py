@@ -18,10 +18,11 @@ from typing import Annotated, Any
 from fastapi import Depends, HTTPException, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from shared.api.limits import ASKED_BY, RETRY_AFTER_S
+from shared.api.limits import ASKED_BY
 from shared.api.routes import rounds
 from shared.errors import StoreFailed, StoreUnavailable
 from shared.overview import Overview
+from shared.serving import RETRY_AFTER_S
 
 #: Seconds from one look at the store to the next.
 EVERY_S = 1.0

@@ -11,8 +11,8 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-#: Seconds after which a client that was told 429 or 503 may ask again.
-RETRY_AFTER_S = 1
+from shared.serving import RETRY_AFTER_S
+
 #: Bytes of a refused body that are read all the same, and seconds that it has to come.
 DRAINED, DRAIN_S = 65_536, 1.0
 #: Where a scope says by which method the client asked.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hmac
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 
-from shared.api.limits import RETRY_AFTER_S
 from shared.config import MAX_VALID, PoCState
 from shared.metrics import Exposition
 from shared.overview import Overview
 from shared.schemes import Proof
+from shared.serving import RETRY_AFTER_S, Tokens
 from shared.status import KeptRound, NodeStatus, RoundStatus
 from shared.store import Store
 from shared.wire import RoundId
@@ -72,11 +71,9 @@ _bearer = HTTPBearer(auto_error=False, description="one of POC_API_TOKENS, if th
 async def _authorize(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
-    """Refuse who has none of the tokens. Which of them comes close is not told by the time."""
-    tokens: list[bytes] = request.app.state.tokens
-    sent = given.credentials.encode() if given else b""
-    matches = [hmac.compare_digest(sent, token) for token in tokens]
-    if tokens and not any(matches):
+    """Refuse who has none of the tokens."""
+    tokens: Tokens = request.app.state.tokens
+    if tokens and not tokens.have(given.credentials if given else ""):
         raise HTTPException(
             401,
             "this needs the header `Authorization: Bearer <token>` with one of POC_API_TOKENS",

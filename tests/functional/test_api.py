@@ -18,9 +18,9 @@ import pytest
 
 from preloaded import Fork
 from serving_api import serving_api
-from shared.api import MAX_CONNECTIONS
 from shared.config import MAX_NONCE, PoCConfig
 from shared.requests import GenerateRequest
+from shared.serving import MAX_CONNECTIONS
 from shared.settings import load_settings
 from shared.store import Computed, Store
 from support import wait_until

@@ -1,0 +1,128 @@
+"""What the processes that answer HTTP have in common: where they listen, who may ask, their end."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from shared import logs
+from shared.errors import ConfigError, StoreUnavailable
+from shared.listener import listen
+from shared.settings import PREFIX, Settings
+from shared.store import Store, admitted
+
+#: Connections at a time; more are told to come back. Each poller has one, and so has each page.
+MAX_CONNECTIONS = 500
+#: Seconds that answers may still take when the process ends; a client that does not read is cut.
+GRACE_S = 5
+#: Seconds after which a client that was told 429 or 503 may ask again.
+RETRY_AFTER_S = 1
+
+
+class Tokens:
+    """The bearer tokens of a setting; without any, everybody who reaches the process may ask."""
+
+    def __init__(self, setting: SecretStr | None) -> None:
+        text = setting.get_secret_value() if setting else ""
+        self._tokens = [token.encode() for token in text.split(",") if token]
+
+    def __bool__(self) -> bool:
+        return bool(self._tokens)
+
+    def have(self, sent: str) -> bool:
+        """Whether `sent` is one of them. Which of them comes close is not told by the time."""
+        matches = [hmac.compare_digest(sent.encode(), token) for token in self._tokens]
+        return any(matches)
+
+
+def refuse_open(settings: Settings, part: str, *, guarded: bool, who: str) -> None:
+    """Raise `ConfigError` if `part` (api, gateway) would listen beyond loopback for everybody.
+
+    `guarded` says that it asks for something, and `who` what anybody could do if it did not.
+    """
+    host, variable = getattr(settings, f"{part}_host"), f"{PREFIX}{part.upper()}"
+    if not (guarded or getattr(settings, f"{part}_public") or _is_loopback(host)):
+        raise ConfigError(
+            f"{variable}_HOST={host}: everybody who reaches it could {who}; "
+            f"set {variable}_TOKENS, or {variable}_PUBLIC=true if that is meant"
+        )
+
+
+def ask_redis(store: Store) -> None:
+    """Raise `ConfigError` if Redis refuses us; one that is away may come."""
+    with suppress(StoreUnavailable):
+        admitted(store.workers.listing)
+
+
+def serve(
+    app: FastAPI,
+    settings: Settings,
+    part: str,
+    title: str,
+    at_end: Callable[[], None] = lambda: None,
+    **tls: Any,
+) -> None:
+    """Serve `app` where the settings of `part` (api, gateway) say, until SIGINT or SIGTERM.
+
+    A port of 0 is any free one. `at_end` is called before what is under way is waited for.
+    Raises `ConfigError` if it can't listen there.
+    """
+    host, port = getattr(settings, f"{part}_host"), getattr(settings, f"{part}_port")
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        variable = f"{PREFIX}{part.upper()}"
+        raise ConfigError(
+            f"{variable}_PORT={port}: can't listen on {host} ({error.strerror}); "
+            f"choose another port or {variable}_HOST"
+        ) from None
+    config = uvicorn.Config(
+        app,
+        # uvicorn's own lines, unless ours are JSON.
+        log_config=None if logs.as_json(settings) else uvicorn.config.LOGGING_CONFIG,
+        log_level=settings.log_level.lower(),
+        access_log=settings.log_level == "DEBUG",  # pollers come every second
+        limit_concurrency=MAX_CONNECTIONS,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        **tls,
+    )
+    host, port = listener.getsockname()[:2]
+    place = f"[{host}]" if ":" in host else host
+    log = logging.getLogger("uvicorn.error")
+    log.info("the %s listens on http%s://%s:%d", title, "s" if tls else "", place, port)
+    # uvicorn ends in order and then lets the signal have its usual effect: ours is none.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    with listener, suppress(KeyboardInterrupt):  # it has ended by then, in order
+        _Server(config, at_end).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Calls `at_end` before it waits for what is under way."""
+
+    def __init__(self, config: uvicorn.Config, at_end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._at_end = at_end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._at_end()
+        await super().shutdown(sockets)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
