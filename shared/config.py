@@ -26,6 +26,7 @@ __all__ = [
     "MAX_BATCH_SIZE",
     "MAX_NODE_COUNT",
     "MAX_NONCE",
+    "MAX_SECONDS",
     "MAX_VALID",
     "PROBABILITY_MISMATCH",
     "Name",
@@ -45,6 +46,8 @@ TERMS = ":terms"
 MAX_BATCH_SIZE = 4096
 #: The most valid nonces that a round may be allowed to hold.
 MAX_VALID = 100_000_000
+#: The longest generation that ends by itself: a year.
+MAX_SECONDS = 31_536_000
 #: The largest network. With it a node's sequence is 2**43 positions long and never runs out.
 MAX_NODE_COUNT = 1_000_000
 

@@ -7,15 +7,13 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from shared.config import MAX_VALID, TERMS, PoCConfig
+from shared.config import MAX_SECONDS, MAX_VALID, TERMS, PoCConfig
 from shared.errors import InvalidRequest
 from shared.schemes import AnyBatch
 from shared.wire import Name, RoundId, Strict
 
 #: Bad fields that an error names; a large batch may have thousands.
 SHOW_ERRORS = 5
-#: The longest generation that ends by itself: a year.
-MAX_SECONDS = 31_536_000
 
 Model = TypeVar("Model", bound=BaseModel)
 

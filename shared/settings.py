@@ -34,7 +34,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from shared.config import MAX_VALID
+from shared.config import MAX_BATCH_SIZE, MAX_SECONDS, MAX_VALID
 from shared.errors import ConfigError
 from shared.receivers import Receivers
 from shared.redis_url import RedisUrl
@@ -274,6 +274,63 @@ class Settings(BaseModel):
     api_rate: int = Field(
         100, ge=1, le=1_000_000, description="requests a second that one address may send the API"
     )
+    gateway_host: str = Field("127.0.0.1", description="address that the gateway listens on")
+    gateway_port: int = Field(8100, ge=0, le=65535, description="port of the gateway")
+    gateway_tokens: Annotated[SecretStr, AfterValidator(_tokens)] | None = Field(
+        None,
+        repr=False,
+        description="bearer tokens of those who may command by the gateway, with commas between; "
+        "without any, and without client certificates, it listens on loopback only",
+    )
+    gateway_read_tokens: Annotated[SecretStr, AfterValidator(_tokens)] | None = Field(
+        None,
+        repr=False,
+        description="bearer tokens of those who may only read by it",
+    )
+    gateway_public: bool = Field(
+        False, description="whether the gateway may listen beyond loopback without tokens"
+    )
+    gateway_rate: int = Field(
+        100, ge=1, le=1_000_000, description="requests a second that one address may send it"
+    )
+    gateway_tls_cert: str | None = Field(
+        None, description="file with the gateway's certificate chain, in PEM, for https"
+    )
+    gateway_tls_key: str | None = Field(None, description="file with the key of that certificate")
+    gateway_tls_client_ca: str | None = Field(
+        None,
+        description="file with the authorities, in PEM, of which clients must have a certificate",
+    )
+    gateway_model: str | None = Field(
+        None,
+        description="the model's name on the network; default what the workers were given",
+    )
+    gateway_seq_len: int | None = Field(
+        None,
+        ge=1,
+        description="positions of a forward on the network, and any other number is refused; "
+        "default what is asked for",
+    )
+    gateway_batch_size: int = Field(
+        32, ge=1, le=MAX_BATCH_SIZE, description="nonces in one batch of the gateway's rounds"
+    )
+    gateway_round_s: float = Field(
+        3600.0,
+        gt=0,
+        le=MAX_SECONDS,
+        description="seconds after which a round that came by the gateway and that nobody stopped "
+        "ends, so that it can't be taken for a new one",
+    )
+    gateway_replace: bool = Field(
+        False,
+        description="whether a round of another block, key or node ends the one that is "
+        "generating; by default it is refused",
+    )
+    gate_chat: bool = Field(
+        False,
+        description="whether a proxy that asks the gateway is told to refuse chat while a round "
+        "is generating",
+    )
     log_level: Annotated[str, BeforeValidator(_upper)] = Field(
         "INFO",
         description="debug, info, warning, error or critical",
@@ -291,6 +348,17 @@ class Settings(BaseModel):
             raise ValueError(
                 f"POC_HEARTBEAT_S={self.heartbeat_s:g}: at most half of POC_LEASE_S="
                 f"{self.lease_s:g}, or live workers lose their claims"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if bool(self.gateway_tls_cert) != bool(self.gateway_tls_key):
+            raise ValueError("POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY: set both, or neither")
+        if self.gateway_tls_client_ca and not self.gateway_tls_cert:
+            raise ValueError(
+                "POC_GATEWAY_TLS_CLIENT_CA: asks clients for certificates, which needs TLS: set "
+                "POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY"
             )
         return self
 

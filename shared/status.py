@@ -261,6 +261,8 @@ class WorkerStatus(Frozen):
     host: str = ""
     #: Length of its model's logits, by which the share of valid nonces can be guessed.
     vocab_size: int = 0
+    #: Positions of a sequence at most.
+    max_seq_len: int = 0
     #: Sequences of one forward.
     tile: int = 0
     #: Batches computed since it started, and the seconds that the device had some.

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 #: The largest nonce: what a signed 64-bit integer holds, so that every language can carry it.
 MAX_NONCE = 2**63 - 1
-#: The most nonces in one batch to validate: about 2.5 MB of JSON.
-MAX_PROOF_NONCES = 65_536
+#: The most nonces in one batch to validate: about 6 MB of JSON with a vector each.
+MAX_PROOF_NONCES = 100_000
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 #: An id that a caller may choose: part of key names, so only characters that need no quoting.

@@ -67,10 +67,10 @@ class AsyncPoCClient:
         return await self._answer(asking.validate(config, round_id, replace))
 
     async def validate_batch(
-        self, batch: Batch, config: Config | None = None
+        self, batch: Batch, config: Config | None = None, id: str | None = None
     ) -> AsyncTicket[Verdict]:
         """As `PoCClient.validate_batch`."""
-        return await self._send(asking.validate_batch(batch, config))
+        return await self._send(asking.validate_batch(batch, config), id)
 
     async def stop(self, round_id: str | None = None) -> RoundStatus:
         """As `PoCClient.stop`."""
@@ -102,8 +102,8 @@ class AsyncPoCClient:
         ticket = await self._send(asked)
         return await run_async(ticket.ended(self._timeout))
 
-    async def _send(self, asked: Asked[Answer]) -> AsyncTicket[Answer]:
+    async def _send(self, asked: Asked[Answer], id: str | None = None) -> AsyncTicket[Answer]:
         with tracing.sending(asked.task):
-            ticket = AsyncTicket(self._line, asked)
+            ticket = AsyncTicket(self._line, asked, id)
             await run_async(ticket.accepted(self._timeout))
             return ticket

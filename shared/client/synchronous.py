@@ -67,12 +67,14 @@ class PoCClient:
         """End the generation of the current round, or open a round in that state."""
         return self._send(asking.validate(config, round_id, replace)).wait(self._timeout)
 
-    def validate_batch(self, batch: Batch, config: Config | None = None) -> Ticket[Verdict]:
+    def validate_batch(
+        self, batch: Batch, config: Config | None = None, id: str | None = None
+    ) -> Ticket[Verdict]:
         """Have the distances of `batch` recomputed and judged, by `config` or the current round's.
 
-        The ticket ends with the verdict.
+        The ticket ends with the verdict. Its `id` may be given: a UUID that no command had.
         """
-        return self._send(asking.validate_batch(batch, config))
+        return self._send(asking.validate_batch(batch, config), id)
 
     def stop(self, round_id: str | None = None) -> RoundStatus:
         """Stop the round; one that is named and not there yet is refused when it comes."""
@@ -110,8 +112,8 @@ class PoCClient:
         self._line.close()
         self._watch.close()
 
-    def _send(self, asked: Asked[Answer]) -> Ticket[Answer]:
+    def _send(self, asked: Asked[Answer], id: str | None = None) -> Ticket[Answer]:
         with tracing.sending(asked.task):
-            ticket = Ticket(self._line, asked)
+            ticket = Ticket(self._line, asked, id)
             run(ticket.accepted(self._timeout))
             return ticket

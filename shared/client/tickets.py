@@ -87,8 +87,8 @@ class Line:
 class Followed(Generic[Answer]):
     """A command under way. Its `id` is the Celery task's, as Flower shows it."""
 
-    def __init__(self, line: Line, asked: Asked[Answer]) -> None:
-        self.id = str(uuid.uuid4())
+    def __init__(self, line: Line, asked: Asked[Answer], id: str | None = None) -> None:
+        self.id = id or str(uuid.uuid4())
         self._line = line
         self._asked: Asked[Answer] = asked
         self._traceparent = about().traceparent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping, Sequence
 from math import dist, inf, isfinite
 from struct import unpack
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MAX_NONCE = 2**31 - 1
 #: Numbers in a vector, unless a config asks for others.
 K_DIM = 12
+#: What stands for the count of judged nonces where nothing was judged.
+NO_TOTAL = "not computed"
 #: The most numbers in a vector: far beyond what any network asks for.
 MAX_K_DIM = 1024
 
@@ -365,6 +368,27 @@ class ArtifactTerms(Terms):
             threshold_key=self.threshold_key,
         )
 
+    def told(
+        self, validation: str, verdict: ValidatedArtifacts | ComputedArtifacts
+    ) -> tuple[str, Body]:
+        """A verdict to `validated`; vectors that were asked for to `generated`, as any others."""
+        if isinstance(verdict, ValidatedArtifacts):
+            return "validated", Body(_with(verdict.model_dump_json(), request_id=validation))
+        known = verdict.model_dump(include={*ArtifactHead.model_fields} - {"encoding"})
+        head = ArtifactHead(**known, encoding=verdict.encoding).model_dump_json()
+        pairs = zip(verdict.nonces, verdict.vectors, strict=True)
+        found = [{"nonce": nonce, "vector_b64": each} for nonce, each in pairs if each is not None]
+        return "generated", Body(_with(head, request_id=validation, artifacts=found))
+
+    def told_failed(self, validation: str, fields: Mapping[str, Any]) -> tuple[str, Body]:
+        """As a verdict that no receiver takes for one.
+
+        The network's receiver reads a missing `n_total` as 0, and that as a vote against the node.
+        A text in its place it refuses.
+        """
+        said = {"request_id": validation, "n_total": NO_TOTAL}
+        return "validated", Body(json.dumps({**fields, **said}))
+
     def is_wrong(self, claimed: Proof, recomputed: Proof) -> bool:
         """Of another length, or with what is no number, or too far off."""
         return self._is_far(self.apart(claimed, recomputed))
@@ -403,3 +427,8 @@ class ArtifactHead(Strict):
     block_height: int
     node_id: int
     encoding: Encoding
+
+
+def _with(document: str, **fields: Any) -> str:
+    """A JSON object with more fields behind its own."""
+    return f"{document[:-1]},{json.dumps(fields)[1:]}"

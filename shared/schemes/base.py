@@ -6,8 +6,9 @@ carry proofs without looking in: they ask the `Terms` of a round's config.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -205,6 +206,14 @@ class Terms(Strict, ABC):
         `proofs` are in the order of its nonces, None for what could not be. `profile` is of what
         computed them. Raises `ValueError` if more is missing than may be.
         """
+
+    def told(self, validation: str, verdict: Any) -> tuple[str, Body]:
+        """How a receiver is told the `verdict` on a validation: path and body."""
+        return "validated", Body(verdict.model_dump_json())
+
+    def told_failed(self, validation: str, fields: Mapping[str, Any]) -> tuple[str, Body]:
+        """How it is told that a validation ended without one; `fields` say why, and of which."""
+        return "validated", Body(json.dumps(fields))
 
     @abstractmethod
     def is_wrong(self, claimed: Proof, recomputed: Proof) -> bool:

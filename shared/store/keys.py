@@ -61,6 +61,7 @@ KEYS: dict[str, Key] = {
         also="Celery",
         prefix="celery-task-meta-",
     ),
+    "expected": Key("string", "a job that came by HTTP", _MEMORY, "task", also="the gateway"),
     # Commands on their way.
     "queue": Key(
         "list",

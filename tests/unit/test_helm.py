@@ -27,6 +27,8 @@ GIVEN = {"namespace", "model", "worker_name", "gpu", "api_host", "api_port", "te
 GIVEN |= {"run_callbacks", "redis_url", "api_tokens", "callback_secret"}
 # Receipts are made where the operator is.
 GIVEN |= {"receipt_key"}
+# It runs no gateway.
+GIVEN |= {name for name in Settings.model_fields if name.startswith(("gateway_", "gate_"))}
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 Any 2xx is a delivery. 408, 425, 429, 5xx and trouble on the network are worth another attempt.
 Redirects and other 4xx are final, but for 409 to a repeat of what the receiver may have taken: it
-is still at it, says the Idempotency-Key draft of the IETF. Where a message goes is decided by the
-address that is connected to (`worker.callbacks.guard`), and who sent it is shown by a signature
-(`shared.signature`).
+is still at it, says the Idempotency-Key draft of the IETF. And but for a message that comes at the
+border of two phases of the network, which a receiver refuses only for now. Where a message goes is
+decided by the address that is connected to (`worker.callbacks.guard`), and who sent it is shown by
+a signature (`shared.signature`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,8 +29,11 @@ from worker.callbacks.guard import NotAllowed, guarded_transport
 
 #: The most seconds that a receiver may ask to be left alone.
 MAX_RETRY_AFTER_S = 300.0
-#: Bytes of the longest answer that is read at all; nobody looks at it.
+#: Bytes of the longest answer that is read at all.
 ANSWER_BYTES = 65_536
+#: How receivers of the network say that a message comes before its phase or after it: 400
+#: "block_height is not the active PoC stage", 503 "not in PoC generate phase", and the like.
+_BORDER = re.compile(r"not (in|the active) PoC", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +48,24 @@ class Answer:
     retry_after_s: float = 0.0
     #: The receiver may have taken the message all the same, or may still be at it.
     in_doubt: bool = False
+    #: It is this message's time that has not come, or is over: the receiver takes others.
+    untimely: bool = False
     #: Why it was not delivered, in a word that counters can be named by.
     reason: str = "other"
 
 
-def judge(status: int, retry_after: str | None = None, *, in_doubt: bool = False) -> Answer:
-    """What an HTTP status means for a message; `in_doubt` if an earlier attempt left it so."""
+def judge(
+    status: int, retry_after: str | None = None, said: str = "", *, in_doubt: bool = False
+) -> Answer:
+    """What an HTTP status means for a message; `in_doubt` if an earlier attempt left it so.
+
+    `said` is the text of the answer, as far as it was read.
+    """
     if 200 <= status < 300:
         return Answer()
     error = f"it answered {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
+    if _BORDER.search(said):
+        return Answer(f"{error}: its phase is another one", retry=True, untimely=True)
     not_looked_at = status in (425, 429)
     unknown = status == 408 or status >= 500  # a proxy's answer, or what broke behind it
     if not_looked_at or unknown or (status == 409 and in_doubt):
@@ -139,8 +153,9 @@ async def _send(
             answer = judge(response.status_code, retry_after, in_doubt=in_doubt)
             if _is_short(response):
                 # To its end, so that the connection can be used again.
-                async for _ in response.aiter_raw():
-                    pass
+                said = b"".join([part async for part in response.aiter_raw()])
+                text = said.decode(errors="replace")
+                answer = judge(response.status_code, retry_after, text, in_doubt=in_doubt)
     except TimeoutError:
         silence = f"it gave no answer within {timeout_s:g} s"
         return answer or Answer(silence, retry=True, in_doubt=True)

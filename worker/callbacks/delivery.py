@@ -124,7 +124,7 @@ class _Receiver:
     def heard(self, answer: Answer, now: float) -> None:
         """Learn from an attempt when to try the next."""
         self.last_error = answer.error
-        if not answer.retry:
+        if not answer.retry or answer.untimely:
             self.failures, self.quiet_until = 0, 0.0
         else:
             # What was under way together fails together: that is one failure.
@@ -135,6 +135,8 @@ class _Receiver:
         if not answer.error and self.complained:
             log.info("callbacks to %s are delivered again", self.name)
             self.complained = False
+        elif answer.untimely:
+            self.complain("callbacks wait for the receiver's phase", answer.error)
         elif answer.error and not answer.retry:
             self.complain("a callback was refused for good", answer.error)
         elif self.failures > 1:  # a single failure is no news

@@ -6,7 +6,6 @@ without the other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
@@ -33,16 +32,17 @@ def validated_message(
 
     The end is a verdict, or an error with the nonces that were `not_computed`.
     """
+    terms = done.config.terms
     if isinstance(outcome, Verdict):
-        body = Body(outcome.model_dump_json())
+        path, body = terms.told(done.id, outcome)
     else:
         said = as_fields(outcome)
         about = done.batch.model_dump(
             include={"public_key", "block_hash", "block_height", "nonces"}
         )
         rest = {"node_id": done.batch.node_id, "not_computed": list(not_computed)}
-        body = Body(json.dumps(said | about | rest))
-    return message(done.config, "validated", body, f"validation:{done.id}", done.round_id)
+        path, body = terms.told_failed(done.id, said | about | rest)
+    return message(done.config, path, body, f"validation:{done.id}", done.round_id)
 
 
 def message(

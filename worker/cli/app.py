@@ -71,7 +71,7 @@ def _poc(
 
 _WORK, _ROUNDS, _MEASURES, _TOOLS = "Processes", "Rounds", "Measures", "Tools"
 for _panel, _commands in {
-    _WORK: (processes.worker, processes.api, processes.callbacks),
+    _WORK: (processes.worker, processes.api, processes.gateway, processes.callbacks),
     _ROUNDS: (
         rounds.init,
         rounds.generate,

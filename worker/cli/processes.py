@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -87,6 +88,32 @@ def api(settings: Settings) -> None:
     from shared.api import serve
 
     serve(settings)
+
+
+@takes_settings(
+    "redis_url",
+    "namespace",
+    *(name for name in Settings.model_fields if re.match(r"gateway_(?!.*tokens)|gate_", name)),
+    "log_level",
+    "log_format",
+)
+def gateway(
+    settings: Settings,
+    with_api: Annotated[
+        bool,
+        typer.Option("--with-api", help="Serve the status API and its page as well, below /node."),
+    ] = False,
+) -> None:
+    """Serve the network's HTTP contract: rounds, jobs and status for an unchanged controller.
+
+    poc gateway --gateway-port 8100 --gateway-model Qwen/Qwen3-8B
+
+    Beyond this machine it asks for tokens (POC_GATEWAY_TOKENS, POC_GATEWAY_READ_TOKENS) or client
+    certificates.
+    """
+    from shared.gateway import serve
+
+    serve(settings, with_api=with_api)
 
 
 @takes_settings("redis_url", "namespace", "callback_timeout_s", "log_level", "log_format")

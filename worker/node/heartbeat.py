@@ -92,6 +92,7 @@ class Heartbeat:
             "pid": str(os.getpid()),
             "host": socket.gethostname(),
             "vocab_size": str(info.vocab_size),
+            "max_seq_len": str(info.max_seq_len),
             "tile": info.profile.get("tile", str(info.tile)),
             "batches": str(self._pipeline.batches),
             "busy_seconds": f"{engine.busy_seconds:.3f}",

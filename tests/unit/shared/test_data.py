@@ -72,7 +72,7 @@ class TestProofBatch:
 
     def test_a_batch_has_a_largest_size(self) -> None:
         nonces = list(range(MAX_PROOF_NONCES + 1))
-        with pytest.raises(ValidationError, match="at most 65536"):
+        with pytest.raises(ValidationError, match="at most 100000"):
             batch(nonces, [0.5] * len(nonces))
 
     @given(

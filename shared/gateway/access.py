@@ -1,0 +1,134 @@
+"""What is refused before anything is looked at: who asks, how often, and how much."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fastapi.responses import JSONResponse
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.serving import RETRY_AFTER_S, Tokens
+from shared.settings import Settings
+
+#: Bytes of a body at most: twice what 100,000 claims need. And of all bodies at a time.
+MAX_BODY, MAX_BODIES = 16 * 2**20, 64 * 2**20
+#: Seconds that a body has to come.
+BODY_S = 30.0
+#: Health is for everybody: a supervisor must not take a busy process for a dead one.
+_OPEN = frozenset({"/livez", "/readyz", "/health"})
+
+log = logging.getLogger(__name__)
+
+
+class Access:
+    """Refuses who has no token, asks too often or sends too much.
+
+    What goes on is a GET, also for HEAD, whose body the server leaves out, or has its whole body,
+    which is JSON whatever its Content-Type says: the network's controller sends none.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._commands = Tokens(settings.gateway_tokens)
+        self._reads = Tokens(settings.gateway_read_tokens)
+        self._rate = RateLimitItemPerSecond(settings.gateway_rate)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or hand on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if refusal := self._refusal(scope):
+            await self._refuse(scope, receive, send, *refusal)
+            return
+        if scope["method"] in ("GET", "HEAD"):
+            await self._app({**scope, "method": "GET"}, receive, send)
+            return
+        body = bytearray()
+        try:
+            if refusal := await self._read(receive, body):
+                await self._refuse(scope, receive, send, *refusal)
+            else:
+                await self._app(_as_json(scope), _of(bytes(body), receive), send)
+        finally:
+            self._held -= len(body)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        if scope["path"] in _OPEN:
+            return None
+        if not self._limiter.hit(self._rate, _who(scope)):
+            return 429, "too many requests"
+        if not (self._commands or self._reads):
+            return None
+        headers = dict(scope["headers"])
+        kind, _, sent = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        token = sent.strip() if kind.lower() == "bearer" else ""
+        if self._commands.have(token):
+            return None
+        if not self._reads.have(token):
+            return 401, (
+                "this needs the header `Authorization: Bearer <token>` with one of "
+                "POC_GATEWAY_TOKENS, or for reading one of POC_GATEWAY_READ_TOKENS"
+            )
+        if scope["method"] not in ("GET", "HEAD"):
+            return 403, "this token may only read: a command needs one of POC_GATEWAY_TOKENS"
+        return None
+
+    async def _read(self, receive: Receive, body: bytearray) -> tuple[int, str] | None:
+        """Read the whole body into `body`; why not, if it is too much or too slow."""
+        try:
+            async with asyncio.timeout(BODY_S):
+                more = True
+                while more:
+                    message = await receive()
+                    part = message.get("body", b"")
+                    body += part
+                    self._held += len(part)
+                    if len(body) > MAX_BODY:
+                        return 413, f"a body may have {MAX_BODY} bytes"
+                    if self._held > MAX_BODIES:
+                        return 429, "too many large bodies at a time"
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            return 408, f"no whole body in {BODY_S:g} s"
+        return None
+
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, status: int, why: str
+    ) -> None:
+        log.warning("%s %s of %s: %d, %s", scope["method"], scope["path"], _who(scope), status, why)
+        headers = {"Connection": "close"}
+        if status == 429:
+            headers["Retry-After"] = str(RETRY_AFTER_S)
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        await JSONResponse({"detail": why}, status, headers)(scope, receive, send)
+
+
+def _who(scope: Scope) -> str:
+    return str((scope["client"] or ("",))[0])
+
+
+def _as_json(scope: Scope) -> Scope:
+    headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    return {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
+
+
+def _of(body: bytes, receive: Receive) -> Receive:
+    """What gives the body, and then whether the client is gone."""
+    told = False
+
+    async def given() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return given

@@ -1,0 +1,134 @@
+"""The app, and the process that serves it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
+
+from shared import serving
+from shared.api import create_app as status_api
+from shared.errors import ConfigError, PoCError, StoreFailed
+from shared.gateway.access import Access
+from shared.gateway.node import Node, Refused
+from shared.gateway.routes import others, proofs
+from shared.serving import RETRY_AFTER_S
+from shared.settings import Settings
+from shared.store import Store
+
+#: Where the network's paths begin: behind a node's proxy, and without it.
+PREFIXES = ("/api/v1/inference/pow", "/api/v1/pow")
+#: Below which the status API is, in a process that serves both.
+BESIDE = "/node"
+#: Wrong fields that an answer names; a large job may have thousands.
+SHOW_ERRORS = 10
+
+
+def create_app(settings: Settings, store: Store, *, with_api: bool = False) -> FastAPI:
+    """The gateway over `store`, which is closed when it shuts down; beside it the status API."""
+    node = Node(settings, store)
+    beside = status_api(settings.model_copy(update={"api_root_path": BESIDE})) if with_api else None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await node.aclose()
+        store.close()
+        if beside:
+            beside.state.feed.end()
+            beside.state.store.close()
+
+    app = FastAPIOffline(
+        title="Proof of Compute: gateway",
+        description=f"The network's HTTP contract before the node `{settings.namespace}`.",
+        version="2",
+        lifespan=lifespan,
+    )
+    app.state.node = node
+    app.state.feed = beside and beside.state.feed
+    app.add_middleware(Access, settings=settings)
+    for prefix in PREFIXES:
+        app.include_router(proofs, prefix=prefix)
+    app.include_router(others)
+    if beside:
+        app.mount(BESIDE, beside)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
+        # What was sent is not repeated: it may be long, or be text that no answer can hold.
+        shown = [
+            {
+                "type": each["type"],
+                "loc": [_printable(part) for part in each["loc"]],
+                "msg": _printable(each["msg"]),
+            }
+            for each in error.errors()[:SHOW_ERRORS]
+        ]
+        return JSONResponse({"detail": shown}, 422)
+
+    @app.exception_handler(PoCError)
+    async def not_done(_: Request, error: PoCError) -> JSONResponse:
+        return JSONResponse(
+            {"detail": str(error)}, 503, headers={"Retry-After": str(RETRY_AFTER_S)}
+        )
+
+    @app.exception_handler(StoreFailed)
+    async def failed(_: Request, error: StoreFailed) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 500)
+
+    return app
+
+
+def serve(settings: Settings, *, with_api: bool = False) -> None:
+    """Answer on `settings.gateway_host` and `gateway_port` until SIGINT or SIGTERM.
+
+    Raises `ConfigError` if it can't listen there, may not without tokens, or if Redis refuses.
+    """
+    guarded = bool(settings.gateway_tokens or settings.gateway_tls_client_ca)
+    serving.refuse_open(settings, "gateway", guarded=guarded, who="command the node")
+    tls = _tls(settings)
+    store = Store(settings)
+    serving.ask_redis(store)
+    app = create_app(settings, store, with_api=with_api)
+    at_end = app.state.feed.end if with_api else lambda: None
+    serving.serve(app, settings, "gateway", "gateway", at_end, **tls)
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    """The options of a server with the certificates that are set; none without any."""
+    files = {
+        "ssl_certfile": settings.gateway_tls_cert,
+        "ssl_keyfile": settings.gateway_tls_key,
+        "ssl_ca_certs": settings.gateway_tls_client_ca,
+    }
+    if not settings.gateway_tls_cert:
+        return {}
+    for name, path in files.items():
+        if path and not Path(path).is_file():
+            variable = {"ssl_certfile": "CERT", "ssl_keyfile": "KEY", "ssl_ca_certs": "CLIENT_CA"}
+            raise ConfigError(f"POC_GATEWAY_TLS_{variable[name]}={path}: there is no such file")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            str(settings.gateway_tls_cert), settings.gateway_tls_key
+        )
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(
+            f"POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY can't be used together: {error}"
+        ) from None
+    required = ssl.CERT_REQUIRED if settings.gateway_tls_client_ca else ssl.CERT_NONE
+    return files | {"ssl_cert_reqs": required}
+
+
+def _printable(text: object) -> object:
+    return text.encode(errors="replace").decode() if isinstance(text, str) else text

@@ -1,0 +1,149 @@
+"""What callers of the network send, and what it means here. Source: the network's second contract.
+
+Unknown fields are ignored, as its own nodes do, except in `params` and `stat_test`: one that is
+not obeyed there would change what is computed, or who is called a fraud.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from shared.config import MAX_NODE_COUNT, HttpUrl, PoCConfig
+from shared.schemes.artifact import (
+    MAX_NONCE,
+    ArtifactBatch,
+    ArtifactTerms,
+    ComputedArtifacts,
+    ValidatedArtifacts,
+)
+from shared.wire import MAX_NONCE as MAX_HEIGHT
+from shared.wire import Name, Strict
+
+
+class Params(Strict):
+    """What the network agreed on."""
+
+    model: Name = Field(description="the model's name on the network")
+    seq_len: int = Field(ge=1, le=1_048_576, description="positions of one forward")
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    block_hash: Name
+    block_height: int = Field(ge=0, le=MAX_HEIGHT)
+    public_key: Name
+    node_id: int = Field(ge=0)
+    node_count: int = Field(ge=1, le=MAX_NODE_COUNT)
+    params: Params
+    url: HttpUrl | None = Field(default=None, description="where callbacks are posted")
+    poc_stronger_rng: bool = Field(default=False, description="draw inputs from all 256 bits")
+
+    @model_validator(mode="after")
+    def _check_node(self) -> Self:
+        if self.node_id >= self.node_count:
+            raise ValueError(f"node_id {self.node_id} is not in [0, node_count={self.node_count})")
+        return self
+
+    def _config(self, terms: ArtifactTerms, **fields: Any) -> PoCConfig:
+        return PoCConfig(
+            block_hash=self.block_hash,
+            block_height=self.block_height,
+            public_key=self.public_key,
+            seq_len=self.params.seq_len,
+            callback_url=self.url,
+            strong_rng=self.poc_stronger_rng,
+            terms=terms,
+            **fields,
+        )
+
+
+class InitBody(_Asked):
+    """A round that generates until it is stopped."""
+
+    def config(self, batch_size: int) -> PoCConfig:
+        """The round's."""
+        node = {"node_id": self.node_id, "node_count": self.node_count}
+        return self._config(ArtifactTerms(), batch_size=batch_size, **node)
+
+
+class Claim(Strict):
+    """A nonce, and the vector that is claimed for it."""
+
+    nonce: int
+    vector_b64: str
+
+
+class Claims(Strict):
+    """What is to be judged."""
+
+    artifacts: list[Claim]
+
+
+class StatTest(Strict):
+    """What claims are judged by; what is left out is as in a config of the scheme."""
+
+    dist_threshold: float | None = Field(default=None, gt=0, le=2)
+    p_mismatch: float | None = Field(default=None, gt=0, lt=1)
+    p_value_threshold: float | None = Field(default=None, gt=0, lt=1)
+    fraud_threshold: float | None = Field(
+        default=None, gt=0, lt=1, description="another name of p_value_threshold, which counts more"
+    )
+
+    @property
+    def terms(self) -> ArtifactTerms:
+        """The same as a round has it."""
+        return ArtifactTerms.model_validate(self.model_dump(exclude_none=True))
+
+
+class GenerateBody(_Asked):
+    """A job: some nonces, whose vectors are asked for, or are claimed and to be judged."""
+
+    nonces: list[Annotated[int, Field(ge=0, le=MAX_NONCE)]] = Field(min_length=1)
+    wait: bool = Field(default=False, description="answer when it has ended")
+    validation: Claims | None = None
+    stat_test: StatTest | None = None
+    batch_size: int | None = Field(
+        default=None, description="not used: the node takes what its device can"
+    )
+
+    @property
+    def claims_others(self) -> bool:
+        """Whether it claims vectors of other nonces than it names."""
+        claimed = self.validation and {each.nonce for each in self.validation.artifacts}
+        return claimed is not None and claimed != set(self.nonces)
+
+    @property
+    def batch(self) -> ArtifactBatch:
+        """What a worker gets. Raises `ValidationError` for a repeated nonce and what is no base64.
+
+        The nonces may be of any of its owner's nodes.
+        """
+        claims = self.validation and [each.model_dump() for each in self.validation.artifacts]
+        return ArtifactBatch.model_validate(
+            {
+                "public_key": self.public_key,
+                "block_hash": self.block_hash,
+                "block_height": self.block_height,
+                "nonces": self.nonces,
+                "artifacts": claims,
+                "node_id": self.node_id,
+            }
+        )
+
+    def config(self, batch_size: int) -> PoCConfig:
+        """What it is computed and judged by."""
+        terms = self.stat_test.terms if self.stat_test else ArtifactTerms()
+        return self._config(terms, batch_size=batch_size)
+
+
+def answered(verdict: ValidatedArtifacts | ComputedArtifacts) -> dict[str, Any]:
+    """A job's end as callers of the network read it."""
+    if isinstance(verdict, ValidatedArtifacts):
+        names = ("n_total", "n_mismatch", "mismatch_nonces", "p_value", "fraud_detected")
+        return {name: getattr(verdict, name) for name in names}
+    pairs = zip(verdict.nonces, verdict.vectors, strict=True)
+    found = [{"nonce": nonce, "vector_b64": vector} for nonce, vector in pairs if vector]
+    return {"artifacts": found, "encoding": verdict.encoding.model_dump()}
