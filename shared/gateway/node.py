@@ -19,6 +19,7 @@ from shared.errors import (
     NoAnswer,
     PoCError,
     RoundInProgress,
+    StoreError,
     StoreUnavailable,
 )
 from shared.gateway.messages import GenerateBody, InitBody, Params, answered
@@ -249,7 +250,7 @@ class Node:
             return {}
         try:
             round_status = await self._read(self._store.rounds.status)
-        except Refused:
+        except (Refused, StoreError):
             return {}
         if round_status is None or round_status.state != PoCState.GENERATING:
             return {}

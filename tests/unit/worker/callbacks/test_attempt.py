@@ -31,6 +31,22 @@ def test_redirects_and_other_4xx_are_final(status: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, '{"error":"block_height is not the active PoC stage"}'),
+        (503, "not in PoC generate phase"),
+        (503, "not in PoC validate phase"),
+    ],
+)
+def test_a_message_at_the_border_of_phases_waits_for_its_own(status: int, said: str) -> None:
+    """The receiver is well: it takes messages of its phase."""
+    answer = judge(status, None, said)
+    assert (answer.retry, answer.untimely, answer.in_doubt) == (True, True, False)
+    other = judge(status, None, "bad base64")
+    assert (other.retry, other.untimely) == (status == 503, False)
+
+
+@pytest.mark.parametrize(
     ("status", "in_doubt"),
     [(408, True), (425, False), (429, False), (500, True), (502, True), (504, True)],
 )

@@ -42,6 +42,7 @@ def receiver(*waiting: _Held) -> _Receiver:
 
 AGAIN = Answer("it answered 500", retry=True)
 REFUSED = Answer("it answered 404")
+UNTIMELY = Answer("it answered 503", retry=True, untimely=True)
 
 
 def test_a_healthy_receiver_gets_a_few_requests_at_a_time() -> None:
@@ -74,7 +75,7 @@ def test_a_receiver_is_left_alone_as_long_as_it_asks() -> None:
     assert there.ready(30.0)
 
 
-@pytest.mark.parametrize("answer", [Answer(), REFUSED])
+@pytest.mark.parametrize("answer", [Answer(), REFUSED, UNTIMELY])
 def test_a_receiver_that_answers_is_healthy_again(answer: Answer) -> None:
     there = receiver(held())
     there.heard(AGAIN, now=10.0)

@@ -7,6 +7,8 @@ import json
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
 from shared.errors import CouldNotCompute
+from shared.schemes import Proof
+from shared.schemes.artifact import ArtifactBatch, ArtifactTerms
 from shared.store import Claim, ComputedValidation
 from worker.callbacks.messages import generated_message, validated_message
 
@@ -78,3 +80,58 @@ def test_a_task_id_of_any_text_makes_a_key_that_a_header_can_carry() -> None:
     message = validated_message(job(id="a b\r\nX: ü"), CouldNotCompute("no"))
     assert message
     assert message.key == "validation:a%20b%0D%0AX:%20%C3%BC"
+
+
+ASKED = ArtifactBatch(
+    block_hash="b10c", block_height=7, public_key="other", nonces=[4, 9], node_id=2
+)
+VECTORS = PoCConfig(
+    block_hash="b10c",
+    block_height=7,
+    public_key="node",
+    terms=ArtifactTerms(),
+    callback_url="http://controller:9/v2/poc-batches/Qwen%252FQwen3",
+)
+VECTOR = "iLWqtgUw2zJTr46x+bB0N7exkjhAqhej"
+
+
+def artifact_job(batch: ArtifactBatch = ASKED) -> ComputedValidation:
+    proofs: list[Proof | None] = [VECTOR, None]
+    return ComputedValidation("task-1", "", batch, VECTORS, proofs, error="", profile="")
+
+
+def test_vectors_that_were_asked_for_are_told_as_generated_ones_with_the_id_of_the_job() -> None:
+    """But those that could not be computed. The path keeps its double escapes."""
+    verdict = ArtifactTerms(k_dim=12).judge(ASKED, [VECTOR, VECTOR])
+    partly = verdict.model_copy(update={"vectors": [VECTOR, None]})
+    message = validated_message(artifact_job(), partly)
+    assert message
+    assert message.url == "http://controller:9/v2/poc-batches/Qwen%252FQwen3/generated"
+    assert json.loads(message.body) == {
+        "public_key": "other",
+        "block_hash": "b10c",
+        "block_height": 7,
+        "node_id": 2,
+        "encoding": {"dtype": "f16", "k_dim": 12, "endian": "le"},
+        "request_id": "task-1",
+        "artifacts": [{"nonce": 4, "vector_b64": VECTOR}],
+    }
+
+
+def test_a_verdict_on_vectors_has_the_id_of_the_job() -> None:
+    claimed = ASKED.model_copy(update={"vectors": [VECTOR, VECTOR]})
+    verdict = ArtifactTerms().judge(claimed, [VECTOR, VECTOR])
+    message = validated_message(artifact_job(claimed), verdict)
+    assert message
+    assert message.url.endswith("/validated")
+    told = json.loads(message.body)
+    assert (told["request_id"], told["n_total"], told["node_id"]) == ("task-1", 2, 2)
+
+
+def test_a_job_without_a_verdict_is_told_as_what_no_receiver_takes_for_one() -> None:
+    """The network's reads a number there, and counts a missing one against the node."""
+    message = validated_message(artifact_job(), CouldNotCompute("no"), [4, 9])
+    assert message
+    told = json.loads(message.body)
+    assert (told["error"], told["request_id"]) == ("CouldNotCompute", "task-1")
+    assert told["n_total"] == "not computed"

@@ -1,0 +1,101 @@
+"""Who may ask, how often, and how much."""
+
+from __future__ import annotations
+
+import pytest
+
+from calls import Gateway
+from shared.errors import ConfigError
+from shared.gateway import access, serve
+from shared.settings import load_settings
+from support import wait_until
+
+STATUS, STOP = "/api/v1/pow/status", "/api/v1/pow/stop"
+COMMANDS, READS = "commands-" + 16 * "c", "reads-" + 16 * "r"
+TOKENS = {"gateway_tokens": COMMANDS, "gateway_read_tokens": READS}
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize(
+    ("token", "read", "command"), [("", 401, 401), ("other", 401, 401), (READS, 200, 403)]
+)
+def test_commands_need_a_token_of_their_own(
+    gateway: Gateway, token: str, read: int, command: int
+) -> None:
+    client = gateway(**TOKENS)
+    assert client.get(STATUS, headers=bearer(token)).status_code == read
+    refused = client.post(STOP, headers=bearer(token))
+    assert refused.status_code == command
+    assert "POC_GATEWAY_TOKENS" in refused.json()["detail"]
+
+
+def test_who_may_command_may_read(gateway: Gateway) -> None:
+    client = gateway(**TOKENS)
+    assert client.get(STATUS, headers=bearer(COMMANDS)).status_code == 200
+    stopped = client.post(STOP, headers=bearer(COMMANDS))
+    assert stopped.json() == {"status": "OK", "message": "No backends to stop"}
+
+
+def test_health_needs_no_token(gateway: Gateway, worker: None) -> None:
+    client = gateway(**TOKENS)
+    for path in ("/livez", "/readyz", "/health"):
+        assert client.get(path).status_code == 200
+
+
+def test_a_refusal_is_logged_with_who(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    gateway(**TOKENS).post(STOP, headers=bearer("other"))
+    assert "POST /api/v1/pow/stop of testclient: 401" in caplog.text
+    assert "other" not in caplog.text
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(gateway: Gateway) -> None:
+    client = gateway(gateway_rate=3)
+    wait_until(lambda: client.get(STATUS).status_code == 429, every=0)
+    refused = next(filter(lambda each: each.status_code == 429, map(client.get, 50 * [STATUS])))
+    assert refused.headers["Retry-After"] == "1"
+    assert client.get("/livez").status_code == 200
+
+
+def test_a_body_has_an_end(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that does not say its length."""
+    monkeypatch.setattr(access, "MAX_BODY", 1000)
+    client = gateway()
+    assert client.post(STOP, content=1001 * b" ").status_code == 413
+    assert client.post(STOP, content=iter(11 * [100 * b" "])).status_code == 413
+    assert client.post(STOP, content=1000 * b" ").status_code == 200
+
+
+def test_bodies_of_all_callers_have_an_end(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one holds is given back when it is answered."""
+    monkeypatch.setattr(access, "MAX_BODIES", 1000)
+    client = gateway()
+    for _ in range(3):
+        assert client.post(STOP, content=900 * b" ").status_code == 200
+        assert client.post(STOP, content=1001 * b" ").status_code == 429
+
+
+def test_a_head_is_a_get_without_a_body(gateway: Gateway) -> None:
+    answer = gateway().head(STATUS)
+    assert answer.status_code == 200
+
+
+def test_beyond_loopback_it_asks_for_something() -> None:
+    with pytest.raises(ConfigError, match="POC_GATEWAY_TOKENS, or POC_GATEWAY_PUBLIC=true"):
+        serve(load_settings({}, gateway_host="0.0.0.0"))
+
+
+def test_a_certificate_that_is_not_there_is_named() -> None:
+    files = {"gateway_tls_cert": "/nowhere/cert.pem", "gateway_tls_key": "/nowhere/key.pem"}
+    with pytest.raises(ConfigError, match=r"POC_GATEWAY_TLS_CERT=/nowhere/cert\.pem"):
+        serve(load_settings({}, **files))
+
+
+@pytest.mark.parametrize("given", ["gateway_tls_cert", "gateway_tls_key", "gateway_tls_client_ca"])
+def test_certificate_and_key_come_together(given: str) -> None:
+    with pytest.raises(ConfigError, match="POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY"):
+        load_settings({}, **{given: "file"})
