@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -20,15 +20,19 @@ def serving_api(
 
 
 def serving_gateway(
-    redis_url: str, log_path: Path, **variables: str
+    redis_url: str, log_path: Path, *options: str, **variables: str
 ) -> AbstractContextManager[tuple[Fork, str]]:
     """The gateway's."""
-    return _serving("gateway", redis_url, log_path, variables)
+    return _serving("gateway", redis_url, log_path, variables, options)
 
 
 @contextmanager
 def _serving(
-    command: str, redis_url: str, log_path: Path, variables: dict[str, str]
+    command: str,
+    redis_url: str,
+    log_path: Path,
+    variables: dict[str, str],
+    options: Sequence[str] = (),
 ) -> Iterator[tuple[Fork, str]]:
     """On a port that the kernel chose, unless the variables name one."""
     part = f"POC_{command.upper()}"
@@ -39,7 +43,8 @@ def _serving(
         f"{part}_RATE": "10000",
         **variables,
     }
-    process = Fork([command], env=clean_environment(**variables), cwd=ROOT, log_path=log_path)
+    words = [command, *options]
+    process = Fork(words, env=clean_environment(**variables), cwd=ROOT, log_path=log_path)
 
     def listens() -> re.Match[str] | None:
         ended = process.poll()  # before its log is read, so that its last words are there

@@ -236,3 +236,23 @@ def test_a_callback_path_keeps_its_escapes(gateway: httpx.Client, receiver: Rece
     gateway.post("/generate", json=job)
     told = wait_until(lambda: list(receiver.requests), 20, "its callback")
     assert told[0][0] == "/v2/poc-batches/Qwen%252FQwen3-8B/generated"
+
+
+def test_the_status_api_can_be_beside_it_with_its_own_tokens(
+    gateway: httpx.Client, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """Its page and its events, too, which end with the process."""
+    tokens = {"POC_API_TOKENS": 16 * "a", "POC_GATEWAY_TOKENS": 16 * "g"}
+    serves = serving_gateway(server.url, tmp_path / "both.log", "--with-api", **tokens)
+    with serves as (process, url), httpx.Client(base_url=url) as client:
+        assert client.get("/node/").status_code == 200
+        path, reads = "/node/api/v1/pow/status", {"Authorization": f"Bearer {16 * 'a'}"}
+        assert client.get(path).status_code == 401
+        assert client.get(path, headers=reads).json()["workers"]
+        assert client.get(f"{POW}/status", headers=reads).status_code == 401
+        events = "/node/api/v1/pow/events"
+        with client.stream("GET", events, headers=reads) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: overview"
+            process.send_signal(signal.SIGTERM)
+            assert wait_until(lambda: process.poll() is not None, 10, "its end")
