@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 from calls import POW
+from computing import computing
 from preloaded import Fork
 from receiver import Receiver
 from serving_api import serving_gateway
 from shared.gateway.node import ANSWER_S
 from support import ROOT, clean_environment, wait_until
-from worker.children import end
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
 
@@ -49,39 +49,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("gateway") / "model", max_seq_len=64)
 
 
-@contextlib.contextmanager
-def working(server: EmbeddedRedis, model: Path, log: Path) -> Iterator[Fork]:
-    """A worker that is ready."""
-    env = clean_environment(
-        POC_REDIS_URL=server.url,
-        POC_NAMESPACE="test",
-        POC_LEASE_S="2",
-        POC_HEARTBEAT_S="0.5",
-        POC_ENGINE="transformers",
-        POC_MODEL=str(model),
-        POC_DEVICE="cpu",
-        OMP_NUM_THREADS="1",
-    )
-    process = Fork(["worker"], env=env, cwd=ROOT, log_path=log)
-
-    def ready() -> bool:
-        said = log.read_text(errors="replace")
-        assert process.poll() is None, said
-        return "ready." in said
-
-    try:
-        wait_until(ready, 240, "the worker to be ready", every=0.05)
-        yield process
-    finally:
-        end(process, timeout=10)
-
-
 @pytest.fixture(scope="module")
 def worker(
     server: EmbeddedRedis, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fork]:
     """The one of all tests here."""
-    with working(server, model, tmp_path_factory.mktemp("worker") / "log") as process:
+    with computing(server.url, model, tmp_path_factory.mktemp("worker") / "log") as process:
         yield process
 
 
