@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 from fastapi.responses import JSONResponse
@@ -16,6 +17,9 @@ from shared.settings import Settings
 
 #: Bytes of a body at most: twice what 100,000 claims need. And of all bodies at a time.
 MAX_BODY, MAX_BODIES = 16 * 2**20, 64 * 2**20
+#: Bytes of a body that is not left to the next collection: a refusal's traceback holds on to it.
+LARGE = 2**20
+_TOO_LONG = 413, f"a body may have {MAX_BODY} bytes"
 #: Seconds that a body has to come.
 BODY_S = 30.0
 #: Health is for everybody: a supervisor must not take a busy process for a dead one.
@@ -50,6 +54,9 @@ class Access:
         if scope["method"] in ("GET", "HEAD"):
             await self._app({**scope, "method": "GET"}, receive, send)
             return
+        if _length(scope) > MAX_BODY:  # it need not be sent, then
+            await self._refuse(scope, receive, send, *_TOO_LONG)
+            return
         body = bytearray()
         try:
             if refusal := await self._read(receive, body):
@@ -58,6 +65,8 @@ class Access:
                 await self._app(_as_json(scope), _of(bytes(body), receive), send)
         finally:
             self._held -= len(body)
+            if len(body) > LARGE:
+                gc.collect()
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         if scope["path"] in _OPEN:
@@ -87,11 +96,13 @@ class Access:
                 more = True
                 while more:
                     message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return 400, "its sender hung up before its end"
                     part = message.get("body", b"")
                     body += part
                     self._held += len(part)
                     if len(body) > MAX_BODY:
-                        return 413, f"a body may have {MAX_BODY} bytes"
+                        return _TOO_LONG
                     if self._held > MAX_BODIES:
                         return 429, "too many large bodies at a time"
                     more = message.get("more_body", False)
@@ -109,6 +120,11 @@ class Access:
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         await JSONResponse({"detail": why}, status, headers)(scope, receive, send)
+
+
+def _length(scope: Scope) -> int:
+    """What is said of it; nothing of one that comes in chunks. The server has checked that."""
+    return int(dict(scope["headers"]).get(b"content-length", b"0"))
 
 
 def _who(scope: Scope) -> str:

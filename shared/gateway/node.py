@@ -163,7 +163,7 @@ class Node:
         self._check(asked, await self._workers())
         if asked.claims_others:
             raise Refused(400, "validation.artifacts nonces must match nonces field")
-        await self._check_room(len(asked.nonces))
+        await self._check_room(asked.size)
         try:
             batch, config = asked.batch, asked.config(self._settings.gateway_batch_size)
         except ValidationError as error:
