@@ -7,6 +7,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -49,7 +50,15 @@ BUSY_S = 5
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
+#: When a request must have its answer, by the loop's clock, however much is asked for it in turn.
+_answer_by: ContextVar[float] = ContextVar("answer_by")
+
 log = logging.getLogger(__name__)
+
+
+def start_clock() -> None:
+    """Of the request that this task answers."""
+    _answer_by.set(asyncio.get_running_loop().time() + ANSWER_S)
 
 
 class Refused(Exception):
@@ -307,7 +316,7 @@ class Node:
     async def _soon(self, answer: Awaitable[T]) -> T:
         """What is waited for as long as a caller may; `NoAnswer` after that."""
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout_at(_answer_by.get()):
                 return await answer
         except TimeoutError:
             raise NoAnswer("nothing came in time") from None
