@@ -9,6 +9,7 @@ docs/develop.md has the options.
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class Round:
     """What came of one."""
 
     block: dict[str, Any]
-    #: The first nonces of the node's sequence.
+    #: The lowest nonces.
     first: list[int]
     artifacts: list[tuple[int, str]]
     bodies: list[dict[str, Any]]
@@ -62,23 +63,26 @@ class Round:
 
 @pytest.fixture(scope="module")
 def generated(controller: Controller) -> Round:
-    """A round, until the first nonces of its sequence have come, without a hole."""
+    """A round, until the first nonces of its sequence have come, or at least some others."""
     controller.stop()
     controller.until("IDLE")
-    block = controller.block()
-    first = [block["node_id"] + at * block["node_count"] for at in range(FIRST)]
+    block, inbox = controller.block(), controller.inbox
+    name, expected = block["block_hash"], set(sequence(block))
     assert controller.begin(block).status_code == 200
-    inbox, name = controller.inbox, block["block_hash"]
     try:
-        wait_until(
-            lambda: set(first) <= {nonce for nonce, _ in inbox.taken(name)},
-            SOON,
-            f"callbacks with the nonces from {first[0]} to {first[-1]}",
-        )
+        with contextlib.suppress(AssertionError):  # is for the test of step 5 to say
+            wait_until(lambda: expected <= {nonce for nonce, _ in inbox.taken(name)}, SOON)
     finally:
         controller.stop()
-    bodies = [post.body for post in inbox.posts(name)]
-    return Round(block, first, inbox.taken(name), bodies)
+    found = inbox.taken(name)
+    assert len(found) >= FIRST, f"{len(found)} artifacts came within {SOON:g} s"
+    first = sorted({nonce for nonce, _ in found})[:FIRST]
+    return Round(block, first, found, [post.body for post in inbox.posts(name)])
+
+
+def sequence(block: dict[str, Any]) -> list[int]:
+    """The first nonces of a node."""
+    return [block["node_id"] + at * block["node_count"] for at in range(FIRST)]
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +173,11 @@ def test_another_model_is_refused_with_the_one_that_is_deployed(node: Controller
 
 
 def test_artifacts_come_soon_and_are_the_nodes_own(generated: Round) -> None:
-    """Step 5: of its part of the nonces, from its id on, each once, and well formed."""
+    """Step 5: of its part of the nonces, from its id on, without a hole, and each once."""
     block = generated.block
     nonces = [nonce for nonce, _ in generated.artifacts]
+    assert generated.first == sequence(block)
     assert {nonce % block["node_count"] for nonce in nonces} == {block["node_id"]}
-    assert min(nonces) == block["node_id"]
     # Beyond the first ones, which are all there, other workers may have some in hand.
     assert max(nonces) < 2 * len(nonces) * block["node_count"]
     assert len(nonces) == len(set(nonces))
