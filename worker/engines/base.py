@@ -46,7 +46,7 @@ class EngineInfo:
     #: Sequences that it computes at a time, of several jobs if need be, and their positions.
     tile: int = 1
     max_tokens: int | None = None
-    #: Schemes that it can't compute, and why.
+    #: Schemes that it can't compute, and why. Of some an engine learns by their first job.
     without: dict[str, str] = field(default_factory=dict)
 
     def check_length(self, seq_len: int, or_else: str = "") -> None:
