@@ -274,8 +274,10 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     honest = Text("honest", style="bold green")
+    there = sum(proof is not None for proof in verdict.proofs)
     rows: dict[str, Any] = {
-        "verdict": "nothing was claimed",
+        "verdict": f"nothing was claimed; {there} of {len(verdict)} nonces have a proof: --json "
+        "prints them",
         "invalid": "",
         "probability": "",
         "judged by": verdict.judged_by,
