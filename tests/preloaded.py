@@ -27,6 +27,7 @@ _CONTEXT.set_forkserver_preload(
         "kombu.transport.redis",
         "shared.api",
         "shared.client",
+        "shared.gateway",
         "worker.cli.app",
         "worker.queue.app",
     ]

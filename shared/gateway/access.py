@@ -18,8 +18,9 @@ from shared.settings import Settings
 MAX_BODY, MAX_BODIES = 16 * 2**20, 64 * 2**20
 #: Seconds that a body has to come.
 BODY_S = 30.0
-#: Health is for everybody: a supervisor must not take a busy process for a dead one.
-_OPEN = frozenset({"/livez", "/readyz", "/health"})
+#: Health is for everybody: a supervisor must not take a busy process for a dead one. So is the gate,
+#: which a proxy asks for whoever chats: it tells no more than a refusal of chat does.
+_OPEN = frozenset({"/livez", "/readyz", "/health", "/api/v1/gate"})
 
 log = logging.getLogger(__name__)
 
