@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 from pydantic import SecretStr
+from starlette.types import ASGIApp
 
 from shared import logs
 from shared.errors import ConfigError, StoreUnavailable
@@ -65,7 +65,7 @@ def ask_redis(store: Store) -> None:
 
 
 def serve(
-    app: FastAPI,
+    app: ASGIApp,
     settings: Settings,
     part: str,
     title: str,

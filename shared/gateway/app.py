@@ -12,6 +12,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from shared import serving
 from shared.api import create_app as status_api
@@ -31,19 +33,15 @@ BESIDE = "/node"
 SHOW_ERRORS = 10
 
 
-def create_app(settings: Settings, store: Store, *, with_api: bool = False) -> FastAPI:
-    """The gateway over `store`, which is closed when it shuts down; beside it the status API."""
+def create_app(settings: Settings, store: Store) -> FastAPI:
+    """The gateway over `store`, which is closed when it shuts down."""
     node = Node(settings, store)
-    beside = status_api(settings.model_copy(update={"api_root_path": BESIDE})) if with_api else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await node.aclose()
         store.close()
-        if beside:
-            beside.state.feed.end()
-            beside.state.store.close()
 
     app = FastAPIOffline(
         title="Proof of Compute: gateway",
@@ -52,13 +50,10 @@ def create_app(settings: Settings, store: Store, *, with_api: bool = False) -> F
         lifespan=lifespan,
     )
     app.state.node = node
-    app.state.feed = beside and beside.state.feed
     app.add_middleware(Access, settings=settings)
     for prefix in PREFIXES:
         app.include_router(proofs, prefix=prefix)
     app.include_router(others)
-    if beside:
-        app.mount(BESIDE, beside)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
@@ -95,14 +90,38 @@ def serve(settings: Settings, *, with_api: bool = False) -> None:
 
     Raises `ConfigError` if it can't listen there, may not without tokens, or if Redis refuses.
     """
-    guarded = bool(settings.gateway_tokens or settings.gateway_tls_client_ca)
-    serving.refuse_open(settings, "gateway", guarded=guarded, who="command the node")
+    known = bool(settings.gateway_tls_client_ca)
+    tokens = bool(settings.gateway_tokens)
+    serving.refuse_open(settings, "gateway", guarded=known or tokens, who="command the node")
+    if with_api:
+        settings = settings.model_copy(
+            update={"api_host": settings.gateway_host, "api_root_path": BESIDE}
+        )
+        tokens = bool(settings.api_tokens)
+        serving.refuse_open(settings, "api", guarded=known or tokens, who="read the rounds")
     tls = _tls(settings)
     store = Store(settings)
     serving.ask_redis(store)
-    app = create_app(settings, store, with_api=with_api)
-    at_end = app.state.feed.end if with_api else lambda: None
-    serving.serve(app, settings, "gateway", "gateway", at_end, **tls)
+    app = create_app(settings, store)
+    if not with_api:
+        serving.serve(app, settings, "gateway", "gateway", **tls)
+        return
+    api = status_api(settings)
+    serving.serve(_both(app, api), settings, "gateway", "gateway", api.state.feed.end, **tls)
+
+
+def _both(gateway: FastAPI, api: FastAPI) -> Starlette:
+    """Each with its own limits and tokens."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with (
+            gateway.router.lifespan_context(gateway),
+            api.router.lifespan_context(api),
+        ):
+            yield
+
+    return Starlette(routes=[Mount(BESIDE, api), Mount("", gateway)], lifespan=lifespan)
 
 
 def _tls(settings: Settings) -> dict[str, Any]:

@@ -38,6 +38,8 @@ Answer = dict[str, Any]
 
 #: Seconds until whoever did not ask to wait has an answer, and of these what a worker has.
 ANSWER_S, COMMAND_S = 1.8, 1.4
+#: Seconds for which a round that began too late is withdrawn.
+WITHDRAW_S = 600.0
 #: The longest that a caller may wait for a job: what the network's controller waits, nearly.
 WAIT_S = 870.0
 #: Nonces of jobs, and commands, that may wait for workers.
@@ -69,6 +71,7 @@ class Node:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings, self._store = settings, store
         self._client = AsyncPoCClient(settings, COMMAND_S)
+        self._withdraws = AsyncPoCClient(settings, WITHDRAW_S)
         self._receivers = Receivers.of(settings.callback_allow)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -77,6 +80,7 @@ class Node:
         if self._background:
             await asyncio.wait(self._background, timeout=ANSWER_S)
         await self._client.aclose()
+        await self._withdraws.aclose()
 
     # Rounds.
 
@@ -100,7 +104,7 @@ class Node:
             known = running.model_dump(include={"block_hash", "block_height", "public_key"})
             raise Refused(409, "Already generating", **known) from None
         except NoAnswer:
-            self._later(self._client.stop(round_id))  # it must not begin by itself after this
+            self._withdraw(round_id)  # it must not begin by itself after this
             raise _not_now("no worker began the round in time; it was withdrawn") from None
         log.info("round %s of block %s begins", round_id, asked.block_hash)
         return {
@@ -117,8 +121,10 @@ class Node:
         """End the round. What was computed is delivered all the same, and jobs go on."""
         if not await self._read(self._store.workers.listing):
             return {"status": "OK", "message": "No backends to stop"}
+        running = await self._read(lambda: self._store.rounds.status() or RoundStatus())
         try:
-            await self._soon(self._client.stop())
+            # By its id: should this come late, it stops no later round.
+            await self._soon(self._client.stop(running.round_id or None))
         except NoAnswer:
             raise _not_now("no worker has stopped yet; the first to answer will") from None
         return {"status": "OK", "pow_status": {"status": PoCState.STOPPED}}
@@ -308,16 +314,16 @@ class Node:
         except InvalidRequest as error:
             raise Refused(400, str(error)) from None
 
-    def _later(self, command: Awaitable[Any]) -> None:
-        """Send a command whose answer nobody waits for."""
+    def _withdraw(self, round_id: str) -> None:
+        """See to it that a round whose begin nobody waits for any more never begins, or ends."""
 
-        async def send() -> None:
+        async def withdraw() -> None:
             try:
-                await command
+                await self._withdraws.stop(round_id)
             except PoCError as error:
-                log.warning("a command was not answered: %s", error)
+                log.warning("round %s may begin although it was refused: %s", round_id, error)
 
-        task = asyncio.create_task(send())
+        task = asyncio.create_task(withdraw())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -318,8 +318,8 @@ class TestValidation:
         for ours, theirs in zip(answer.vectors, honest, strict=True):
             assert ours
             assert math.dist(decoded(ours), decoded(theirs)) < TOLERANCE
-        wait_until(lambda: receiver.bodies("/poc/validated"), 20, "the callback")
-        assert receiver.bodies("/poc/validated")[0]["vectors"] == answer.vectors
+        told = wait_until(lambda: receiver.bodies("/poc/generated"), 20, "the callback")[0]
+        assert [each["vector_b64"] for each in told["artifacts"]] == answer.vectors
         newest = store.overview().outcomes[0]
         assert (newest.nonces, newest.fraud_detected, newest.error) == (200, False, "")
 

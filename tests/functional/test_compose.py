@@ -119,6 +119,7 @@ def test_every_setting_is_handed_on_and_secrets_are_kept_apart(name: str) -> Non
     own = {"redis_url", "api_tokens" if name == "api" else "callback_secret"}
     # Receipts are made where the operator is.
     secrets = {"redis_url", "api_tokens", "callback_secret", "receipt_key"}
+    secrets |= {"gateway_tokens", "gateway_read_tokens"}
     handed_on = Settings.model_fields.keys() - secrets | own
     assert given == {f"POC_{field.upper()}" for field in handed_on}
 

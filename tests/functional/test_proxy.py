@@ -20,7 +20,7 @@ import pytest
 
 from chat import FIRST, LAST, Chat
 from preloaded import Fork
-from serving_api import serving_api
+from serving_api import serving_gateway
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import Settings
@@ -60,7 +60,7 @@ def start_gateway(settings: Settings, port: int, tmp_path: Path) -> Iterator[Sta
         def start(**variables: str) -> Fork:
             fixed = {"POC_GATEWAY_PORT": str(port), **variables}
             process, _ = stack.enter_context(
-                serving_api(settings.redis_url, next(logs), part="gateway", **fixed)
+                serving_gateway(settings.redis_url, next(logs), **fixed)
             )
             return process
 

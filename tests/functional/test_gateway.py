@@ -1,0 +1,258 @@
+"""What the gateway does better than the nodes that it stands in for; a real worker, on the CPU.
+
+What it has in common with them is in `tests/conformance`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from calls import POW
+from preloaded import Fork
+from receiver import Receiver
+from serving_api import serving_gateway
+from shared.gateway.node import ANSWER_S
+from support import ROOT, clean_environment, wait_until
+from worker.children import end
+from worker.tools.embedded import EmbeddedRedis
+from worker.tools.make_model import make_model
+
+pytestmark = [pytest.mark.functional, pytest.mark.timeout(300)]
+
+BLOCK: dict[str, Any] = {"block_hash": "B10C", "block_height": 7, "public_key": "02a1"}
+ROUND: dict[str, Any] = {
+    **BLOCK,
+    "node_id": 0,
+    "node_count": 1,
+    "params": {"model": "net/model", "seq_len": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedRedis]:
+    """One that keeps what it has."""
+    with EmbeddedRedis(aof=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Qwen3."""
+    return make_model(tmp_path_factory.mktemp("gateway") / "model", max_seq_len=64)
+
+
+@contextlib.contextmanager
+def working(server: EmbeddedRedis, model: Path, log: Path) -> Iterator[Fork]:
+    """A worker that is ready."""
+    env = clean_environment(
+        POC_REDIS_URL=server.url,
+        POC_NAMESPACE="test",
+        POC_LEASE_S="2",
+        POC_HEARTBEAT_S="0.5",
+        POC_ENGINE="transformers",
+        POC_MODEL=str(model),
+        POC_DEVICE="cpu",
+        OMP_NUM_THREADS="1",
+    )
+    process = Fork(["worker"], env=env, cwd=ROOT, log_path=log)
+
+    def ready() -> bool:
+        said = log.read_text(errors="replace")
+        assert process.poll() is None, said
+        return "ready." in said
+
+    try:
+        wait_until(ready, 240, "the worker to be ready", every=0.05)
+        yield process
+    finally:
+        end(process, timeout=10)
+
+
+@pytest.fixture(scope="module")
+def worker(
+    server: EmbeddedRedis, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fork]:
+    """The one of all tests here."""
+    with working(server, model, tmp_path_factory.mktemp("worker") / "log") as process:
+        yield process
+
+
+@pytest.fixture
+def gateway(server: EmbeddedRedis, worker: Fork, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A client of one, before a node that does nothing, before and after."""
+    with calling(server, tmp_path / "gateway.log") as client:
+        client.post("/stop")
+        yield client
+        client.post("/stop")
+
+
+@contextlib.contextmanager
+def calling(server: EmbeddedRedis, log: Path, **variables: str) -> Iterator[httpx.Client]:
+    """A client of a gateway with these variables."""
+    variables = {"POC_GATEWAY_MODEL": "net/model", **variables}
+    with (
+        serving_gateway(server.url, log, **variables) as (_, url),
+        httpx.Client(base_url=f"{url}{POW}", timeout=60) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def asked(receiver: Receiver, **fields: Any) -> dict[str, Any]:
+    return ROUND | {"url": receiver.url} | fields
+
+
+def test_another_round_is_refused_with_the_one_that_is_generating(gateway: httpx.Client) -> None:
+    assert gateway.post("/init/generate", json=ROUND).status_code == 200
+    refused = gateway.post("/init/generate", json=ROUND | {"block_hash": "new"})
+    assert refused.status_code == 409
+    assert refused.json() == {"detail": "Already generating", **BLOCK}
+
+
+def test_another_round_takes_its_place_if_that_is_set_but_not_the_same_once_more(
+    gateway: httpx.Client, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    gateway.post("/init/generate", json=ROUND)
+    with calling(server, tmp_path / "replacing.log", POC_GATEWAY_REPLACE="true") as other:
+        assert other.post("/init/generate", json=ROUND).status_code == 409
+        assert other.post("/init/generate", json=ROUND | {"block_hash": "new"}).status_code == 200
+    assert gateway.get("/status").json()["config"]["block_hash"] == "new"
+
+
+def test_a_round_that_nobody_stops_ends_by_itself(
+    gateway: httpx.Client, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with calling(server, tmp_path / "short.log", POC_GATEWAY_ROUND_S="1") as other:
+        assert other.post("/init/generate", json=ROUND).status_code == 200
+    wait_until(lambda: gateway.get("/status").json()["status"] == "IDLE", 20, "its end")
+
+
+def test_a_round_that_no_worker_begins_in_time_is_withdrawn(
+    gateway: httpx.Client, worker: Fork
+) -> None:
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        refused = gateway.post("/init/generate", json=ROUND)
+        took = time.monotonic() - began
+    finally:
+        worker.send_signal(signal.SIGCONT)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert took < ANSWER_S + 0.5
+    # A command behind it in the queue has been carried out: so has it.
+    wait_until(lambda: gateway.post("/stop").status_code == 200, 20, "the worker to answer")
+    again = wait_until(lambda: gateway.post("/init/generate", json=ROUND).json(), 20)
+    assert gateway.get("/status").json()["config"]["round_id"] == again["round_id"]
+
+
+def test_a_job_that_no_worker_takes_in_time_is_taken_later(
+    gateway: httpx.Client, worker: Fork, receiver: Receiver
+) -> None:
+    job = asked(receiver, nonces=[3, 9])
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        queued = gateway.post("/generate", json=job).json()
+        job_id = queued["request_id"]
+        assert queued == {"status": "queued", "request_id": job_id, "queued_count": 2}
+        assert gateway.get(f"/generate/{job_id}").json() == {
+            "status": "queued",
+            "request_id": job_id,
+        }
+    finally:
+        worker.send_signal(signal.SIGCONT)
+    told = wait_until(lambda: receiver.bodies("/poc/generated"), 20, "its callback")
+    assert told[0]["request_id"] == job_id
+    assert [each["nonce"] for each in told[0]["artifacts"]] == [3, 9]
+
+
+def test_a_job_can_be_asked_about_wherever_and_after_everything_was_started_anew(
+    gateway: httpx.Client, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    done = gateway.post("/generate", json=ROUND | {"nonces": [1, 2], "wait": True}).json()
+    assert done["status"] == "completed"
+    server.kill()
+    server.start()
+    with calling(server, tmp_path / "other.log") as other:
+        kept = other.get(f"/generate/{done['request_id']}").json()
+    assert kept == done
+
+
+def test_a_job_without_a_verdict_ends_in_a_callback_that_no_receiver_takes_for_one(
+    gateway: httpx.Client, worker: Fork, receiver: Receiver, server: EmbeddedRedis
+) -> None:
+    """Here it is cancelled. The network's receiver reads `n_total` as a number, or not at all."""
+    vector = 32 * "A"
+    claims = [{"nonce": nonce, "vector_b64": vector} for nonce in range(20_000)]
+    job = asked(receiver, nonces=list(range(20_000)), validation={"artifacts": claims})
+    job_id = gateway.post("/generate", json=job).json()["request_id"]
+    wait_until(lambda: gateway.get(f"/generate/{job_id}").json()["status"] == "running", 20)
+    Fork(
+        ["cancel", job_id],
+        env=clean_environment(POC_REDIS_URL=server.url, POC_NAMESPACE="test"),
+        cwd=ROOT,
+        log_path=Path("/dev/null"),
+    ).wait()
+    told = wait_until(lambda: receiver.bodies("/poc/validated"), 20, "its callback")[0]
+    assert (told["error"], told["request_id"]) == ("Cancelled", job_id)
+    assert told["n_total"] == "not computed"
+    assert gateway.get(f"/generate/{job_id}").json()["status"] == "cancelled"
+
+
+def test_a_stop_loses_nothing_that_was_computed(gateway: httpx.Client, receiver: Receiver) -> None:
+    """The receiver is away until after the stop."""
+    receiver.always = 503
+    gateway.post("/init/generate", json=asked(receiver))
+    wait_until(
+        lambda: (gateway.get("/status").json()["stats"] or {}).get("total_processed", 0) > 200, 30
+    )
+    stopped = gateway.post("/stop").json()
+    assert stopped == {"status": "OK", "pow_status": {"status": "STOPPED"}}
+    receiver.requests.clear()
+    receiver.always = 200
+
+    def told() -> list[int]:
+        bodies = receiver.bodies("/poc/generated")
+        return sorted({each["nonce"] for body in bodies for each in body["artifacts"]})
+
+    wait_until(lambda: len(told()) > 200 and told() == list(range(len(told()))), 60, "all of it")
+
+
+def test_a_callback_path_keeps_its_escapes(gateway: httpx.Client, receiver: Receiver) -> None:
+    base = receiver.url.removesuffix("/poc") + "/v2/poc-batches/Qwen%252FQwen3-8B"
+    job = asked(receiver, nonces=[1], url=base)
+    gateway.post("/generate", json=job)
+    told = wait_until(lambda: list(receiver.requests), 20, "its callback")
+    assert told[0][0] == "/v2/poc-batches/Qwen%252FQwen3-8B/generated"
+
+
+def test_the_status_api_can_be_beside_it_with_its_own_tokens(
+    gateway: httpx.Client, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """Its page and its events, too, which end with the process."""
+    tokens = {"POC_API_TOKENS": 16 * "a", "POC_GATEWAY_TOKENS": 16 * "g"}
+    serves = serving_gateway(server.url, tmp_path / "both.log", "--with-api", **tokens)
+    with serves as (process, url), httpx.Client(base_url=url) as client:
+        assert client.get("/node/").status_code == 200
+        path, reads = "/node/api/v1/pow/status", {"Authorization": f"Bearer {16 * 'a'}"}
+        assert client.get(path).status_code == 401
+        assert client.get(path, headers=reads).json()["workers"]
+        assert client.get(f"{POW}/status", headers=reads).status_code == 401
+        events = "/node/api/v1/pow/events"
+        with client.stream("GET", events, headers=reads) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: overview"
+            process.send_signal(signal.SIGTERM)
+            assert wait_until(lambda: process.poll() is not None, 10, "its end")
