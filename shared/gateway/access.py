@@ -11,6 +11,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared.gateway.tls import CERTIFICATE
 from shared.serving import RETRY_AFTER_S, Tokens
 from shared.settings import Settings
 
@@ -18,8 +19,8 @@ from shared.settings import Settings
 MAX_BODY, MAX_BODIES = 16 * 2**20, 64 * 2**20
 #: Seconds that a body has to come.
 BODY_S = 30.0
-#: Health is for everybody: a supervisor must not take a busy process for a dead one. So is the gate,
-#: which a proxy asks for whoever chats: it tells no more than a refusal of chat does.
+#: Health is for everybody: a supervisor must not take a busy process for a dead one. So is the
+#: gate, which a proxy asks for whoever chats: it tells no more than a refusal of chat does.
 _OPEN = frozenset({"/livez", "/readyz", "/health", "/api/v1/gate"})
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,9 @@ class Access:
     async def _refuse(
         self, scope: Scope, receive: Receive, send: Send, status: int, why: str
     ) -> None:
-        log.warning("%s %s of %s: %d, %s", scope["method"], scope["path"], _who(scope), status, why)
+        known = scope.get("state", {}).get(CERTIFICATE)
+        who = f"{_who(scope)} ({known})" if known else _who(scope)
+        log.warning("%s %s of %s: %d, %s", scope["method"], scope["path"], who, status, why)
         headers = {"Connection": "close"}
         if status == 429:
             headers["Retry-After"] = str(RETRY_AFTER_S)
