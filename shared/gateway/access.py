@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 from fastapi.responses import JSONResponse
 from limits import RateLimitItemPerSecond
@@ -22,6 +23,10 @@ BODY_S = 30.0
 #: Health is for everybody: a supervisor must not take a busy process for a dead one. So is the
 #: gate, which a proxy asks for whoever chats: it tells no more than a refusal of chat does.
 _OPEN = frozenset({"/livez", "/readyz", "/health", "/api/v1/gate"})
+
+#: What controllers put before each path when the network has named a version of its node software:
+#: `/v3.0.13/api/v1/state`.
+_VERSION = re.compile(r"^/v\d+\.\d[^/]*(?=/)")
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": _VERSION.sub("", scope["path"])}
         if refusal := self._refusal(scope):
             await self._refuse(scope, receive, send, *refusal)
             return

@@ -74,7 +74,7 @@ def proxy(gateway: int, directory: Path, *workers: Chat | str) -> Iterator[httpx
     variables = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(directory),
-        "PROXY_PORT": str(port),
+        "PROXY_PORTS": f":{port}, :{free_port()}",
         "PROXY_GATEWAY": f"127.0.0.1:{gateway}",
         "PROXY_WORKERS": " ".join(
             each if isinstance(each, str) else each.address for each in workers
@@ -122,7 +122,7 @@ def passed(answer: httpx.Response) -> bool:
     return answer.status_code == 200 and answer.content == FIRST + LAST
 
 
-def test_a_model_s_own_routes_stay_inside(
+def test_what_is_not_the_network_s_stays_inside(
     through: httpx.Client, start_gateway: StartGateway, chat: Chat
 ) -> None:
     """What the gateway has goes there, chat goes to a worker, and all else goes nowhere."""
@@ -136,6 +136,18 @@ def test_a_model_s_own_routes_stay_inside(
     assert passed(through.post(CHAT, json=ASKED, headers={"Authorization": "Bearer its-key"}))
     ((path, headers, _),) = chat.requests
     assert (path, headers["Authorization"]) == (CHAT, "Bearer its-key")
+
+
+def test_a_version_before_the_path_is_passed_over(
+    through: httpx.Client, start_gateway: StartGateway, chat: Chat
+) -> None:
+    """Controllers put one there when the network has named it; chat has none for the worker."""
+    start_gateway()
+    assert through.get("/v3.0.13-alpha1/api/v1/state").json()["state"] == "STOPPED"
+    assert through.get("/v3.0.8/livez").json() == {"status": "alive"}
+    assert passed(through.post(f"/v3.0.8{CHAT}", json=ASKED))
+    assert [path for path, _, _ in chat.requests] == [CHAT]
+    assert through.post("/v3.0.8/metrics").content == b""
 
 
 def test_an_answer_is_passed_on_piece_by_piece(
