@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ import trustme
 
 from calls import POW
 from serving_api import serving_gateway
-from support import wait_until
+from support import ROOT, wait_until
 
 pytestmark = pytest.mark.functional
 
@@ -175,3 +179,27 @@ def test_a_proxy_on_this_machine_says_for_whom_it_asks(redis_url: str, log: Path
         refused = httpx.get(f"{url}{POW}/status", headers={"X-Forwarded-For": "192.0.2.7"})
         assert refused.status_code == 401
     assert f"GET {POW}/status of 192.0.2.7: 401" in log.read_text()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_the_commands_of_the_docs(redis_url: str, tmp_path: Path, log: Path) -> None:
+    """Two certificates that are nobody's but their own, and pin each other."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    section = page.partition("## The gateway")[2].partition("\n## ")[0]
+    made, used = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    made, _, begun = made.partition("POC_")
+    subprocess.run(["sh", "-euc", made], cwd=tmp_path, check=True, capture_output=True)
+    variables = dict(re.findall(r"(POC_\w+)=(\S+)", f"POC_{begun}"))
+    files = {name: str(tmp_path / file) for name, file in variables.items()}
+    with serving_gateway(redis_url, log, **files) as (_, url):
+        command = used.replace("https://127.0.0.1:8100", url)
+        shown = subprocess.run(
+            ["sh", "-euc", command], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        without = command.replace("--cert controller.pem --key controller.key", "")
+        refused = subprocess.run(
+            ["sh", "-euc", without], cwd=tmp_path, check=False, capture_output=True, text=True
+        )
+    assert json.loads(shown.stdout)["state"] == "STOPPED"
+    assert refused.returncode != 0
+    assert not refused.stdout

@@ -25,6 +25,7 @@ from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import Settings
 from support import ROOT, free_port, running, wait_until
+from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = [
     pytest.mark.functional,
@@ -251,6 +252,19 @@ def test_a_killed_gateway_shuts_nothing(
     client.stop()
     assert passed(through.post(CHAT, json=long))
     assert len(chat.requests[-1][2]) > 2_000_000
+
+
+def test_an_outage_of_redis_shuts_nothing(
+    through: httpx.Client,
+    start_gateway: StartGateway,
+    generate: Callable[[], None],
+    redis_server: EmbeddedRedis,
+) -> None:
+    start_gateway(**GATED)
+    generate()
+    assert refused(through.post(CHAT, json=ASKED))
+    redis_server.kill()
+    wait_until(lambda: passed(through.post(CHAT, json=ASKED)), 5, "chat to be open")
 
 
 def test_a_gateway_that_hangs_costs_a_second(
