@@ -18,13 +18,14 @@ from typing import Any
 import httpx
 import pytest
 
+from caddy import proxy
 from chat import FIRST, LAST, Chat
 from preloaded import Fork
 from serving_api import serving_gateway
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import Settings
-from support import ROOT, free_port, running, wait_until
+from support import free_port, wait_until
 from worker.tools.embedded import EmbeddedRedis
 
 pytestmark = [
@@ -68,32 +69,10 @@ def start_gateway(settings: Settings, port: int, tmp_path: Path) -> Iterator[Sta
         yield start
 
 
-@contextlib.contextmanager
-def proxy(gateway: int, directory: Path, *workers: Chat | str) -> Iterator[httpx.Client]:
-    """A client of Caddy, which knows these."""
-    port = free_port()
-    variables = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(directory),
-        "PROXY_PORTS": f":{port}, :{free_port()}",
-        "PROXY_GATEWAY": f"127.0.0.1:{gateway}",
-        "PROXY_WORKERS": " ".join(
-            each if isinstance(each, str) else each.address for each in workers
-        ),
-    }
-    command = [str(shutil.which("caddy")), "run", "--config", str(ROOT / "deploy/Caddyfile")]
-    log = directory / "caddy.log"
-    with (
-        running(command, "serving initial configuration", log, env=variables, cwd=directory),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
-    ):
-        yield client
-
-
 @pytest.fixture
 def through(port: int, chat: Chat, tmp_path: Path) -> Iterator[httpx.Client]:
     """A client of the proxy before the gateway's port and one worker."""
-    with proxy(port, tmp_path, chat) as client:
+    with proxy(port, tmp_path, chat.address) as client:
         yield client
 
 
@@ -158,7 +137,7 @@ def test_an_answer_is_passed_on_piece_by_piece(
     start_gateway()
     with (
         Chat(held=True) as chat,
-        proxy(port, tmp_path, chat) as client,
+        proxy(port, tmp_path, chat.address) as client,
         client.stream("POST", CHAT, json=ASKED) as answer,
     ):
         pieces = answer.iter_raw()
@@ -172,7 +151,7 @@ def test_who_leaves_is_computed_for_no_longer(
 ) -> None:
     """Given a caller that hangs up, then the worker hears of it, and takes the next one."""
     start_gateway()
-    with Chat(held=True) as chat, proxy(port, tmp_path, chat) as client:
+    with Chat(held=True) as chat, proxy(port, tmp_path, chat.address) as client:
         with client.stream("POST", CHAT, json=ASKED) as answer:
             assert next(answer.iter_raw()) == FIRST
         assert chat.left.wait(10)
@@ -209,7 +188,7 @@ def test_an_answer_under_way_is_not_cut_when_a_round_begins(
     start_gateway(**GATED)
     with (
         Chat(held=True) as chat,
-        proxy(port, tmp_path, chat) as client,
+        proxy(port, tmp_path, chat.address) as client,
         client.stream("POST", CHAT, json=ASKED) as answer,
     ):
         pieces = answer.iter_raw()
@@ -289,7 +268,7 @@ def test_a_worker_that_is_not_well_is_passed_over(
     with Chat() as chat, socket.create_server(("127.0.0.1", 0)) as loads:
         others = [f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"]
         others.append(f"127.0.0.1:{loads.getsockname()[1]}")
-        with proxy(port, tmp_path, *others, chat) as client:
+        with proxy(port, tmp_path, *others, chat.address) as client:
             log = tmp_path / "caddy.log"
             wait_until(lambda: all(each in log.read_text() for each in others), 20, "it to know")
             for _ in range(20):
@@ -313,7 +292,7 @@ def test_answers_under_way_are_spread(
     start_gateway()
     with contextlib.ExitStack() as stack:
         chats = [stack.enter_context(Chat(held=True)) for _ in range(8)]
-        client = stack.enter_context(proxy(port, tmp_path, *chats))
+        client = stack.enter_context(proxy(port, tmp_path, *[each.address for each in chats]))
         open_answers = []
         for _ in chats:
             answer = stack.enter_context(client.stream("POST", CHAT, json=ASKED))
