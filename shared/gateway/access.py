@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 
 from fastapi.responses import JSONResponse
 from limits import RateLimitItemPerSecond
@@ -12,6 +13,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared.gateway.tls import CERTIFICATE
 from shared.serving import RETRY_AFTER_S, Tokens
 from shared.settings import Settings
 
@@ -22,8 +24,13 @@ LARGE = 2**20
 _TOO_LONG = 413, f"a body may have {MAX_BODY} bytes"
 #: Seconds that a body has to come.
 BODY_S = 30.0
-#: Health is for everybody: a supervisor must not take a busy process for a dead one.
-_OPEN = frozenset({"/livez", "/readyz", "/health"})
+#: Health is for everybody: a supervisor must not take a busy process for a dead one. So is the
+#: gate, which a proxy asks for whoever chats: it tells no more than a refusal of chat does.
+_OPEN = frozenset({"/livez", "/readyz", "/health", "/api/v1/gate"})
+
+#: What controllers put before each path when the network has named a version of its node software:
+#: `/v3.0.13/api/v1/state`.
+_VERSION = re.compile(r"^/v\d+\.\d[^/]*(?=/)")
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +55,7 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": _VERSION.sub("", scope["path"])}
         if refusal := self._refusal(scope):
             await self._refuse(scope, receive, send, *refusal)
             return
@@ -113,7 +121,9 @@ class Access:
     async def _refuse(
         self, scope: Scope, receive: Receive, send: Send, status: int, why: str
     ) -> None:
-        log.warning("%s %s of %s: %d, %s", scope["method"], scope["path"], _who(scope), status, why)
+        known = scope.get("state", {}).get(CERTIFICATE)
+        who = f"{_who(scope)} ({known})" if known else _who(scope)
+        log.warning("%s %s of %s: %d, %s", scope["method"], scope["path"], who, status, why)
         headers = {"Connection": "close"}
         if status == 429:
             headers["Retry-After"] = str(RETRY_AFTER_S)

@@ -216,6 +216,7 @@ class ArtifactTerms(Terms):
     in_status = ("k_dim", "dist_threshold", "p_mismatch", "p_value_threshold")
     max_nonce = MAX_NONCE
     may_miss = 0.1
+    cheat_rate = 0.2
     batch = ArtifactBatch
 
     k_dim: int = Field(default=K_DIM, ge=1, le=MAX_K_DIM, description="numbers in a vector")

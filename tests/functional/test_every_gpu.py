@@ -111,6 +111,17 @@ def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     assert said.count(ready) == 2
 
 
+@pytest.mark.parametrize(("first", "ports"), [("8000", ["8000", "8001"]), ("0", ["0", "0"])])
+def test_each_serves_on_a_port_of_its_own(
+    start: Start, store: Store, log: Path, first: str, ports: list[str]
+) -> None:
+    """Given POC_SERVE_PORT, then that is the first one's; 0 is any free one for each."""
+    parent = start(POC_SERVE_PORT=first)
+    both(store, log)
+    given = {each.environ()["POC_GPU"]: each.environ() for each in workers_of(parent)}
+    assert [given[gpu]["POC_SERVE_PORT"] for gpu in ("GPU-aa-0", "GPU-bb-1")] == ports
+
+
 def test_no_worker_outlives_it(start: Start, store: Store, log: Path) -> None:
     """Given kill -9 of the parent, then the kernel ends its workers."""
     parent = start()

@@ -6,8 +6,10 @@ What it has in common with them is in `tests/conformance`.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -295,3 +297,19 @@ def test_the_status_api_can_be_beside_it_with_its_own_tokens(
             assert next(lines) == "event: overview"
             process.send_signal(signal.SIGTERM)
             assert wait_until(lambda: process.poll() is not None, 10, "its end")
+
+
+def test_the_commands_of_the_docs(gateway: httpx.Client) -> None:
+    """An operator who plays the controller has an answer to each call of docs/network.md."""
+    page = (ROOT / "docs" / "network.md").read_text(encoding="utf-8")
+    commands = page.partition("play the controller")[2].partition("```sh\n")[2].partition("```")[0]
+    commands = commands.replace("http://127.0.0.1:8100", str(gateway.base_url).partition("/api")[0])
+    commands = commands.replace("Qwen/Qwen3-8B", "net/model").replace("curl -s ", "curl -sw '\\n' ")
+    done = subprocess.run(
+        ["sh", "-euc", commands], capture_output=True, text=True, timeout=60, check=True
+    )
+    state, models, begun, status, computed, stopped = map(json.loads, done.stdout.splitlines())
+    assert (state["state"], models["data"][0]["id"]) == ("INFERENCE", "net/model")
+    assert begun["pow_status"]["status"] == status["status"] == "GENERATING"
+    assert [each["nonce"] for each in computed["artifacts"]] == [0, 1]
+    assert stopped["pow_status"] == {"status": "STOPPED"}

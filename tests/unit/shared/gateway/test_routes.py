@@ -282,3 +282,12 @@ def test_a_slow_redis_is_waited_for_once_however_often_it_is_asked(
     answer = gateway().post(f"{POW}/stop")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert answer.elapsed.total_seconds() < 0.55
+
+
+@pytest.mark.parametrize("version", ["", "/v3.0.8", "/v3.0.13-alpha1"])
+def test_a_version_may_stand_before_each_path(gateway: Gateway, worker: None, version: str) -> None:
+    """As controllers put it there when the network has named one."""
+    client = gateway()
+    for path in (f"{POW}/status", "/api/v1/state", "/v1/models", "/health"):
+        assert client.get(version + path).status_code == 200
+    assert client.get("/v3/api/v1/state").status_code == 404
