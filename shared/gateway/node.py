@@ -50,15 +50,11 @@ BUSY_S = 5
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-#: When a request must have its answer, by the loop's clock, however much is asked for it in turn.
-_answer_by: ContextVar[float] = ContextVar("answer_by")
+#: When a request must have its answer, by the loop's clock, however much is asked for it in turn:
+#: set by the first that it waits for. Each request has a task of its own.
+_answer_by: ContextVar[float | None] = ContextVar("answer_by", default=None)
 
 log = logging.getLogger(__name__)
-
-
-def start_clock() -> None:
-    """Of the request that this task answers."""
-    _answer_by.set(asyncio.get_running_loop().time() + ANSWER_S)
 
 
 class Refused(Exception):
@@ -315,6 +311,8 @@ class Node:
 
     async def _soon(self, answer: Awaitable[T]) -> T:
         """What is waited for as long as a caller may; `NoAnswer` after that."""
+        if _answer_by.get() is None:
+            _answer_by.set(asyncio.get_running_loop().time() + ANSWER_S)
         try:
             async with asyncio.timeout_at(_answer_by.get()):
                 return await answer

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, Field
 
 from shared.gateway.messages import GenerateBody, InitBody
-from shared.gateway.node import Answer, Node, start_clock
+from shared.gateway.node import Answer, Node
 
 
 class Problem(BaseModel):
@@ -36,7 +36,6 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 async def _node(request: Request) -> Node:
-    start_clock()
     node: Node = request.app.state.node
     return node
 
