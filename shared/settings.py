@@ -103,7 +103,7 @@ def _receivers(text: str) -> str:
 
 #: Variables of docker-compose.yml and deploy/ that no process of ours reads.
 _COMPOSE = re.compile(
-    r"POC_(REDIS_[A-Z]+_PASSWORD|REDIS_PORT|MODELS_DIR|(FLOWER|DOCKER|PROMETHEUS|GRAFANA)_[A-Z]+)"
+    r"POC_(REDIS_[A-Z]+_PASSWORD|REDIS_PORT|MODELS_DIR|(FLOWER|DOCKER|PROMETHEUS|GRAFANA|PROXY)_[A-Z]+)"
 )
 
 
