@@ -23,8 +23,10 @@ from shared.store import Store, admitted
 
 #: Connections at a time; more are told to come back. Each poller has one, and so has each page.
 MAX_CONNECTIONS = 500
-#: Seconds that answers may still take when the process ends; a client that does not read is cut.
+#: Seconds that answers may still take when the process ends.
 GRACE_S = 5
+#: Seconds in which a client must have read something then, or it is cut.
+READS_S = 0.5
 #: Seconds after which a client that was told 429 or 503 may ask again.
 RETRY_AFTER_S = 1
 
@@ -119,7 +121,23 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._at_end()
-        await super().shutdown(sockets)
+        cutting = asyncio.create_task(self._cut_who_does_not_read())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutting.cancel()
+
+    async def _cut_who_does_not_read(self) -> None:
+        """End connections of which nothing is taken: what is to be sent there keeps them open."""
+        before: dict[Any, int] = {}
+        while True:
+            transports = [each.transport for each in self.server_state.connections]
+            left = {each: each.get_write_buffer_size() for each in transports if each}
+            for transport, size in left.items():
+                if size and size == before.get(transport):
+                    transport.abort()
+            before = left
+            await asyncio.sleep(READS_S)
 
 
 def _is_loopback(host: str) -> bool:
