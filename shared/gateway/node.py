@@ -7,6 +7,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -48,6 +49,10 @@ MAX_NONCES, MAX_COMMANDS = MAX_PROOF_NONCES, 64
 BUSY_S = 5
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+#: When a request must have its answer, by the loop's clock, however much is asked for it in turn:
+#: set by the first that it waits for. Each request has a task of its own.
+_answer_by: ContextVar[float | None] = ContextVar("answer_by", default=None)
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +168,7 @@ class Node:
         self._check(asked, await self._workers())
         if asked.claims_others:
             raise Refused(400, "validation.artifacts nonces must match nonces field")
-        await self._check_room(len(asked.nonces))
+        await self._check_room(asked.size)
         try:
             batch, config = asked.batch, asked.config(self._settings.gateway_batch_size)
         except ValidationError as error:
@@ -306,8 +311,10 @@ class Node:
 
     async def _soon(self, answer: Awaitable[T]) -> T:
         """What is waited for as long as a caller may; `NoAnswer` after that."""
+        if _answer_by.get() is None:
+            _answer_by.set(asyncio.get_running_loop().time() + ANSWER_S)
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout_at(_answer_by.get()):
                 return await answer
         except TimeoutError:
             raise NoAnswer("nothing came in time") from None

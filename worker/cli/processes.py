@@ -20,7 +20,7 @@ import typer
 from shared.errors import ConfigError
 from shared.schemes import DEFAULT
 from shared.settings import EVERY_GPU, Settings
-from worker.cli.options import ENGINE, Json, takes_settings
+from worker.cli.options import ENGINE, Json, Scheme, takes_settings
 from worker.tools import show
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ def demo(
     stay: Annotated[
         bool, typer.Option("--stay", help="Then go on with rounds, and the page, until Ctrl-C.")
     ] = False,
-    scheme: Annotated[
-        str, typer.Option(metavar="<name>", help="What a proof is: distance, or artifact.")
-    ] = DEFAULT,
+    scheme: Scheme = DEFAULT,
     network: Annotated[
         bool, typer.Option("--network", help="An epoch of the network: see simulate-epoch.")
     ] = False,
@@ -276,9 +274,7 @@ def bench(
             "shape of Qwen3-0.6B."
         ),
     ] = None,
-    scheme: Annotated[
-        str, typer.Option(metavar="<name>", help="What a proof is: distance, or artifact.")
-    ] = DEFAULT,
+    scheme: Scheme = DEFAULT,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="<int>", help="Nonces in one batch.")
     ] = 32,

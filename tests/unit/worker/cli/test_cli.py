@@ -253,6 +253,39 @@ def test_bad_input_is_told_before_anything_is_sent(
     assert says in error_of(poc(*placed), 2)
 
 
+@pytest.mark.parametrize("command", ["bench", "calibrate", "demo", "power"])
+def test_a_scheme_that_there_is_not(poc: Poc, command: str) -> None:
+    """Those that there are are named."""
+    error = error_of(poc(command, "--scheme=x"), 2)
+    assert error == "error: --scheme: there is no scheme 'x'; there are distance, artifact\n"
+
+
+def test_what_has_no_r_target_is_not_calibrated(poc: Poc) -> None:
+    """The commands that there are instead are named."""
+    error = error_of(poc("calibrate", "--scheme=artifact"), 2)
+    assert "`poc selfcheck --scheme artifact`" in error
+    assert "`poc selftest`" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "fraud_from", "asked"),
+    [
+        ([], 2, [0.0005, 0.01, 0.0005, 0.05]),
+        (["--scheme=artifact"], 28, [0.1, 0.05, 0.1, 0.2]),
+        (["--scheme=artifact", "--p-value-threshold=0.01"], 31, [0.1, 0.01, 0.1, 0.2]),
+        (["--p-mismatch=0.1", "--mismatch=0", "--cheat-rate=1"], 31, [0.1, 0.01, 0.0, 1.0]),
+    ],
+)
+def test_what_a_network_judges_by_unless_it_is_said(
+    poc: Poc, args: list[str], fraud_from: int, asked: list[float]
+) -> None:
+    """As its scheme has it; an honest node mismatches as often as the network says."""
+    said = json.loads(poc("power", *args, "--n=200", "--json").out)
+    names = "p_mismatch", "fraud_threshold", "honest_rate", "cheat_rate"
+    assert [said[name] for name in names] == asked
+    assert said["samples"][0]["flagged_from"] == fraud_from
+
+
 def test_a_redis_that_is_away_is_told(poc: Poc) -> None:
     """With where to look."""
     assert error_of(poc("status"), 1).endswith("refused; `poc doctor` looks into it\n")
