@@ -19,14 +19,14 @@ from worker.children import end
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
 from worker.tools.network.dapi import Chain
-from worker.tools.network.epoch import Epoch, Participant
+from worker.tools.network.epoch import Epoch, Node, Participant
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)]
 
 HOST, MODEL, SEQ_LEN = "127.0.0.1", "net/model", 16
 
 
-class Node:
+class Machine:
     """A worker and a gateway that can be killed, and started again where they were."""
 
     def __init__(self, name: str, redis_url: str, model: Path, directory: Path) -> None:
@@ -90,15 +90,15 @@ def server() -> Iterator[EmbeddedRedis]:
 
 
 @pytest.fixture
-def nodes(server: EmbeddedRedis, tmp_path: Path) -> Iterator[list[Node]]:
+def machines(server: EmbeddedRedis, tmp_path: Path) -> Iterator[list[Machine]]:
     """Two that work."""
     model = make_model(tmp_path / "model", initializer_range=0.2)
-    nodes = [Node(f"node-{number}", server.url, model, tmp_path) for number in range(2)]
+    machines = [Machine(f"node-{number}", server.url, model, tmp_path) for number in range(2)]
     with contextlib.ExitStack() as stack:
-        for node in nodes:
-            stack.callback(node.end)
-            node.start()
-        yield nodes
+        for each in machines:
+            stack.callback(each.end)
+            each.start()
+        yield machines
 
 
 def test_an_epoch_finds_the_cheat_and_pays_the_others(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_an_epoch_finds_the_cheat_and_pays_the_others(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"the nodes' pages are http://\S+/node/", done.stderr)
     assert not list(tmp_path.glob("poc-*"))
-    epoch = json.loads(done.stdout)
-    assert epoch["as_it_must"]
-    found = {each["name"]: each for each in epoch["participants"]}
+    told = json.loads(done.stdout)
+    assert told["as_it_must"]
+    found = {each["name"]: each for each in told["participants"]}
     assert {name: each["paid"] for name, each in found.items()} == {
         "honest-1": True,
         "honest-2": True,
@@ -128,7 +128,7 @@ def test_an_epoch_finds_the_cheat_and_pays_the_others(tmp_path: Path) -> None:
     for each in found.values():
         assert each["artifacts"] == each["computed"] > 0
         assert (each["repeats"], each["holes"]) == (0, 0)
-    assert set(epoch["answers"]) >= {
+    assert set(told["answers"]) >= {
         "200 OK",
         "400 block_height is not the active PoC stage",
         "503 not in PoC generate phase",
@@ -136,11 +136,11 @@ def test_an_epoch_finds_the_cheat_and_pays_the_others(tmp_path: Path) -> None:
 
 
 def test_counts_are_exact_through_a_crash_of_gateway_worker_and_redis_at_once(
-    nodes: list[Node], server: EmbeddedRedis
+    machines: list[Machine], server: EmbeddedRedis
 ) -> None:
     """Given kill -9 of all three while they generate, then each artifact is there, and paid."""
     chain = Chain(MODEL)
-    participants = [Participant(node.url, node.url, chain) for node in nodes]
+    participants = [Participant(each.url, Node(each.url), chain) for each in machines]
     stored = participants[0].dapi.artifacts
 
     def more(than: int) -> None:
@@ -149,10 +149,10 @@ def test_counts_are_exact_through_a_crash_of_gateway_worker_and_redis_at_once(
     def crash() -> None:
         more(0)
         server.kill()
-        nodes[0].kill()
+        machines[0].kill()
         before = len(stored)
         server.start()
-        nodes[0].start()
+        machines[0].start()
         more(before)
 
     with contextlib.ExitStack() as stack:

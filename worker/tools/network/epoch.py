@@ -110,9 +110,9 @@ class Node:
 class Participant:
     """Somebody with a node, an API of the chain, and a key."""
 
-    def __init__(self, name: str, url: str, chain: Chain, *, cheats: bool = False) -> None:
+    def __init__(self, name: str, node: Node, chain: Chain, *, cheats: bool = False) -> None:
         self.name, self.cheats = name, cheats
-        self.node, self.dapi = Node(url), Dapi(chain)
+        self.node, self.dapi = node, Dapi(chain)
         # Of the form of a compressed secp256k1 key.
         self.public_key = "02" + sha256(secrets.token_bytes(16)).hexdigest().upper()
         chain.keys.add(self.public_key)

@@ -10,7 +10,7 @@ from worker.tools.embedded import EmbeddedRedis
 from worker.tools.extras import require_installed
 from worker.tools.make_model import make_model
 from worker.tools.network.dapi import Chain
-from worker.tools.network.epoch import Participant
+from worker.tools.network.epoch import Node, Participant
 from worker.tools.stage import Api, say, serving, signs_of_life, wait_for, worker
 
 NODES = 3
@@ -46,7 +46,7 @@ def start(directory: Path, stack: ExitStack) -> tuple[Chain, list[Participant]]:
         stack.enter_context(worker(settings, name, directory, of=NODES))
         command = ["gateway", "--with-api", "--gateway-model", MODEL]
         url = stack.enter_context(serving(f"{name}-gateway", command, settings, directory))
-        participants.append(Participant(name, url, chain, cheats=cheats))
+        participants.append(Participant(name, Node(url), chain, cheats=cheats))
     apis = [Api(f"{each.node.url}/node") for each in participants]
     wait_for(lambda: all(api.status().workers for api in apis), "the workers")
     return chain, participants

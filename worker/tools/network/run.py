@@ -16,7 +16,7 @@ from rich.text import Text
 from worker.tools.embedded import HOST
 from worker.tools.network import here
 from worker.tools.network.dapi import Chain
-from worker.tools.network.epoch import Epoch, Outcome, Participant
+from worker.tools.network.epoch import Epoch, Node, Outcome, Participant
 from worker.tools.show import out
 from worker.tools.stage import SIGN_OF_LIFE_S, on_stage, say, say_so_far, signs_of_life
 
@@ -61,7 +61,7 @@ def run(
 
 def _known(urls: Sequence[str]) -> tuple[Chain, list[Participant]]:
     chain = Chain("")
-    participants = [Participant(url, url.rstrip("/"), chain) for url in urls]
+    participants = [Participant(url, Node(url.rstrip("/")), chain) for url in urls]
     chain.model = participants[0].node.model()
     return chain, participants
 
