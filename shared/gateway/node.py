@@ -38,7 +38,7 @@ T = TypeVar("T")
 Answer = dict[str, Any]
 
 #: Seconds until whoever did not ask to wait has an answer, and of these what a worker has.
-ANSWER_S, COMMAND_S = 1.8, 1.4
+ANSWER_S, COMMAND_S = 1.6, 1.3
 #: Seconds for which a round that began too late is withdrawn.
 WITHDRAW_S = 600.0
 #: The longest that a caller may wait for a job: what the network's controller waits, nearly.
