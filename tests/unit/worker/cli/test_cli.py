@@ -30,7 +30,7 @@ from shared.store import Store
 from worker.cli import main, rounds
 from worker.cli.app import app
 from worker.cli.options import CONFIG_FIELDS, CONFIG_HELP
-from worker.tools import demo, show
+from worker.tools import show, stage
 
 CONFIG = ["--block-hash=b", "--block-height=1", "--public-key=k", "--r-target=1.5"]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -109,6 +109,7 @@ def test_completion_is_offered(poc: Poc) -> None:
     [
         (["make-model", "m"], "cpu"),
         (["demo"], "cpu,embedded"),
+        (["demo", "--network"], "cpu,embedded"),
         (["bench"], "cpu,embedded"),
         (["bench", "--model=m"], "embedded"),
     ],
@@ -128,16 +129,22 @@ def test_a_controllers_environment_is_told_all_that_it_lacks(
     assert f"pip install '.[{extras}]' where poc-worker's source is" in said
 
 
+@pytest.mark.parametrize("other", ["--stay", "--scheme=artifact"])
+def test_an_epoch_of_the_demo_has_no_other_options(poc: Poc, other: str) -> None:
+    """What it can't obey it refuses."""
+    assert "--network goes with --seconds alone" in error_of(poc("demo", "--network", other), 2)
+
+
 def test_what_takes_long_gives_signs_of_life_in_a_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Given no terminal, the demo says now and then what it waits for."""
-    monkeypatch.setattr(demo, "SIGN_OF_LIFE_S", 0.01)
+    """Given no terminal, a tool says now and then what it waits for."""
+    monkeypatch.setattr(stage, "SIGN_OF_LIFE_S", 0.01)
     said = ""
-    with demo._signs_of_life("making the model"):
+    with stage.signs_of_life("making the model"):
         until = time.monotonic() + 10
         while said.count("making the model") < 2 and time.monotonic() < until:
-            said += capsys.readouterr().out
+            said += capsys.readouterr().err
     assert said.count("s: making the model") >= 2
 
 
