@@ -130,7 +130,7 @@ class Controller:
     def status(self) -> dict[str, Any]:
         """What the node says of itself."""
         answer = self._client.get(f"{self._prefix}/status")
-        assert answer.status_code == 200
+        assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
 

@@ -7,8 +7,8 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 Answer = dict[str, Any]
 
 #: Seconds until whoever did not ask to wait has an answer, and of these what a worker has.
-ANSWER_S, COMMAND_S = 1.8, 1.4
+ANSWER_S, COMMAND_S = 1.6, 1.3
 #: Seconds for which a round that began too late is withdrawn.
 WITHDRAW_S = 600.0
 #: The longest that a caller may wait for a job: what the network's controller waits, nearly.
@@ -49,10 +49,6 @@ MAX_NONCES, MAX_COMMANDS = MAX_PROOF_NONCES, 64
 BUSY_S = 5
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-#: When a request must have its answer, by the loop's clock, however much is asked for it in turn:
-#: set by the first that it waits for. Each request has a task of its own.
-_answer_by: ContextVar[float | None] = ContextVar("answer_by", default=None)
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +75,9 @@ class Node:
         self._withdraws = AsyncPoCClient(settings, WITHDRAW_S)
         self._receivers = Receivers.of(settings.callback_allow)
         self._background: set[asyncio.Task[None]] = set()
+        #: When a request must have its answer, by the loop's clock, however much it waits for in
+        #: turn; from the first of that on. Each has a task of its own.
+        self._answer_by: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
     async def aclose(self) -> None:
         """Give the connections back."""
@@ -311,10 +310,10 @@ class Node:
 
     async def _soon(self, answer: Awaitable[T]) -> T:
         """What is waited for as long as a caller may; `NoAnswer` after that."""
-        if _answer_by.get() is None:
-            _answer_by.set(asyncio.get_running_loop().time() + ANSWER_S)
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+        answer_by = self._answer_by.setdefault(task, task.get_loop().time() + ANSWER_S)
         try:
-            async with asyncio.timeout_at(_answer_by.get()):
+            async with asyncio.timeout_at(answer_by):
                 return await answer
         except TimeoutError:
             raise NoAnswer("nothing came in time") from None

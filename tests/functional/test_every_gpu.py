@@ -84,6 +84,9 @@ def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     """
     parent = start("--worker-name", "node@test", NOTIFY_SOCKET=ear.address)
     assert both(store, log) == ["node-gpu0@test", "node-gpu1@test"]
+    # It is registered a moment before it says that it is ready.
+    ready = "ready: worker node-gpu0@test"
+    wait_until(lambda: ready in log.read_text(), 20, "the first to be ready")
     first, second = workers_of(parent)
     assert {each.environ()["POC_GPU"] for each in (first, second)} == {"GPU-aa-0", "GPU-bb-1"}
 
@@ -94,8 +97,6 @@ def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     wait_until(
         lambda: again in {each.pid for each in store.workers.listing()}, 60, "it to be registered"
     )
-    # It is registered a moment before it says that it is ready.
-    ready = "ready: worker node-gpu0@test"
     wait_until(lambda: log.read_text().count(ready) == 2, 20, "it to be ready")
     assert second.is_running()
 

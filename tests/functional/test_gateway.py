@@ -40,8 +40,8 @@ ROUND: dict[str, Any] = {
 }
 
 
-#: Seconds within which whoever does not ask to wait is answered.
-IN_TIME = 2.0
+#: Seconds within which whoever does not ask to wait is answered, on a machine that has other tests.
+IN_TIME = ANSWER_S + 0.5
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_round_that_no_worker_begins_in_time_is_withdrawn(
         refused = gateway.post("/init/generate", json=ROUND)
         took = time.monotonic() - began
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-    assert took < ANSWER_S + 0.5
+    assert took < IN_TIME
     # A command behind it in the queue has been carried out: so has it.
     wait_until(lambda: gateway.post("/stop").status_code == 200, 20, "the worker to answer")
     again = wait_until(lambda: gateway.post("/init/generate", json=ROUND).json(), 20)
