@@ -1,8 +1,8 @@
 """Checkpoints in float8, with a scale for each block of 128 x 128, as Qwen3 is published in it.
 
-    python benchmarks/block_fp8.py --shape 8B DIR            # dense, as Qwen3-8B
-    python benchmarks/block_fp8.py --shape experts DIR       # 8 layers of Qwen3-30B-A3B
-    poc bench --gpu --against limit --model DIR
+    python benchmarks/block_fp8.py --shape 8B --layers 8 DIR     # dense, as Qwen3-8B
+    python benchmarks/block_fp8.py --shape experts DIR           # 8 layers of Qwen3-30B-A3B
+    poc bench --gpu --model DIR
 
 Random weights of the shape, made on the GPU, quantized as the published ones are: each product but
 the head and the router, by the largest number of its block. With `--plain DIR` the same weights are
@@ -34,9 +34,10 @@ def main() -> None:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--shape", choices=[*SHAPES, "experts"], default="8B")
+    parser.add_argument("--layers", type=int, help="of the shape, if not all: they are alike")
     parser.add_argument("--plain", type=Path, metavar="DIR", help="the same weights in bfloat16")
     options = parser.parse_args()
-    config = config_of(options.shape)
+    config = config_of(options.shape, options.layers)
     with torch.random.fork_rng(devices=[0]), torch.device("cuda"):
         torch.cuda.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -45,13 +46,13 @@ def main() -> None:
     write(model.state_dict(), config, options.directory)
 
 
-def config_of(shape: str) -> Any:
-    """The config of a published shape; `experts` has few of its layers, since they are alike."""
+def config_of(shape: str, layers: int | None = None) -> Any:
+    """The config of a published shape, with so many layers; `experts` has 8 of its 48 else."""
     if shape == "experts":
         return transformers.Qwen3MoeConfig(
             vocab_size=151_936,
             hidden_size=2048,
-            num_hidden_layers=8,
+            num_hidden_layers=layers or 8,
             num_attention_heads=32,
             num_key_value_heads=4,
             head_dim=128,
@@ -67,7 +68,7 @@ def config_of(shape: str) -> Any:
     return transformers.Qwen3Config(
         vocab_size=sizes["vocab_size"],
         hidden_size=sizes["hidden_size"],
-        num_hidden_layers=sizes["layers"],
+        num_hidden_layers=layers or sizes["layers"],
         num_attention_heads=sizes["heads"],
         num_key_value_heads=sizes["kv_heads"],
         head_dim=sizes["head_dim"],
@@ -81,7 +82,7 @@ def write(weights: dict[str, Tensor], config: Any, directory: Path) -> None:
     """A checkpoint of `weights`, its products quantized."""
     found: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        for each, part in _parts(name, weight):
+        for each, part in parts(name, weight):
             if each.endswith("proj.weight"):
                 found[each], found[f"{each}_scale_inv"] = quantized(part)
             else:
@@ -105,8 +106,8 @@ def write(weights: dict[str, Tensor], config: Any, directory: Path) -> None:
     (directory / "config.json").write_text(text, encoding="utf-8")
 
 
-def _parts(name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
-    """A weight by its published names: those of experts are stacked in newer transformers."""
+def parts(name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+    """Views of a weight by their published names: experts are stacked in newer transformers."""
     if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
         return [(name, weight)]
     stem, which = name.rsplit(".", 1)

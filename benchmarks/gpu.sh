@@ -3,13 +3,14 @@
 #
 #   benchmarks/gpu.sh OUT [STAGE ...]
 #
-# Stages, all of them unless named; minutes are those of an H100 or H200:
+# Stages, all of them unless named; minutes are those of an H100 or H200, reckoned where there is a ~:
 #   tests      tests/gpu                                            12
 #   rounds     whole rounds of the 0.6B and the 8B shape             6
-#   bench      a round beside its forward, the published algorithm and a limit: poc bench    5
+#   bench      a round beside its forward, the published algorithm and a limit: poc bench  ~14
 #   timeline   what the device does in one batch of the 0.6B shape   2
 #   last_layer forwards whole and with a pruned last layer, of the 0.6B and the 8B shape     6
-#   numerics   the tables of docs/numerics.md                        8
+#   float8     rounds with float8 weights, by each family of kernels: poc bench            ~10
+#   numerics   the tables of docs/numerics.md                      ~20
 # Logs and figures go to the directory OUT; models are made in a temporary one. A stage that
 # fails does not keep the others from running; the exit status says whether one did.
 set -uo pipefail
@@ -20,9 +21,9 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
 stages=("$@")
-[ $# -gt 0 ] || stages=(tests rounds bench timeline last_layer numerics)
+[ $# -gt 0 ] || stages=(tests rounds bench timeline last_layer float8 numerics)
 for stage in "${stages[@]}"; do
-  case $stage in tests | rounds | bench | timeline | last_layer | numerics) ;; *)
+  case $stage in tests | rounds | bench | timeline | last_layer | float8 | numerics) ;; *)
     echo "gpu.sh: there is no stage $stage" >&2; usage >&2; exit 2 ;;
   esac
 done
@@ -58,13 +59,26 @@ rounds() {
   done
 }
 
+float8_model() { # NAME SHAPE [LAYERS]: random weights in float8, and in bfloat16 as NAME-plain
+  [ -d "$models/$1" ] || python3 benchmarks/block_fp8.py --shape "$2" ${3:+--layers "$3"} \
+    --plain "$models/$1-plain" "$models/$1"
+}
+
 bench() {
   step model-0.6B model 0.6B 0.6B
   step bench-0.6B "${VLLM[@]}" python3 -m worker.cli bench --gpu --model "$models/0.6B" \
     --seconds 20 --rounds 10 --picture "$out/bench-0.6B.svg"
   step bench-0.6B-tiles "${VLLM[@]}" python3 -m worker.cli bench --gpu --model "$models/0.6B" \
     --seconds 10 --sweep tile=16,32,64
+  step bench-0.6B-artifact "${VLLM[@]}" python3 -m worker.cli bench --gpu --scheme artifact \
+    --against distance --model "$models/0.6B" --seconds 12 --rounds 6
+  step model-8B model 8B 8B
+  local b8=("${VLLM[@]}" POC_TILE=32 POC_GPU_MEMORY_UTILIZATION=0.6 python3 -m worker.cli bench
+    --gpu --model "$models/8B" --seconds 12 --rounds 6)
+  step bench-8B "${b8[@]}"
+  step bench-8B-artifact "${b8[@]}" --scheme artifact --against distance
   step generator python3 benchmarks/generator.py --device cuda --nonces 32
+  step generator-8B python3 benchmarks/generator.py --device cuda --nonces 32 --hidden-size 4096
 }
 
 timeline() {
@@ -78,6 +92,24 @@ last_layer() {
     step "model-$shape" model "$shape" "$shape"
     step "last-layer-$shape" "${VLLM[@]}" POC_GPU_MEMORY_UTILIZATION=0.6 \
       python3 benchmarks/last_layer.py --model "$models/$shape"
+  done
+}
+
+float8() {
+  local b=("${VLLM[@]}" POC_TILE=32 python3 -m worker.cli bench --seconds 6 --rounds 3 --model)
+  local family
+  step float8-8B float8_model float8-8B 8B 8
+  step float8-8B-plain "${b[@]}" "$models/float8-8B-plain"
+  for family in cutlass triton deep_gemm; do
+    step "float8-8B-$family" env POC_VLLM_OPTIONS="{\"linear_backend\": \"$family\"}" \
+      "${b[@]}" "$models/float8-8B"
+  done
+  step float8-experts float8_model float8-experts experts
+  step float8-experts-plain "${b[@]}" "$models/float8-experts-plain"
+  for family in triton deep_gemm; do
+    step "float8-experts-$family" \
+      env POC_VLLM_OPTIONS="{\"linear_backend\": \"cutlass\", \"moe_backend\": \"$family\"}" \
+      "${b[@]}" "$models/float8-experts"
   done
 }
 
@@ -97,12 +129,41 @@ numerics() {
     --engine vllm --model "$models/0.6B" --nonces 8192
   step numerics-invariant "${VLLM[@]}" VLLM_BATCH_INVARIANT=1 "${n[@]}" compute \
     "$out/invariant.json" --engine vllm --model "$models/0.6B" --nonces 8192 --batches 32,7
-  local name files=()
-  for name in vllm transformers float32 half fp8 invariant; do
-    [ ! -f "$out/$name.json" ] || files+=("$out/$name.json")
+  report numerics vllm transformers float32 half fp8 invariant
+
+  local a=("${n[@]}" compute --scheme artifact --engine transformers --nonces)
+  step artifact "${a[@]}" 512 --model "$models/0.6B" "$out/artifact.json"
+  step artifact-tiles "${a[@]}" 512 --model "$models/0.6B" --tile 8 "$out/artifact-tiles.json"
+  local dtype scheme family
+  for dtype in float32 float16; do
+    step "artifact-$dtype" "${a[@]}" 256 --model "$models/0.6B" --dtype $dtype \
+      "$out/artifact-$dtype.json"
   done
-  step numerics "${n[@]}" report "${files[@]}"
-  cat "$out/numerics.log"
+  step artifact-half "${a[@]}" 256 --model "$models/half" "$out/artifact-half.json"
+  report artifacts artifact artifact-tiles artifact-float32 artifact-float16 artifact-half
+
+  step float8-0.6B float8_model float8-0.6B 0.6B
+  for scheme in distance artifact; do
+    local v=("${VLLM[@]}" POC_TILE=32 "${n[@]}" compute --scheme $scheme --engine vllm
+      --nonces 2048 --batches 32,7)
+    step "$scheme-plain" "${v[@]}" --model "$models/float8-0.6B-plain" "$out/$scheme-plain.json"
+    for family in cutlass triton deep_gemm; do
+      step "$scheme-$family" env POC_VLLM_OPTIONS="{\"linear_backend\": \"$family\"}" \
+        "${v[@]}" --model "$models/float8-0.6B" "$out/$scheme-$family.json"
+    done
+    report "$scheme-bfloat16" $scheme-{plain,cutlass,triton,deep_gemm}
+    report "$scheme-kernels" $scheme-{cutlass,triton,deep_gemm}
+  done
+}
+
+report() { # NAME FILE...: compare those there are of OUT/FILE.json with the first
+  local name=$1 each files=()
+  shift
+  for each in "$@"; do
+    [ ! -f "$out/$each.json" ] || files+=("$out/$each.json")
+  done
+  step "$name" python3 benchmarks/numerics.py report "${files[@]}"
+  cat "$out/$name.log"
 }
 
 for stage in "${stages[@]}"; do $stage; done

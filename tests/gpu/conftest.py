@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from driver import Driver
 from sizes import VOCAB_SIZE
 
+from shared.settings import load_settings
+from worker.engines.vllm.engine import VllmEngine
 from worker.tools.make_model import make_model
 
 
@@ -24,3 +30,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=VOCAB_SIZE,
         dtype="bfloat16",
     )
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Callable[..., Driver]]:
+    """Compiled engines, as a worker has them, that are closed after the module.
+
+    Takes a model, options of vLLM, and settings. With eyes and knobs in vLLM's own process.
+    """
+    made: list[VllmEngine] = []
+
+    def load(model: Path, options: dict[str, Any] | None = None, **more: Any) -> Driver:
+        options = {"enable_prefix_caching": False} | (options or {})
+        given = {"max_model_len": 1024, "gpu_memory_utilization": 0.4}
+        given |= {"vllm_options": json.dumps(options)}
+        settings = load_settings({}, engine="vllm", model=str(model), **given | more)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("worker.engines.vllm.options.EXTENSION", "pages.ComparingExtension")
+            made.append(VllmEngine(settings))
+        return Driver(made[-1])
+
+    yield load
+    for engine in made:
+        engine.close()

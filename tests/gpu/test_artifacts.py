@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 import statistics
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from driver import Driver
-from sizes import SEQ_LEN, job
+from sizes import ARTIFACT, SEQ_LEN, job, l2
 
-from shared.settings import load_settings
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm.engine import VllmEngine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,27 +21,12 @@ pytestmark = [
 ]
 
 NONCES, TOKENS = 256, 256 * SEQ_LEN
-ARTIFACT = {"scheme": "artifact", "parameters": {"k_dim": 12}}
 
 
 @pytest.fixture(scope="module")
-def driver(model: Path) -> Iterator[Driver]:
+def driver(load: Callable[..., Driver], model: Path) -> Driver:
     """An engine that is made ready for the scheme, with room for the largest tile."""
-    settings = load_settings(
-        {},
-        engine="vllm",
-        model=str(model),
-        scheme="artifact",
-        tile="256",
-        max_model_len=1024,
-        gpu_memory_utilization=0.4,
-        vllm_options=json.dumps({"enable_prefix_caching": False}),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.engines.vllm.options.EXTENSION", "pages.ComparingExtension")
-        engine = VllmEngine(settings)
-    yield Driver(engine)
-    engine.close()
+    return load(model, tile="256", scheme="artifact")
 
 
 def vectors(driver: Driver, tile: int, *, prunes: bool = True) -> list[str]:
@@ -60,13 +39,6 @@ def vectors(driver: Driver, tile: int, *, prunes: bool = True) -> list[str]:
         driver.call("poc_launch", -1, asdict(job(*nonces, **ARTIFACT)))
         found += driver.call("poc_collect", -1)[0]
     return found
-
-
-def l2(one: list[str], other: list[str]) -> list[float]:
-    def numbers(text: str) -> tuple[float, ...]:
-        return struct.unpack("<12e", base64.b64decode(text))
-
-    return [math.dist(numbers(a), numbers(b)) for a, b in zip(one, other, strict=True)]
 
 
 def test_its_bits_are_those_of_any_tile_and_batch(driver: Driver) -> None:

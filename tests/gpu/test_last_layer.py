@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,9 +11,7 @@ import pytest
 from driver import Driver
 from sizes import SEQ_LEN, job
 
-from shared.settings import load_settings
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm.engine import VllmEngine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,22 +24,9 @@ NONCES, TOKENS = 512, 256 * SEQ_LEN
 
 
 @pytest.fixture(scope="module")
-def driver(model: Path) -> Iterator[Driver]:
+def driver(load: Callable[..., Driver], model: Path) -> Driver:
     """An engine with room for the largest tile."""
-    settings = load_settings(
-        {},
-        engine="vllm",
-        model=str(model),
-        tile="256",
-        max_model_len=1024,
-        gpu_memory_utilization=0.4,
-        vllm_options=json.dumps({"enable_prefix_caching": False}),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.engines.vllm.options.EXTENSION", "pages.ComparingExtension")
-        engine = VllmEngine(settings)
-    yield Driver(engine)
-    engine.close()
+    return load(model, tile="256")
 
 
 def distances(driver: Driver, tile: int, *, prunes: bool = True) -> list[float]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from driver import Driver
-from sizes import job
+from sizes import ARTIFACT, job, l2
 
 from shared.errors import EngineDied
-from shared.settings import load_settings
 from support import assert_gone
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm.engine import VllmEngine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,22 +27,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def driver(model: Path) -> Iterator[Driver]:
+def driver(load: Callable[..., Driver], model: Path) -> Driver:
     """An engine of two ranks."""
-    settings = load_settings(
-        {},
-        engine="vllm",
-        model=str(model),
-        max_model_len=1024,
-        gpu_memory_utilization=0.3,
-        tensor_parallel="2",
-        vllm_options=json.dumps({"enable_prefix_caching": False}),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.engines.vllm.options.EXTENSION", "faulty_extension.FaultyExtension")
-        engine = VllmEngine(settings)
-    yield Driver(engine)
-    engine.close()
+    return load(model, tensor_parallel="2", gpu_memory_utilization=0.3)
 
 
 def test_distances_equal_transformers_on_one(
@@ -64,10 +49,29 @@ def test_distances_equal_transformers_on_one(
     assert noise < 0.1 * spread
 
 
-def test_a_nonce_does_not_feel_its_batch(driver: Driver) -> None:
-    together = driver.engine.submit(job(*range(33))).result()
+def test_artifacts_equal_transformers_on_one(
+    driver: Driver, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but noise; vectors of another block lie far away. Prints what was measured."""
+    nonces = range(256)
+    ours = driver.engine.submit(job(*nonces, **ARTIFACT)).result()
+    elsewhere = driver.engine.submit(job(*nonces, **ARTIFACT, block_hash="other")).result()
+    exact = TransformersEngine(str(model), dtype="float32", device="cuda")
+    apart = l2(ours, exact.submit(job(*nonces, **ARTIFACT)).result())
+    exact.close()
+    with capsys.disabled():
+        mean, largest = statistics.mean(apart), max(apart)
+        print(f"\ntwo ranks against float32: L2 {mean:.3g}, largest {largest:.3g}")
+    assert mean < 0.1
+    assert largest < 0.4
+    assert statistics.mean(l2(ours, elsewhere)) > 1.0
+
+
+@pytest.mark.parametrize("scheme", [{}, ARTIFACT], ids=["distance", "artifact"])
+def test_a_nonce_does_not_feel_its_batch(driver: Driver, scheme: dict[str, Any]) -> None:
+    together = driver.engine.submit(job(*range(33), **scheme)).result()
     for batch in ([0], [32], range(7), range(26, 33), range(32)):
-        alone = driver.engine.submit(job(*batch)).result()
+        alone = driver.engine.submit(job(*batch, **scheme)).result()
         assert alone == [together[nonce] for nonce in batch]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,9 @@ from sizes import SEQ_LEN, VOCAB_SIZE, job
 from transformers import AutoConfig
 
 from shared.errors import EngineDied, EngineError
-from shared.settings import load_settings
 from support import assert_gone
 from worker.engines import Job
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm.engine import VllmEngine
 from worker.engines.vllm.options import reserve_bytes
 
 pytestmark = [
@@ -34,27 +31,11 @@ pytestmark = [
     pytest.mark.timeout(500),
 ]
 
-#: A few blocks only, so that whatever writes into live ones hits a request's.
-OPTIONS = {"num_gpu_blocks_override": 64, "enable_prefix_caching": False}
-
 
 @pytest.fixture(scope="module")
-def driver(model: Path) -> Iterator[Driver]:
-    """A compiled engine, as a worker has it."""
-    settings = load_settings(
-        {},
-        engine="vllm",
-        model=str(model),
-        tile="32",
-        max_model_len=1024,
-        gpu_memory_utilization=0.3,
-        vllm_options=json.dumps(OPTIONS),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.engines.vllm.options.EXTENSION", "pages.ComparingExtension")
-        engine = VllmEngine(settings)
-    yield Driver(engine)
-    engine.close()
+def driver(load: Callable[..., Driver], model: Path) -> Driver:
+    """With a few blocks only, so that whatever writes into live ones hits a request's."""
+    return load(model, {"num_gpu_blocks_override": 64}, tile="32", gpu_memory_utilization=0.3)
 
 
 def test_it_is_the_compiled_forward_on_the_gpu(driver: Driver) -> None:

@@ -56,11 +56,12 @@ _OPTIONS = frozenset(
         "async_scheduling", "block_size", "compilation_config", "cudagraph_capture_sizes",
         "disable_cascade_attn", "disable_custom_all_reduce", "disable_log_stats",
         "enable_chunked_prefill", "enable_log_requests", "enable_prefix_caching", "enforce_eager",
-        "generation_config", "long_prefill_token_threshold", "max_cudagraph_capture_size",
-        "max_logprobs", "max_num_batched_tokens", "max_num_seqs", "num_gpu_blocks_override",
-        "optimization_level", "override_generation_config", "reasoning_parser",
-        "safetensors_load_strategy", "scheduling_policy", "seed", "structured_outputs_config",
-        "tokenizer", "tokenizer_mode", "use_tqdm_on_load",
+        "generation_config", "linear_backend", "long_prefill_token_threshold",
+        "max_cudagraph_capture_size", "max_logprobs", "max_num_batched_tokens", "max_num_seqs",
+        "moe_backend", "num_gpu_blocks_override", "optimization_level",
+        "override_generation_config", "reasoning_parser", "safetensors_load_strategy",
+        "scheduling_policy", "seed", "structured_outputs_config", "tokenizer", "tokenizer_mode",
+        "use_tqdm_on_load",
     }
 )  # fmt: skip
 

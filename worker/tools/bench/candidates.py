@@ -25,9 +25,8 @@ LOOK_SHARE, LOOK_S = 0.01, (0.0005, 0.005)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was measured while `batches` were computed in `seconds`."""
+    """What was measured while `nonces` were computed in `seconds`."""
 
-    batches: int
     nonces: int
     seconds: float
     busy_seconds: float
@@ -38,10 +37,9 @@ class Sample:
         # A batch counts when it ends, so more may end than began.
         return min(1.0, self.busy_seconds / self.seconds)
 
-    @property
-    def batch_seconds(self) -> float:
-        """Seconds from one batch to the next."""
-        return self.seconds / self.batches
+    def seconds_for(self, nonces: int) -> float:
+        """What so many nonces took."""
+        return self.seconds * nonces / self.nonces
 
 
 class Forward:
@@ -123,7 +121,7 @@ class Round:
     @property
     def batch_seconds(self) -> float:
         """The median of all turns."""
-        return statistics.median(each.batch_seconds for each in self.samples)
+        return statistics.median(each.seconds_for(self._config.batch_size) for each in self.samples)
 
     @property
     def _generates(self) -> bool:
@@ -154,25 +152,46 @@ class Round:
 
 
 class _Measuring:
-    """Counts nonces between the ends of two batches, after the warm-up."""
+    """Counts nonces from the end of one tile to that of another, after the warm-up.
+
+    Batches of one tile end together. So a batch is the last of its tile if the next one is a while
+    behind it; a count from or to any other has nonces in it whose time it has not, or lacks some.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._batches = -WARM_UP
-        self._nonces = 0
-        self._begin = self._end = (time.perf_counter(), engine.busy_seconds)
+        self._first = self._last = self._look(0, 0)
+        self._begin: _Moment | None = None
+        self._end: _Moment | None = None
 
     def goes_on(self, seconds: float) -> bool:
-        return self._batches < 1 or self._end[0] - self._begin[0] < seconds
+        begin, end = self._begin, self._end
+        return begin is None or end is None or end.at - begin.at < max(seconds, 1e-9)
 
     def saw(self, nonces: int) -> None:
-        self._batches += 1
-        self._end = (time.perf_counter(), self._engine.busy_seconds)
-        if self._batches <= 0:
-            self._begin = self._end
-        else:
-            self._nonces += nonces
+        """So many nonces ended just now."""
+        last = self._last
+        self._last = now = self._look(last.ends + 1, last.nonces + nonces)
+        usual = (now.at - self._first.at) / now.ends
+        if last.ends >= WARM_UP and now.at - last.at > usual / 2:
+            self._begin = self._begin or last
+            self._end = last
 
     def sample(self) -> Sample:
-        (began, busy_then), (ended, busy_now) = self._begin, self._end
-        return Sample(self._batches, self._nonces, ended - began, busy_now - busy_then)
+        begin, end = self._begin or self._first, self._end or self._last
+        return Sample(
+            end.nonces - begin.nonces, end.at - begin.at, end.busy_seconds - begin.busy_seconds
+        )
+
+    def _look(self, ends: int, nonces: int) -> _Moment:
+        return _Moment(time.perf_counter(), self._engine.busy_seconds, ends, nonces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """How far it was then."""
+
+    at: float
+    busy_seconds: float
+    ends: int
+    nonces: int

@@ -72,6 +72,11 @@ class Point:
         """The median of a figure of the round's turns."""
         return statistics.median(figure(each) for each in self.samples)
 
+    @property
+    def batch_ms(self) -> float:
+        """Milliseconds that the round took for a batch."""
+        return self.of_round(lambda each: each.seconds_for(self.config.batch_size)) * 1000
+
     def figures(self) -> dict[str, Any]:
         """What JSON has of it."""
         return {
@@ -94,8 +99,8 @@ class Point:
                 f"{one}/{other}": round(ratio, 4) for (one, other), ratio in self.ratios.items()
             },
             "engine_busy_share": round(self.of_round(lambda each: each.busy), 4),
-            "batch_ms": round(self.of_round(lambda each: each.batch_seconds) * 1000, 3),
-            "batches": sum(each.batches for each in self.samples),
+            "batch_ms": round(self.batch_ms, 3),
+            "batches": sum(each.nonces for each in self.samples) // self.config.batch_size,
             "start_ms": round(statistics.median(self.start_s) * 1000, 1),
         }
 
@@ -152,8 +157,7 @@ def _ratios_table(point: Point) -> Table:
         shown = f"{ratio:.1%}" if ratio < 2 else f"{ratio:.2f} times"
         table.add_row(f"{LABELS[one]} over {LABELS[other]}", shown)
     busy = point.of_round(lambda each: each.busy)
-    batch_ms = point.of_round(lambda each: each.batch_seconds) * 1000
-    table.add_row("engine busy, end to end", f"{busy:.1%} of {batch_ms:,.1f} ms a batch")
+    table.add_row("engine busy, end to end", f"{busy:.1%} of {point.batch_ms:,.1f} ms a batch")
     start_ms = statistics.median(point.start_s) * 1000
     table.add_row("start", f"{start_ms:,.1f} ms from the command to the first batch")
     return table

@@ -104,9 +104,12 @@ class TestTiles:
             self.tiles(tile="64", vllm_options=json.dumps(options))
 
 
-def test_an_option_of_the_operators() -> None:
-    settings = load_settings({}, engine="vllm", vllm_options='{"seed": 7}')
-    assert check_options(settings) == {"seed": 7}
+@pytest.mark.parametrize(
+    "options", [{"seed": 7}, {"linear_backend": "triton"}, {"moe_backend": "deep_gemm"}]
+)
+def test_an_option_of_the_operators(options: dict[str, Any]) -> None:
+    settings = load_settings({}, engine="vllm", vllm_options=json.dumps(options))
+    assert check_options(settings) == options
 
 
 @pytest.mark.parametrize("version", ["0.25.1", "0.34.0rc1", "1.0"])

@@ -8,6 +8,8 @@ import pytest
 
 from fake_engine import FakeEngine
 from shared.config import PoCConfig
+from shared.schemes import Proof
+from worker.engines import Job
 from worker.engines.base import TimesForwards
 from worker.tools.bench.candidates import WARM_UP, EngineAlone, Forward
 
@@ -22,6 +24,22 @@ def test_the_engine_alone_is_fed_without_a_break(
     nonces, seconds = EngineAlone(engine, config).turn(5 * SECONDS)
     assert nonces / seconds == pytest.approx(config.batch_size / SECONDS, rel=0.3)
     assert len(engine.jobs) * config.batch_size >= nonces + WARM_UP * config.batch_size
+
+
+def test_a_turn_has_whole_tiles_in_it(
+    new_engine: Callable[..., FakeEngine], config: PoCConfig
+) -> None:
+    """Three batches end together: a count that began at the first had two without their time."""
+
+    class InTiles(FakeEngine):
+        def _run(self, job: Job) -> list[Proof | None]:
+            self.seconds = 0 if len(self.jobs) % 3 else 3 * SECONDS
+            return super()._run(job)
+
+    nonces, seconds = EngineAlone(new_engine(InTiles), config).turn(5 * SECONDS)
+    tiles, rest = divmod(nonces, 3 * config.batch_size)
+    assert rest == 0
+    assert seconds >= tiles * 3 * SECONDS
 
 
 def test_no_nonce_comes_twice(new_engine: Callable[..., FakeEngine], config: PoCConfig) -> None:

@@ -20,7 +20,7 @@ INFO = EngineInfo("a <model>", "cpu", "f", 16, 8, 64, {"tile": "8", "dtype": "fl
 def point(config: PoCConfig) -> Point:
     """A round at 90 of the 100 nonces a second that its forward can; no opponent."""
     rates = {"forward": Rates((100.0, 100.0, 50.0)), "round": Rates((90.0, 88.0, 45.0))}
-    samples = [Sample(batches=10, nonces=40, seconds=2.0, busy_seconds=1.9)]
+    samples = [Sample(nonces=40, seconds=2.0, busy_seconds=1.9)]
     return Point(INFO, config, rates, {"limit": "nobody knows"}, samples, [0.004])
 
 

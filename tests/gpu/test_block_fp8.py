@@ -1,0 +1,109 @@
+"""Checkpoints in float8, with a scale for each block of weights, by kernels that are asked for."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import transformers
+from driver import Driver
+from sizes import ARTIFACT, CONFIGS, SEQ_LEN, job, l2
+from torch import Tensor
+
+from benchmarks.block_fp8 import BLOCK, parts, quantized, write
+from plain_artifacts import PlainModel, encoded
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(500),
+]
+
+NONCES = 64
+
+
+class Kind(NamedTuple):
+    """An architecture, the kernels that are asked for, and what vLLM calls them."""
+
+    architecture: str
+    options: dict[str, str]
+    kernels: str
+
+
+KINDS = {
+    "dense": Kind("qwen3", {"linear_backend": "cutlass"}, "CutlassFp8BlockScaledMMKernel"),
+    "experts": Kind(
+        "qwen3_moe",
+        {"linear_backend": "triton", "moe_backend": "triton"},
+        "TRITON+TritonFp8BlockScaledMMKernel",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """One after the other."""
+    return KINDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In float8; in `exact` beside it what its numbers are, in float32."""
+    directory, config = tmp_path_factory.mktemp("float8"), CONFIGS[kind.architecture]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    write(made.state_dict(), config, directory / "float8")
+    made.float()
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            for each, part in parts(name, weight):
+                if each.endswith("proj.weight"):
+                    part.copy_(_seen_by_kernels(part))
+    made.save_pretrained(directory / "exact")
+    return directory / "float8"
+
+
+def _seen_by_kernels(weight: Tensor) -> Tensor:
+    small, scales = quantized(weight)
+    wide = scales.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    return small.float() * wide[: len(weight), : weight.shape[1]]
+
+
+@pytest.fixture(scope="module")
+def driver(load: Callable[..., Driver], kind: Kind, model: Path) -> Driver:
+    """An engine that is made ready for artifacts."""
+    return load(model, kind.options, tile="32", scheme="artifact", gpu_memory_utilization=0.3)
+
+
+def test_the_profile_names_the_kernels(driver: Driver, kind: Kind) -> None:
+    profile = driver.engine.info.profile
+    assert (profile["quantization"], profile["kernels"]) == ("fp8", kind.kernels)
+
+
+@pytest.mark.parametrize("scheme", [{}, ARTIFACT], ids=["distance", "artifact"])
+def test_a_nonce_does_not_feel_its_batch(driver: Driver, scheme: dict[str, Any]) -> None:
+    together = driver.engine.submit(job(*range(33), **scheme)).result()
+    for batch in ([0], [32], range(7), range(26, 33), range(32)):
+        alone = driver.engine.submit(job(*batch, **scheme)).result()
+        assert alone == [together[nonce] for nonce in batch]
+
+
+def test_artifacts_are_those_of_the_same_weights_but_for_noise(
+    driver: Driver, kind: Kind, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Products round what they multiply to float8; vectors of another block lie far away."""
+    ours = driver.engine.submit(job(*range(NONCES), **ARTIFACT)).result()
+    elsewhere = driver.engine.submit(job(*range(NONCES), **ARTIFACT, block_hash="other")).result()
+    exact = PlainModel(model.with_name("exact")).vectors("b", "k", range(NONCES), SEQ_LEN)
+    apart = l2(ours, [encoded(each) for each in exact])
+    with capsys.disabled():
+        mean, largest = statistics.mean(apart), max(apart)
+        print(f"\n{kind.kernels} / float32: L2 {mean:.3g}, largest {largest:.3g}")
+    assert mean < 0.2
+    assert statistics.mean(l2(ours, elsewhere)) > 1.0
