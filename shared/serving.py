@@ -73,11 +73,12 @@ def serve(
     part: str,
     title: str,
     at_end: Callable[[], None] = lambda: None,
-    **tls: Any,
+    over_tls: type[asyncio.Protocol] | None = None,
 ) -> None:
     """Serve `app` where the settings of `part` (api, gateway) say, until SIGINT or SIGTERM.
 
-    A port of 0 is any free one. `at_end` is called before what is under way is waited for.
+    A port of 0 is any free one. `at_end` is called before what is under way is waited for, and
+    `over_tls` is what speaks https.
     Raises `ConfigError` if it can't listen there.
     """
     host, port = getattr(settings, f"{part}_host"), getattr(settings, f"{part}_port")
@@ -98,12 +99,12 @@ def serve(
         limit_concurrency=MAX_CONNECTIONS,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
-        **tls,
+        http=over_tls or "auto",
     )
     host, port = listener.getsockname()[:2]
     place = f"[{host}]" if ":" in host else host
     log = logging.getLogger("uvicorn.error")
-    log.info("the %s listens on http%s://%s:%d", title, "s" if tls else "", place, port)
+    log.info("the %s listens on http%s://%s:%d", title, "s" if over_tls else "", place, port)
     # uvicorn ends in order and then lets the signal have its usual effect: ours is none.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish

@@ -15,7 +15,14 @@ from math import dist, inf, isfinite
 from struct import unpack
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    FailFast,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from shared.odds import at_least
 from shared.schemes.base import Batch, Body, Ended, Proof, Terms, Verdict, whose
@@ -65,7 +72,7 @@ class Artifact(Strict):
 
 
 class _Artifacts(Strict):
-    artifacts: list[Artifact] = Field(max_length=MAX_PROOF_NONCES)
+    artifacts: Annotated[list[Artifact], FailFast()] = Field(max_length=MAX_PROOF_NONCES)
 
 
 def numbers_of(vector: str, k_dim: int) -> tuple[float, ...] | None:
