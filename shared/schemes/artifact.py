@@ -169,7 +169,7 @@ class ComputedArtifacts(_Recomputed):
         """Nobody is judged."""
 
     @property
-    def judged_by(self) -> str:
+    def limits(self) -> str:
         """Nothing was claimed."""
         return ""
 
@@ -200,13 +200,9 @@ class ValidatedArtifacts(_Recomputed):
         return Ended.of(self.n_total, self.n_mismatch, self.p_value, self.fraud_detected, apart)
 
     @property
-    def judged_by(self) -> str:
+    def limits(self) -> str:
         """How far a claim may be off, and how many may be."""
-        name = self.threshold_key or "p_value_threshold"
-        return (
-            f"dist_threshold {self.dist_threshold:g}, p_mismatch {self.p_mismatch:g}, "
-            f"{name} {self.p_value_threshold:g}"
-        )
+        return _limits(self)
 
 
 class ArtifactTerms(Terms):
@@ -292,10 +288,7 @@ class ArtifactTerms(Terms):
     @property
     def limits(self) -> str:
         """How far a claim may be off, and how many may be."""
-        return (
-            f"dist_threshold {self.dist_threshold:g}, p_mismatch {self.p_mismatch:g}, "
-            f"p_value_threshold {self.p_value_threshold:g}"
-        )
+        return _limits(self)
 
     @property
     def title(self) -> str:
@@ -440,3 +433,10 @@ class ArtifactHead(Strict):
 def _with(document: str, **fields: Any) -> str:
     """A JSON object with more fields behind its own."""
     return f"{document[:-1]},{json.dumps(fields)[1:]}"
+
+
+def _limits(of: ArtifactTerms | ValidatedArtifacts) -> str:
+    return (
+        f"dist_threshold {of.dist_threshold:g}, p_mismatch {of.p_mismatch:g}, "
+        f"{of.threshold_key or 'p_value_threshold'} {of.p_value_threshold:g}"
+    )

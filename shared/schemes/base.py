@@ -97,8 +97,8 @@ class Verdict(Strict, ABC):
 
     @property
     @abstractmethod
-    def judged_by(self) -> str:
-        """The limits, in a few words."""
+    def limits(self) -> str:
+        """What it was judged by, in a few words; empty if nobody is judged."""
 
     if TYPE_CHECKING:
         # Each scheme declares them where JSON is to have them.

@@ -324,7 +324,7 @@ def _rows(report: Report) -> dict[str, str | Text]:
         rows["not computed"] = f"{len(verdict.not_computed)} nonces, which are left out"
     rows["own order"] = _of_order(compared.order)
     rows["judged by"] = (
-        f"{verdict.judged_by}: an honest node has so many mismatches with a probability of "
+        f"{verdict.limits}: an honest node has so many mismatches with a probability of "
         f"{verdict.p_value:.3g}"
     )
     rows["computed by"] = f"{compared.info.model} on {compared.info.device}, " + ", ".join(

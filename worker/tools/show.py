@@ -281,7 +281,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         "prints them",
         "invalid": "",
         "probability": "",
-        "judged by": verdict.judged_by,
+        "judged by": verdict.limits,
         "block": f"{printable(verdict.block_hash)} at {verdict.block_height}",
         "public key": printable(verdict.public_key),
         "computed by": ", ".join(f"{name} {value}" for name, value in verdict.profile.items()),
