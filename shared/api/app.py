@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 
-from shared import serving
+from shared import logs, serving
 from shared.api.events import Feed, GoneClients
 from shared.api.limits import Limits
 from shared.api.page import add_page
@@ -66,6 +66,7 @@ def serve(settings: Settings) -> None:
 
     Raises `ConfigError` if it can't listen there, or may not without tokens, or if Redis refuses.
     """
+    logs.as_json(settings)  # what is refused here is a line of that, too
     guarded = bool(settings.api_tokens)
     serving.refuse_open(settings, "api", guarded=guarded, who="read the rounds")
     store = Store(settings)

@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from shared import serving
+from shared import logs, serving
 from shared.api import create_app as status_api
 from shared.errors import PoCError, StoreFailed
 from shared.gateway import tls
@@ -88,6 +88,7 @@ def serve(settings: Settings, *, with_api: bool = False) -> None:
 
     Raises `ConfigError` if it can't listen there, may not without tokens, or if Redis refuses.
     """
+    logs.as_json(settings)  # what is refused here is a line of that, too
     known = bool(settings.gateway_tls_client_ca)
     tokens = bool(settings.gateway_tokens)
     serving.refuse_open(settings, "gateway", guarded=known or tokens, who="command the node")

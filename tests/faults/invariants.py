@@ -31,6 +31,7 @@ DELIVERY = ("callbacks_pending", "callbacks_delivered", "callbacks_refused", "ca
 #: open validations come on top; everything else must be empty or have a time to live.
 STAYING = (
     "status", "clock", "kept", "outbox", "callbacks", "totals", "outcomes", "workers", "takers",
+    "schemes",
 )  # fmt: skip
 OF_CURRENT_ROUND = (
     "round", "nonces", "found", "run", "history", "histogram", "claims", "leases",
