@@ -4,8 +4,8 @@
     python benchmarks/generator.py --device cuda
 
 Each part of a nonce but its forward: inputs, permutation, distance. Both sides take turns, and the
-ratio is the median over turns side by side. On a GPU ours are the kernels that rounds use. Prints a
-table, and JSON last.
+ratio is the median over turns side by side. On a GPU ours are the kernels that rounds use, and the
+time that they alone take is shown as well. Prints a table, and JSON last.
 """
 
 from __future__ import annotations
@@ -52,18 +52,38 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
+    on_gpu = options.device.startswith("cuda")
     for name, (ours, published) in _parts(options).items():
-        rates = interleave([ours, published], options.seconds, options.rounds)
-        mine, theirs = rates[ours.name], rates[published.name]
+        turns = interleave([ours, published], options.seconds, options.rounds)
+        mine, theirs = turns[ours.name], turns[published.name]
         figures[name] = {
             "ours": round(mine.median, 2),
             "published": round(theirs.median, 2),
             "ratio": round(mine.over(theirs), 2),
         }
-    print(f"{'nonces per second':20} {'ours':>10} {'published':>10} {'ratio':>7}")
+        if on_gpu:
+            figures[name]["kernels_ms"] = round(_kernels_ms(ours.compute), 4)
+    more = f" {'ms of our kernels':>18}" if on_gpu else ""
+    print(f"{'nonces per second':20} {'ours':>10} {'published':>10} {'ratio':>7}{more}")
     for name, each in figures.items():
-        print(f"{name:20} {each['ours']:10,.1f} {each['published']:10,.1f} {each['ratio']:7.2f}")
+        more = f" {each['kernels_ms']:18.3f}" if on_gpu else ""
+        rates = f"{each['ours']:10,.1f} {each['published']:10,.1f} {each['ratio']:7.2f}"
+        print(f"{name:20} {rates}{more}")
     print(json.dumps(vars(options) | figures))
+
+
+def _kernels_ms(compute: Callable[[], Any], times: int = 20) -> float:
+    """Milliseconds that the GPU's kernels take for one tile, whatever its host takes."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    compute()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(times):
+            compute()
+        torch.cuda.synchronize()
+    return sum(each.self_device_time_total for each in seen.key_averages()) / times / 1000
 
 
 def _parts(options: argparse.Namespace) -> dict[str, tuple[Part, Part]]:

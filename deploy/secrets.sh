@@ -20,5 +20,6 @@ fi
   echo "POC_FLOWER_PASSWORD=$(token)"
   echo "POC_GRAFANA_PASSWORD=$(token)"
   echo "POC_API_TOKENS=$(token)"
+  echo "POC_GATEWAY_TOKENS=$(token)"
   echo "POC_CALLBACK_SECRET=$(head -c 32 /dev/urandom | base64)"
 } > .env

@@ -60,7 +60,9 @@ user worker on "#$worker" -@all \
 user controller on "#$controller" -@all $look +@transaction $status \
   "(-@all" +lpush +llen "~$queue)" "(-@all" +llen "~$queue$priorities)" \
   "(-@all" +sadd "~_kombu.binding.$queue" "~_kombu.binding_permanent.$queue)" \
-  "(-@all" +get +mget "%R~celery-task-meta-*)" \
+  "(-@all" +get +mget "%R~celery-task-meta-*" "%R~$node:expected:*)" \
+  "(-@all" +set "~$node:expected:*)" \
+  "(-@all" +xlen "%R~$node:outbox)" \
   "(-@all" +subscribe +unsubscribe "&celery-task-meta-*)" \
   "(-@all" +publish "&/0.celeryev/task.sent)"
 user api on "#$api" -@all $look +@transaction $status \

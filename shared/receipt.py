@@ -76,7 +76,7 @@ class Receipt(Frozen):
     software: str
     namespace: str
     #: Unix time by Redis' clock.
-    made_at: float
+    made_at: float = Field(ge=0, le=1e11)
     #: Config, counts, times, rates, callbacks, and the profile of what computed it: the status
     #: without its list of nonces.
     round: RoundStatus

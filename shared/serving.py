@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
@@ -23,8 +24,10 @@ from shared.store import Store, admitted
 
 #: Connections at a time; more are told to come back. Each poller has one, and so has each page.
 MAX_CONNECTIONS = 500
-#: Seconds that answers may still take when the process ends; a client that does not read is cut.
+#: Seconds that answers may still take when the process ends.
 GRACE_S = 5
+#: Seconds in which a client must have read something then, or it is cut.
+READS_S = 0.5
 #: Seconds after which a client that was told 429 or 503 may ask again.
 RETRY_AFTER_S = 1
 
@@ -70,11 +73,12 @@ def serve(
     part: str,
     title: str,
     at_end: Callable[[], None] = lambda: None,
-    **tls: Any,
+    over_tls: type[asyncio.Protocol] | None = None,
 ) -> None:
     """Serve `app` where the settings of `part` (api, gateway) say, until SIGINT or SIGTERM.
 
-    A port of 0 is any free one. `at_end` is called before what is under way is waited for.
+    A port of 0 is any free one. `at_end` is called before what is under way is waited for, and
+    `over_tls` is what speaks https.
     Raises `ConfigError` if it can't listen there.
     """
     host, port = getattr(settings, f"{part}_host"), getattr(settings, f"{part}_port")
@@ -95,12 +99,12 @@ def serve(
         limit_concurrency=MAX_CONNECTIONS,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
-        **tls,
+        http=over_tls or "auto",
     )
     host, port = listener.getsockname()[:2]
     place = f"[{host}]" if ":" in host else host
     log = logging.getLogger("uvicorn.error")
-    log.info("the %s listens on http%s://%s:%d", title, "s" if tls else "", place, port)
+    log.info("the %s listens on http%s://%s:%d", title, "s" if over_tls else "", place, port)
     # uvicorn ends in order and then lets the signal have its usual effect: ours is none.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish
@@ -118,7 +122,23 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._at_end()
-        await super().shutdown(sockets)
+        cutting = asyncio.create_task(self._cut_who_does_not_read())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutting.cancel()
+
+    async def _cut_who_does_not_read(self) -> None:
+        """End connections of which nothing is taken: what is to be sent there keeps them open."""
+        before: dict[Any, int] = {}
+        while True:
+            transports = [each.transport for each in self.server_state.connections]
+            left = {each: each.get_write_buffer_size() for each in transports if each}
+            for transport, size in left.items():
+                if size and size == before.get(transport):
+                    transport.abort()
+            before = left
+            await asyncio.sleep(READS_S)
 
 
 def _is_loopback(host: str) -> bool:

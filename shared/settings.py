@@ -103,7 +103,7 @@ def _receivers(text: str) -> str:
 
 #: Variables of docker-compose.yml and deploy/ that no process of ours reads.
 _COMPOSE = re.compile(
-    r"POC_(REDIS_[A-Z]+_PASSWORD|REDIS_PORT|MODELS_DIR|(FLOWER|DOCKER|PROMETHEUS|GRAFANA)_[A-Z]+)"
+    r"POC_(REDIS_[A-Z]+_PASSWORD|REDIS_PORT|MODELS_DIR|(FLOWER|DOCKER|PROMETHEUS|GRAFANA|PROXY)_[A-Z]+)"
 )
 
 
@@ -185,7 +185,11 @@ class Settings(BaseModel):
         "127.0.0.1", description="vllm: address that it serves its OpenAI-compatible API on"
     )
     serve_port: int | None = Field(
-        None, ge=0, le=65535, description="vllm: port of that API, which is off without one"
+        None,
+        ge=0,
+        le=65535,
+        description="vllm: port of that API, which is off without one; with POC_GPU=all the first "
+        "worker's, and the others have those after it",
     )
     model_fingerprint: str | None = Field(
         None, description="the only model fingerprint that workers may have"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from shared.schemes import Verdict
 from shared.store import Ask, Chunk, ComputedValidation, Store
 
 
-def claim_chunk(store: Store, worker: str, token: str) -> Chunk | None:
+def claim_chunk(
+    store: Store, worker: str, token: str, schemes: Collection[str] | None = None
+) -> Chunk | None:
     """The next chunk, or None."""
-    work = store.work.claim(Ask(worker, token, ("chunk",)))
+    work = store.work.claim(Ask(worker, token, ("chunk",), schemes=schemes))
     assert work is None or isinstance(work, Chunk)
     return work
 

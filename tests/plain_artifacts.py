@@ -31,11 +31,18 @@ class PlainModel:
 
     @torch.inference_mode()
     def vectors(
-        self, block_hash: str, public_key: str, nonces: Sequence[int], seq_len: int
+        self,
+        block_hash: str,
+        public_key: str,
+        nonces: Sequence[int],
+        seq_len: int,
+        *,
+        strong_rng: bool = False,
     ) -> list[list[float]]:
         """Of each nonce K numbers."""
+        size, dtype = self.hidden_size, self._model.dtype
         inputs = gpu_random.generate_inputs(
-            block_hash, public_key, nonces, self.hidden_size, seq_len, "cpu", self._model.dtype
+            block_hash, public_key, nonces, size, seq_len, "cpu", dtype, strong_rng
         )
         hooks = [
             layer.register_forward_hook(

@@ -8,20 +8,22 @@ from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+Answer = int | str | tuple[int, str]
+
 
 class Receiver(ThreadingHTTPServer):
     """It answers 200, or what `answers` holds, one a request.
 
-    An answer is a status, "hang" (none until the receiver closes), "drip" (headers without an
-    end), or "hold" (200 once it is let go).
+    An answer is a status, a status with a body, "hang" (none until the receiver closes), "drip"
+    (headers without an end), or "hold" (200 once it is let go).
     """
 
     daemon_threads = True
 
-    def __init__(self, *answers: int | str, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(self, *answers: Answer, host: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__((host, port), _Handler)
         self.answers = deque(answers)
-        self.always: int | str = 200
+        self.always: Answer = 200
         #: A body that holds this gets 500, always.
         self.poison = b"no body holds this"
         self.closing, self.let_go = threading.Event(), threading.Event()
@@ -42,6 +44,12 @@ class Receiver(ThreadingHTTPServer):
     def nonces(self) -> list[int]:
         """What it was told, once each however often."""
         return sorted({n for body in self.bodies("/poc/generated") for n in body["nonces"]})
+
+    def answer(self, path: str, body: bytes) -> Answer:
+        """What a request gets; one at a time."""
+        if self.poison in body:
+            return 500
+        return self.answers.popleft() if self.answers else self.always
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A sender that hung up is no news."""
@@ -69,9 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with self.server.lock:
             self.server.requests.append((self.path, dict(self.headers), body))
-            answer = self.server.answers.popleft() if self.server.answers else self.server.always
-        if self.server.poison in body:
-            answer = 500
+            answer = self.server.answer(self.path, body)
         if answer == "hang":
             self.server.closing.wait(60)
             self.close_connection = True
@@ -83,11 +89,12 @@ class _Handler(BaseHTTPRequestHandler):
             if answer == "hold":
                 self.server.let_go.wait(60)
                 answer = 200
-            self.send_response(int(answer))
+            status, said = answer if isinstance(answer, tuple) else (int(answer), "{}")
+            self.send_response(status)
             self.send_header("Location", "/elsewhere")
-            self.send_header("Content-Length", "2")
+            self.send_header("Content-Length", str(len(said)))
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(said.encode())
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nobody reads it."""

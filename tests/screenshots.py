@@ -2,7 +2,8 @@
 
     PYTHONPATH=.:tests python -m screenshots
 
-It runs `poc demo --stay`, waits until a round has a course to show, and ends it. Needs Chromium.
+For each scheme it runs `poc demo --stay`, waits until a round has a course to show, and ends it.
+Needs Chromium.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from chromium import chromium
 from support import ROOT
 
 IMAGES = ROOT / "docs" / "images"
-#: Name, colours, width, height of each picture.
-PICTURES = (
-    ("page-light", "light", 1180, 760),
-    ("page-dark", "dark", 1000, 1240),
-    ("page-phone", "dark", 390, 844),
-)
+#: Name, colours, width, height of each picture, by the scheme of the round that it shows.
+PICTURES = {
+    "distance": (
+        ("page-light", "light", 1180, 760),
+        ("page-dark", "dark", 1000, 1240),
+        ("page-phone", "dark", 390, 844),
+    ),
+    "artifact": (("page-artifact", "light", 1000, 1040),),
+}
 
 
 def main() -> None:
@@ -37,21 +41,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=45, help="of the round that is shown")
-    parser.add_argument("--url", help="of a page that is there; no node is run")
     options = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     with chromium() as browser:
-        if options.url:
-            take(browser, options.url)
-            return
-        with demo() as url:
-            time.sleep(options.seconds)
-            take(browser, url)
+        for scheme in PICTURES:
+            with demo(scheme) as url:
+                time.sleep(options.seconds)
+                take(browser, url, scheme)
 
 
-def take(browser: Browser, url: str) -> None:
+def take(browser: Browser, url: str, scheme: str) -> None:
     """Each picture, once the page shows a round."""
-    for name, colours, width, height in PICTURES:
+    for name, colours, width, height in PICTURES[scheme]:
         page = browser.new_page(
             color_scheme=colours,  # type: ignore[arg-type]
             viewport={"width": width, "height": height},
@@ -66,9 +67,10 @@ def take(browser: Browser, url: str) -> None:
 
 
 @contextmanager
-def demo() -> Iterator[str]:
+def demo(scheme: str) -> Iterator[str]:
     """A node whose rounds go on; gives its page's address."""
-    command = [sys.executable, "-m", "worker.cli", "demo", "--seconds", "10", "--stay"]
+    words = "demo", "--seconds", "10", "--stay", "--scheme", scheme
+    command = [sys.executable, "-m", "worker.cli", *words]
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout

@@ -57,7 +57,7 @@ class SignsVerdict(Verdict):
         return self.signs
 
     @property
-    def judged_by(self) -> str:
+    def limits(self) -> str:
         return "signs"
 
 

@@ -185,11 +185,8 @@ class PoCManager:
             raise InvalidRequest(
                 f"seq_len={config.seq_len}: the model computes at most {longest} positions"
             )
-        if config:
-            info = self.engine.info
-            why = info.without.get(config.scheme) or config.terms.refusal_of_model(info.hidden_size)
-            if why:
-                raise InvalidRequest(why)
+        if config and (why := self.engine.info.refusal_of(config.terms)):
+            raise InvalidRequest(why)
         # What its name resolves to is looked at when something is sent.
         url = config and config.callback_url
         if url and (why := self._receivers.refusal_of_url(url)):

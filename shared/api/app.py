@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 
 from shared import serving
-from shared.api.events import Feed
+from shared.api.events import Feed, GoneClients
 from shared.api.limits import Limits
 from shared.api.page import add_page
 from shared.api.routes import INTEGERS, health, metrics, rounds
@@ -42,6 +42,7 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
     app.state.feed = Feed(reads.overview)
     app.state.tokens = serving.Tokens(settings.api_tokens)
     app.add_middleware(Limits, rate=settings.api_rate, prefix=settings.api_root_path)
+    app.add_middleware(GoneClients)
     app.include_router(rounds)
     app.include_router(metrics)
     app.include_router(health)

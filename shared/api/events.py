@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
 
+from anyio import BrokenResourceError
 from fastapi import Depends, HTTPException, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.api.limits import ASKED_BY
 from shared.api.routes import rounds
@@ -135,6 +137,20 @@ class Feed:
     def _wake(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
+
+
+class GoneClients:
+    """Lets a page go in peace: it is no error that something was still on its way to it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as `app` does."""
+        try:
+            await self._app(scope, receive, send)
+        except* BrokenResourceError:
+            _log.debug("a page went while it was told something")
 
 
 async def _following(request: Request) -> AsyncIterator[Feed]:

@@ -7,6 +7,7 @@ and reads the store, and keeps nothing itself: several may run, and each answers
     node       what becomes of it: rounds, jobs, status
     routes     which path is which
     access     who may ask, how often, and how much
+    tls        https, and whose certificate a client shows
     app        the app, and the process that serves it
 
     POST /api/v1/inference/pow/init/generate    begin a round

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import re
 
 from fastapi.responses import JSONResponse
 from limits import RateLimitItemPerSecond
@@ -11,15 +13,24 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared.gateway.tls import CERTIFICATE
 from shared.serving import RETRY_AFTER_S, Tokens
 from shared.settings import Settings
 
 #: Bytes of a body at most: twice what 100,000 claims need. And of all bodies at a time.
 MAX_BODY, MAX_BODIES = 16 * 2**20, 64 * 2**20
+#: Bytes of a body that is not left to the next collection: a refusal's traceback holds on to it.
+LARGE = 2**20
+_TOO_LONG = 413, f"a body may have {MAX_BODY} bytes"
 #: Seconds that a body has to come.
 BODY_S = 30.0
-#: Health is for everybody: a supervisor must not take a busy process for a dead one.
-_OPEN = frozenset({"/livez", "/readyz", "/health"})
+#: Health is for everybody: a supervisor must not take a busy process for a dead one. So is the
+#: gate, which a proxy asks for whoever chats: it tells no more than a refusal of chat does.
+_OPEN = frozenset({"/livez", "/readyz", "/health", "/api/v1/gate"})
+
+#: What controllers put before each path when the network has named a version of its node software:
+#: `/v3.0.13/api/v1/state`.
+_VERSION = re.compile(r"^/v\d+\.\d[^/]*(?=/)")
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +55,15 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": _VERSION.sub("", scope["path"])}
         if refusal := self._refusal(scope):
             await self._refuse(scope, receive, send, *refusal)
             return
         if scope["method"] in ("GET", "HEAD"):
             await self._app({**scope, "method": "GET"}, receive, send)
+            return
+        if _length(scope) > MAX_BODY:  # it need not be sent, then
+            await self._refuse(scope, receive, send, *_TOO_LONG)
             return
         body = bytearray()
         try:
@@ -58,6 +73,8 @@ class Access:
                 await self._app(_as_json(scope), _of(bytes(body), receive), send)
         finally:
             self._held -= len(body)
+            if len(body) > LARGE:
+                gc.collect()
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         if scope["path"] in _OPEN:
@@ -87,11 +104,13 @@ class Access:
                 more = True
                 while more:
                     message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return 400, "its sender hung up before its end"
                     part = message.get("body", b"")
                     body += part
                     self._held += len(part)
                     if len(body) > MAX_BODY:
-                        return 413, f"a body may have {MAX_BODY} bytes"
+                        return _TOO_LONG
                     if self._held > MAX_BODIES:
                         return 429, "too many large bodies at a time"
                     more = message.get("more_body", False)
@@ -102,13 +121,20 @@ class Access:
     async def _refuse(
         self, scope: Scope, receive: Receive, send: Send, status: int, why: str
     ) -> None:
-        log.warning("%s %s of %s: %d, %s", scope["method"], scope["path"], _who(scope), status, why)
+        known = scope.get("state", {}).get(CERTIFICATE)
+        who = f"{_who(scope)} ({known})" if known else _who(scope)
+        log.warning("%s %s of %s: %d, %s", scope["method"], scope["path"], who, status, why)
         headers = {"Connection": "close"}
         if status == 429:
             headers["Retry-After"] = str(RETRY_AFTER_S)
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         await JSONResponse({"detail": why}, status, headers)(scope, receive, send)
+
+
+def _length(scope: Scope) -> int:
+    """What is said of it; nothing of one that comes in chunks. The server has checked that."""
+    return int(dict(scope["headers"]).get(b"content-length", b"0"))
 
 
 def _who(scope: Scope) -> str:

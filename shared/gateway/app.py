@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +14,8 @@ from starlette.routing import Mount
 
 from shared import serving
 from shared.api import create_app as status_api
-from shared.errors import ConfigError, PoCError, StoreFailed
+from shared.errors import PoCError, StoreFailed
+from shared.gateway import tls
 from shared.gateway.access import Access
 from shared.gateway.node import Node, Refused
 from shared.gateway.routes import others, proofs
@@ -99,15 +97,16 @@ def serve(settings: Settings, *, with_api: bool = False) -> None:
         )
         tokens = bool(settings.api_tokens)
         serving.refuse_open(settings, "api", guarded=known or tokens, who="read the rounds")
-    tls = _tls(settings)
+    context = tls.context_of(settings)
+    protocol = tls.protocol_over(context) if context else None
     store = Store(settings)
     serving.ask_redis(store)
     app = create_app(settings, store)
     if not with_api:
-        serving.serve(app, settings, "gateway", "gateway", **tls)
+        serving.serve(app, settings, "gateway", "gateway", over_tls=protocol)
         return
     api = status_api(settings)
-    serving.serve(_both(app, api), settings, "gateway", "gateway", api.state.feed.end, **tls)
+    serving.serve(_both(app, api), settings, "gateway", "gateway", api.state.feed.end, protocol)
 
 
 def _both(gateway: FastAPI, api: FastAPI) -> Starlette:
@@ -122,31 +121,6 @@ def _both(gateway: FastAPI, api: FastAPI) -> Starlette:
             yield
 
     return Starlette(routes=[Mount(BESIDE, api), Mount("", gateway)], lifespan=lifespan)
-
-
-def _tls(settings: Settings) -> dict[str, Any]:
-    """The options of a server with the certificates that are set; none without any."""
-    files = {
-        "ssl_certfile": settings.gateway_tls_cert,
-        "ssl_keyfile": settings.gateway_tls_key,
-        "ssl_ca_certs": settings.gateway_tls_client_ca,
-    }
-    if not settings.gateway_tls_cert:
-        return {}
-    for name, path in files.items():
-        if path and not Path(path).is_file():
-            variable = {"ssl_certfile": "CERT", "ssl_keyfile": "KEY", "ssl_ca_certs": "CLIENT_CA"}
-            raise ConfigError(f"POC_GATEWAY_TLS_{variable[name]}={path}: there is no such file")
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            str(settings.gateway_tls_cert), settings.gateway_tls_key
-        )
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY can't be used together: {error}"
-        ) from None
-    required = ssl.CERT_REQUIRED if settings.gateway_tls_client_ca else ssl.CERT_NONE
-    return files | {"ssl_cert_reqs": required}
 
 
 def _printable(text: object) -> object:

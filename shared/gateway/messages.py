@@ -1,14 +1,15 @@
 """What callers of the network send, and what it means here. Source: the network's second contract.
 
 Unknown fields are ignored, as its own nodes do, except in `params` and `stat_test`: one that is
-not obeyed there would change what is computed, or who is called a fraud.
+not obeyed there would change what is computed, or who is called a fraud. Of many wrong ones in a
+list the first is named: a body has room for millions, and to name them all would take a minute.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from shared.config import MAX_NODE_COUNT, HttpUrl, PoCConfig
 from shared.schemes.artifact import (
@@ -21,17 +22,35 @@ from shared.schemes.artifact import (
 from shared.wire import MAX_NONCE as MAX_HEIGHT
 from shared.wire import Name, Strict
 
+#: Fields of an object that may have no unknown ones, beyond which these are not even named.
+MAX_FIELDS = 20
 
-class Params(Strict):
+
+class _Closed(Strict):
+    """What is unknown is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, sent: Any) -> Any:
+        if isinstance(sent, dict) and len(sent) > MAX_FIELDS:
+            raise ValueError(f"has {len(sent)} fields, of which most are unknown")
+        return sent
+
+
+class Params(_Closed):
     """What the network agreed on."""
 
     model: Name = Field(description="the model's name on the network")
     seq_len: int = Field(ge=1, le=1_048_576, description="positions of one forward")
 
 
-class _Asked(BaseModel):
+class _Open(BaseModel):
+    """What is unknown is ignored."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
+
+class _Asked(_Open):
     block_hash: Name
     block_height: int = Field(ge=0, le=MAX_HEIGHT)
     public_key: Name
@@ -69,20 +88,20 @@ class InitBody(_Asked):
         return self._config(ArtifactTerms(), batch_size=batch_size, **node)
 
 
-class Claim(Strict):
+class Claim(_Open):
     """A nonce, and the vector that is claimed for it."""
 
     nonce: int
     vector_b64: str
 
 
-class Claims(Strict):
+class Claims(_Open):
     """What is to be judged."""
 
-    artifacts: list[Claim]
+    artifacts: Annotated[list[Claim], FailFast()]
 
 
-class StatTest(Strict):
+class StatTest(_Closed):
     """What claims are judged by; what is left out is as in a config of the scheme."""
 
     dist_threshold: float | None = Field(default=None, gt=0, le=2)
@@ -101,13 +120,20 @@ class StatTest(Strict):
 class GenerateBody(_Asked):
     """A job: some nonces, whose vectors are asked for, or are claimed and to be judged."""
 
-    nonces: list[Annotated[int, Field(ge=0, le=MAX_NONCE)]] = Field(min_length=1)
+    nonces: Annotated[list[Annotated[int, Field(ge=0, le=MAX_NONCE)]], FailFast()] = Field(
+        min_length=1
+    )
     wait: bool = Field(default=False, description="answer when it has ended")
     validation: Claims | None = None
     stat_test: StatTest | None = None
     batch_size: int | None = Field(
         default=None, description="not used: the node takes what its device can"
     )
+
+    @property
+    def size(self) -> int:
+        """How many nonces it names, or claims; repeated ones count."""
+        return max(len(self.nonces), len(self.validation.artifacts) if self.validation else 0)
 
     @property
     def claims_others(self) -> bool:

@@ -8,6 +8,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 
@@ -37,7 +38,7 @@ T = TypeVar("T")
 Answer = dict[str, Any]
 
 #: Seconds until whoever did not ask to wait has an answer, and of these what a worker has.
-ANSWER_S, COMMAND_S = 1.8, 1.4
+ANSWER_S, COMMAND_S = 1.6, 1.3
 #: Seconds for which a round that began too late is withdrawn.
 WITHDRAW_S = 600.0
 #: The longest that a caller may wait for a job: what the network's controller waits, nearly.
@@ -74,6 +75,9 @@ class Node:
         self._withdraws = AsyncPoCClient(settings, WITHDRAW_S)
         self._receivers = Receivers.of(settings.callback_allow)
         self._background: set[asyncio.Task[None]] = set()
+        #: When a request must have its answer, by the loop's clock, however much it waits for in
+        #: turn; from the first of that on. Each has a task of its own.
+        self._answer_by: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
     async def aclose(self) -> None:
         """Give the connections back."""
@@ -163,7 +167,7 @@ class Node:
         self._check(asked, await self._workers())
         if asked.claims_others:
             raise Refused(400, "validation.artifacts nonces must match nonces field")
-        await self._check_room(len(asked.nonces))
+        await self._check_room(asked.size)
         try:
             batch, config = asked.batch, asked.config(self._settings.gateway_batch_size)
         except ValidationError as error:
@@ -306,8 +310,10 @@ class Node:
 
     async def _soon(self, answer: Awaitable[T]) -> T:
         """What is waited for as long as a caller may; `NoAnswer` after that."""
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+        answer_by = self._answer_by.setdefault(task, task.get_loop().time() + ANSWER_S)
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout_at(answer_by):
                 return await answer
         except TimeoutError:
             raise NoAnswer("nothing came in time") from None

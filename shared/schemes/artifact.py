@@ -15,7 +15,14 @@ from math import dist, inf, isfinite
 from struct import unpack
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    FailFast,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from shared.odds import at_least
 from shared.schemes.base import Batch, Body, Ended, Proof, Terms, Verdict, whose
@@ -65,7 +72,7 @@ class Artifact(Strict):
 
 
 class _Artifacts(Strict):
-    artifacts: list[Artifact] = Field(max_length=MAX_PROOF_NONCES)
+    artifacts: Annotated[list[Artifact], FailFast()] = Field(max_length=MAX_PROOF_NONCES)
 
 
 def numbers_of(vector: str, k_dim: int) -> tuple[float, ...] | None:
@@ -162,7 +169,7 @@ class ComputedArtifacts(_Recomputed):
         """Nobody is judged."""
 
     @property
-    def judged_by(self) -> str:
+    def limits(self) -> str:
         """Nothing was claimed."""
         return ""
 
@@ -193,13 +200,9 @@ class ValidatedArtifacts(_Recomputed):
         return Ended.of(self.n_total, self.n_mismatch, self.p_value, self.fraud_detected, apart)
 
     @property
-    def judged_by(self) -> str:
+    def limits(self) -> str:
         """How far a claim may be off, and how many may be."""
-        name = self.threshold_key or "p_value_threshold"
-        return (
-            f"dist_threshold {self.dist_threshold:g}, p_mismatch {self.p_mismatch:g}, "
-            f"{name} {self.p_value_threshold:g}"
-        )
+        return _limits(self)
 
 
 class ArtifactTerms(Terms):
@@ -209,6 +212,7 @@ class ArtifactTerms(Terms):
     in_status = ("k_dim", "dist_threshold", "p_mismatch", "p_value_threshold")
     max_nonce = MAX_NONCE
     may_miss = 0.1
+    cheat_rate = 0.2
     batch = ArtifactBatch
 
     k_dim: int = Field(default=K_DIM, ge=1, le=MAX_K_DIM, description="numbers in a vector")
@@ -284,10 +288,7 @@ class ArtifactTerms(Terms):
     @property
     def limits(self) -> str:
         """How far a claim may be off, and how many may be."""
-        return (
-            f"dist_threshold {self.dist_threshold:g}, p_mismatch {self.p_mismatch:g}, "
-            f"p_value_threshold {self.p_value_threshold:g}"
-        )
+        return _limits(self)
 
     @property
     def title(self) -> str:
@@ -432,3 +433,10 @@ class ArtifactHead(Strict):
 def _with(document: str, **fields: Any) -> str:
     """A JSON object with more fields behind its own."""
     return f"{document[:-1]},{json.dumps(fields)[1:]}"
+
+
+def _limits(of: ArtifactTerms | ValidatedArtifacts) -> str:
+    return (
+        f"dist_threshold {of.dist_threshold:g}, p_mismatch {of.p_mismatch:g}, "
+        f"{of.threshold_key or 'p_value_threshold'} {of.p_value_threshold:g}"
+    )

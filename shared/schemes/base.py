@@ -97,8 +97,8 @@ class Verdict(Strict, ABC):
 
     @property
     @abstractmethod
-    def judged_by(self) -> str:
-        """The limits, in a few words."""
+    def limits(self) -> str:
+        """What it was judged by, in a few words; empty if nobody is judged."""
 
     if TYPE_CHECKING:
         # Each scheme declares them where JSON is to have them.
@@ -150,12 +150,20 @@ class Terms(Strict, ABC):
     has_distances: ClassVar[bool] = False
     #: The share of a batch that may be missing in a verdict: nonces that we could not compute.
     may_miss: ClassVar[float] = 0.0
+    #: How many of a cheat's claims are taken to be wrong, where nobody says: more than honest ones.
+    cheat_rate: ClassVar[float] = 0.05
     batch: ClassVar[type[Batch]]
 
     @classmethod
     def known(cls) -> set[str]:
         """The names of its fields on the wire, other names for them included."""
         return {*cls.model_fields}
+
+    @classmethod
+    def usual(cls) -> Self:
+        """As they are where nothing is said, to look at fields that have a default: others lack."""
+        construct: Any = cls.model_construct  # which mypy wants to have them
+        return construct()  # type: ignore[no-any-return]
 
     @property
     def parameters(self) -> dict[str, int]:

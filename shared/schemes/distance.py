@@ -112,12 +112,9 @@ class ValidatedBatch(Verdict):
         return self.dist
 
     @property
-    def judged_by(self) -> str:
+    def limits(self) -> str:
         """The target and its tolerance."""
-        return (
-            f"r_target {self.r_target:g}, tolerance {self.dist_tolerance:g}, "
-            f"p_mismatch {self.p_mismatch:g}, fraud_threshold {self.fraud_threshold:g}"
-        )
+        return _limits(self)
 
     @classmethod
     def judge(
@@ -212,11 +209,7 @@ class Distance(Terms):
     @property
     def limits(self) -> str:
         """The target and its tolerance."""
-        return (
-            f"r_target {self.r_target:g}, p_mismatch {self.p_mismatch:g}, fraud_threshold "
-            f"{self.fraud_threshold:g}, dist_tolerance {self.dist_tolerance:g}, submit_margin "
-            f"{self.submit_margin:g}"
-        )
+        return _limits(self)
 
     @property
     def title(self) -> str:
@@ -270,3 +263,11 @@ class Distance(Terms):
     def loaded(text: str) -> float:
         """The distance."""
         return float(text)
+
+
+def _limits(of: Distance | ValidatedBatch) -> str:
+    return (
+        f"r_target {of.r_target:g}, p_mismatch {of.p_mismatch:g}, fraud_threshold "
+        f"{of.fraud_threshold:g}, dist_tolerance {of.dist_tolerance:g}, submit_margin "
+        f"{of.submit_margin:g}"
+    )

@@ -18,7 +18,7 @@ class Ask:
 
     So it can ask again when the answer was lost, and gets the same. A round that began with a
     model of another `fingerprint`, or one of another scheme than `schemes`, gives nothing, and says
-    so in its error.
+    so in its error. Nor does a validation of another scheme, while a worker lives that computes it.
     """
 
     worker: str

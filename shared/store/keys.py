@@ -116,6 +116,7 @@ KEYS: dict[str, Key] = {
     ),
     "workers": Key("zset", "worker -> last heartbeat, ms", _NAMESPACE),
     "worker": Key("hash", "a worker's device, rate, ...", _ALIVE, "worker"),
+    "schemes": Key("zset", "scheme -> until when a worker lives that computes it, ms", _NAMESPACE),
     "model": Key("hash", "the model of the namespace", _ALIVE),
     "reference": Key(
         "hash",

@@ -139,6 +139,7 @@ class Validations:
                 "command": command,
                 "batch": batch.model_dump_json(),
                 "config": config and config.model_dump_json(),
+                "scheme": batch.scheme_name,
                 "total": len(batch),
                 "chunks": [(at, min(size, len(batch) - at)) for at in range(0, len(batch), size)],
                 "refusal": refusal and as_fields(refusal),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -49,6 +49,7 @@ class Workers:
         *,
         takes_over: bool = False,
         counted: tuple[str, Mapping[int, int]] | None = None,
+        schemes: Collection[str] = (),
     ) -> Reference | None:
         """Show that `worker` lives, renew its leases and the round's clocks.
 
@@ -58,6 +59,8 @@ class Workers:
 
         `instance` tells its process from others of that name. Raises `NameTaken`, with the time of
         the holder's last heartbeat, unless this process `takes_over`.
+
+        `schemes` are those that it computes: a chunk of one that no live worker does is given up.
 
         `counted` is a round, and how many of its nonces have distances in which bin (see
         `shared.histogram`). After a lost answer it may count twice: it is only to be looked at.
@@ -72,6 +75,7 @@ class Workers:
             model=flat(model),
             fields=flat(fields),
             tokens=list(tokens),
+            schemes=sorted(schemes),
             distances=json.dumps(list(distances)) if distances else None,
             counted=counted and {"round": counted[0], "bins": list(chain(*counted[1].items()))},
             reference_s=REFERENCE_S,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -26,10 +28,17 @@ NEEDED = {
     "POC_FLOWER_PASSWORD": "for-flower",
     "POC_GRAFANA_PASSWORD": "for-grafana",
     "POC_API_TOKENS": "a-token-of-some-length",
+    "POC_GATEWAY_TOKENS": "another-token-of-some-length",
     **{f"POC_REDIS_{user.upper()}_PASSWORD": f"for-{user}" for user in REDIS_USERS},
 }
 WORKERS = {"worker-gpu0": "0", "worker-gpu1": "1"}
-MONITORING = {"prometheus", "grafana"}
+#: What comes only with a profile.
+PROFILES = {
+    "prometheus": "monitoring",
+    "grafana": "monitoring",
+    "gateway": "network",
+    "proxy": "network",
+}
 
 
 def compose(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +65,8 @@ def _has_compose() -> None:
 @pytest.fixture(scope="module")
 def services(_has_compose: None) -> dict[str, Any]:
     """Every service, with what the file leaves to defaults filled in."""
-    done = compose("--profile", "monitoring", "config", "--format", "json", **NEEDED)
+    profiles = [word for each in {*PROFILES.values()} for word in ("--profile", each)]
+    done = compose(*profiles, "config", "--format", "json", **NEEDED)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["services"]
     return found
@@ -65,13 +75,12 @@ def services(_has_compose: None) -> dict[str, Any]:
 def test_a_whole_node(services: dict[str, Any]) -> None:
     """Redis, a worker for each GPU, the API and Flower, which all wait for Redis.
 
-    On request Prometheus and Grafana, too.
+    On request Prometheus and Grafana, and the gateway behind its proxy, too.
     """
-    node = {"redis", *WORKERS, "api", "flower"}
-    assert set(services) == node | MONITORING
+    assert set(services) == {"redis", *WORKERS, "api", "flower", *PROFILES}
     for name, service in services.items():
-        assert service.get("profiles", []) == (["monitoring"] if name in MONITORING else [])
-        if name in node - {"redis"}:
+        assert service.get("profiles", []) == ([PROFILES[name]] if name in PROFILES else [])
+        if name in {*WORKERS, "api", "flower", "gateway"}:
             assert service["depends_on"]["redis"]["condition"] == "service_healthy"
 
 
@@ -86,6 +95,7 @@ def test_ports_are_open_on_this_machine_only(services: dict[str, Any]) -> None:
         "redis": [("127.0.0.1", "6379", 6379)],
         "api": [("127.0.0.1", "8080", 8080)],
         "flower": [("127.0.0.1", "5555", 5555)],
+        "proxy": [("127.0.0.1", "8200", 8200)],
         "prometheus": [("127.0.0.1", "9090", 9090)],
         "grafana": [("127.0.0.1", "3000", 3000)],
     }
@@ -111,12 +121,13 @@ def test_workers_don_t_share_a_name(services: dict[str, Any]) -> None:
     assert len(names) == len(WORKERS)
 
 
-@pytest.mark.parametrize("name", [*WORKERS, "api"])
+@pytest.mark.parametrize("name", [*WORKERS, "api", "gateway"])
 def test_every_setting_is_handed_on_and_secrets_are_kept_apart(name: str) -> None:
     """After a change of the settings: change `x-settings`. Needs no Docker."""
     file = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
     given = {key for key in file["services"][name]["environment"] if key.startswith("POC_")}
-    own = {"redis_url", "api_tokens" if name == "api" else "callback_secret"}
+    tokens = {"api": {"api_tokens"}, "gateway": {"gateway_tokens", "gateway_read_tokens"}}
+    own = {"redis_url"} | tokens.get(name, {"callback_secret"})
     # Receipts are made where the operator is.
     secrets = {"redis_url", "api_tokens", "callback_secret", "receipt_key"}
     secrets |= {"gateway_tokens", "gateway_read_tokens"}
@@ -124,20 +135,20 @@ def test_every_setting_is_handed_on_and_secrets_are_kept_apart(name: str) -> Non
     assert given == {f"POC_{field.upper()}" for field in handed_on}
 
 
-@pytest.mark.parametrize("name", [*WORKERS, "api"])
+@pytest.mark.parametrize("name", [*WORKERS, "api", "gateway"])
 def test_settings_are_ones_that_there_are(name: str, services: dict[str, Any]) -> None:
     """An unknown one would end the process; all are of one namespace, each with its user."""
     given = {k: v for k, v in services[name]["environment"].items() if v is not None}
     settings = load_settings(given)
-    user = "worker" if name in WORKERS else name
+    user = {"api": "api", "gateway": "controller"}.get(name, "worker")
     assert settings.redis_url == f"redis://{user}:for-{user}@redis:6379/0"
     assert settings.namespace == "default"
     if name in WORKERS:
         assert settings.model == NEEDED["POC_MODEL"]
         assert services[name]["command"] == ["worker"]
     else:
-        assert settings.api_tokens
-        assert not settings.api_public
+        assert getattr(settings, f"{name}_tokens")
+        assert not getattr(settings, f"{name}_public")
 
 
 def test_nothing_may_be_written_and_nothing_gained(services: dict[str, Any]) -> None:
@@ -147,6 +158,8 @@ def test_nothing_may_be_written_and_nothing_gained(services: dict[str, Any]) -> 
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not service.get("privileged"), name
+        # Without it the proxy's binary would not start; it gains nothing by it either.
+        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "proxy" else []), name
         assert int(service["user"].split(":")[0]) > 0, name
         assert "/var/run/docker.sock" not in json.dumps(service), name
         written = {
@@ -210,6 +223,28 @@ def test_flower_asks_for_a_password(services: dict[str, Any]) -> None:
     environment = services["flower"]["environment"]
     assert environment["FLOWER_BASIC_AUTH"] == "poc:for-flower"
     assert environment["CELERY_BROKER_URL"] == "redis://flower:for-flower@redis:6379/0"
+
+
+@pytest.mark.skipif(not shutil.which("caddy"), reason="caddy is not installed")
+def test_the_proxy_knows_the_others() -> None:
+    """What Caddy makes of its variables: the gateway and each worker by its name. Needs no Docker.
+
+    All listen on the port that they are asked for at.
+    """
+    file = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    given = file["services"]["proxy"]["environment"]
+    default = re.sub(r"\$\{\w+:-(.*)\}", r"\1", given["PROXY_WORKERS"])
+    done = subprocess.run(
+        ["caddy", "adapt", "--config", ROOT / "deploy/Caddyfile"],
+        env={"PATH": os.environ["PATH"]} | given | {"PROXY_WORKERS": default},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    asked = set(re.findall(r'"dial":"([^"]+)"', done.stdout))
+    assert asked == {"gateway:8100", *(f"{name}:8000" for name in WORKERS)}
+    assert file["services"]["gateway"]["environment"]["POC_GATEWAY_PORT"] == "8100"
+    assert '"listen":["0.0.0.0:8200"]' in done.stdout
 
 
 def test_prometheus_has_one_token_in_memory(tmp_path: Path) -> None:

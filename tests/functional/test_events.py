@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from serving_api import serving_api
 from shared.config import PoCConfig
 from shared.overview import Overview
 from shared.requests import GenerateRequest
+from shared.serving import GRACE_S
 from shared.settings import load_settings
 from shared.store import Store
 from support import wait_until
@@ -138,6 +141,34 @@ def test_nobody_looks_and_redis_is_not_asked(api: str, redis_url: str) -> None:
         return found == last
 
     wait_until(rests, every=2.5, timeout=30, description="the end of looking")
+
+
+def test_a_page_that_does_not_read_keeps_no_process(
+    redis_url: str, store: Store, tmp_path: Path
+) -> None:
+    """Given more to tell than a connection holds, again and again, it is cut, and that is all."""
+
+    def change(device: str) -> None:
+        for number in range(100):
+            fields = {"device": device * 100_000}
+            store.workers.heartbeat(f"w{number}", {"fingerprint": "f"}, fields, [])
+
+    change("a")
+    log = tmp_path / "api.log"
+    with serving_api(redis_url, log) as (process, url), opened(url) as page:
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port or 0)) as silent:
+            silent.sendall(b"GET /api/v1/pow/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert silent.recv(1)
+            page.until("overview")
+            for device in "bcd":
+                change(device)
+                page.until("changes")
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            assert time.monotonic() - began < GRACE_S
+    assert "Traceback" not in log.read_text()
 
 
 def test_the_process_ends_while_pages_are_open(redis_url: str, tmp_path: Path) -> None:

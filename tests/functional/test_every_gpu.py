@@ -64,9 +64,10 @@ def names(store: Store) -> list[str]:
 
 
 def workers_of(parent: Fork) -> list[psutil.Process]:
-    """Its children that are workers."""
+    """Its children that are workers, by their GPUs: either may have been started first."""
     children = psutil.Process(parent.pid).children()
-    return [each for each in children if each.cmdline()[-1:] == ["worker"]]
+    workers = [each for each in children if each.cmdline()[-1:] == ["worker"]]
+    return sorted(workers, key=lambda each: each.environ()["POC_GPU"])
 
 
 def both(store: Store, log: Path) -> list[str]:
@@ -83,6 +84,9 @@ def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     """
     parent = start("--worker-name", "node@test", NOTIFY_SOCKET=ear.address)
     assert both(store, log) == ["node-gpu0@test", "node-gpu1@test"]
+    # It is registered a moment before it says that it is ready.
+    ready = "ready: worker node-gpu0@test"
+    wait_until(lambda: ready in log.read_text(), 20, "the first to be ready")
     first, second = workers_of(parent)
     assert {each.environ()["POC_GPU"] for each in (first, second)} == {"GPU-aa-0", "GPU-bb-1"}
 
@@ -93,8 +97,6 @@ def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     wait_until(
         lambda: again in {each.pid for each in store.workers.listing()}, 60, "it to be registered"
     )
-    # It is registered a moment before it says that it is ready.
-    ready = "ready: worker node-gpu0@test"
     wait_until(lambda: log.read_text().count(ready) == 2, 20, "it to be ready")
     assert second.is_running()
 
@@ -109,6 +111,16 @@ def test_its_life(start: Start, store: Store, log: Path, ear: Ear) -> None:
     told = [each for each in ear.heard() if each != "WATCHDOG=1"]
     assert told == ["READY=1", "STOPPING=1"]
     assert said.count(ready) == 2
+
+
+@pytest.mark.parametrize(("first", "ports"), [("8000", ["8000", "8001"]), ("0", ["0", "0"])])
+def test_each_serves_on_a_port_of_its_own(
+    start: Start, store: Store, log: Path, first: str, ports: list[str]
+) -> None:
+    """Given POC_SERVE_PORT, then that is the first one's; 0 is any free one for each."""
+    parent = start(POC_SERVE_PORT=first)
+    both(store, log)
+    assert [each.environ()["POC_SERVE_PORT"] for each in workers_of(parent)] == ports
 
 
 def test_no_worker_outlives_it(start: Start, store: Store, log: Path) -> None:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -20,11 +17,12 @@ import httpx
 import psutil
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis import GenerationMode as Mode
 from schemathesis.checks import negative_data_rejection
 
+from fuzzed import Served, answer_to, few, request
 from serving_api import serving_api
 from shared.config import MAX_NONCE, PoCConfig
 from shared.data import ProofBatch
@@ -43,22 +41,6 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 GROWTH = 60
 
 
-@dataclass(frozen=True)
-class Api:
-    """A process that serves the API of a node with rounds, and where."""
-
-    url: str
-    pid: int
-    log_path: Path
-
-    def check(self) -> None:
-        """It has failed at nothing."""
-        assert psutil.pid_exists(self.pid)
-        log = self.log_path.read_text()
-        # uvicorn itself logs one when it has answered with 400 what it could not read further.
-        assert log.count("Traceback") == log.count("h11._util.LocalProtocolError: ")
-
-
 def fill(store: Store) -> None:
     """A round that is over, one that generates with odd nonces, a validation, a worker."""
     store.workers.heartbeat("w", {"fingerprint": "f"}, {"state": "generating"}, tokens=[])
@@ -75,7 +57,7 @@ def fill(store: Store) -> None:
 
 
 @pytest.fixture(scope="module")
-def api(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def api(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One process for all tests: it must survive them all."""
     redis_server.start()
     # The worker's one heartbeat must last for all tests.
@@ -89,11 +71,11 @@ def api(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -
         process,
         url,
     ):
-        yield Api(url, process.pid, log_path)
+        yield Served(url, process.pid, log_path)
 
 
 @pytest.fixture(scope="module")
-def described(api: Api) -> Any:
+def described(api: Served) -> Any:
     """The API as it describes itself."""
     return schemathesis.openapi.from_url(f"{api.url}/openapi.json")
 
@@ -109,14 +91,6 @@ PATHS = (*ASKED, "/api/v1/pow/overview", "/metrics", "/livez", "/readyz")
 #: What has no end, and takes nothing.
 ENDLESS = "/api/v1/pow/events"
 
-#: The share of a profile's examples that each test takes.
-SHARE = 0.25
-few = settings(
-    max_examples=max(1, round(settings().max_examples * SHARE)),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-
 
 def test_nothing_else_is_described(described: Any) -> None:
     assert {result.ok().path for result in described.get_all_operations()} == {*PATHS, ENDLESS}
@@ -127,7 +101,7 @@ def test_nothing_else_is_described(described: Any) -> None:
     # What takes no parameters can't be asked wrongly.
     [(path, mode) for mode in Mode for path in PATHS if mode is Mode.POSITIVE or path in ASKED],
 )
-def test_answers_are_as_described(path: str, mode: Mode, described: Any, api: Api) -> None:
+def test_answers_are_as_described(path: str, mode: Mode, described: Any, api: Served) -> None:
     """To parameters that are right (positive) and wrong (negative): no 500, nothing undescribed.
 
     What may be wrong is also the token, which is put right here.
@@ -146,14 +120,16 @@ def test_answers_are_as_described(path: str, mode: Mode, described: Any, api: Ap
 lines = st.sampled_from(["/", *PATHS, "/docs", "/openapi.json", "/nothing"]).flatmap(
     lambda path: st.text(max_size=20).map(lambda more: path + quote(more, safe="/?&=%"))
 )
+#: Of several values the last one counts.
+SEVERAL = "1&newest=a&start=a&limit=a"
 numbers = st.sampled_from(
-    ["", "-1", "1e3", "0x10", "NaN", "٣", "1.0", "9" * 5000, "1" + "0" * 30, "%00", "a&start=1"]
+    ["", "-1", "1e3", "0x10", "NaN", "٣", "1.0", "9" * 5000, "1" + "0" * 30, "%00", SEVERAL]
 )
 methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"])
 
 
 @pytest.fixture(scope="module")
-def client(api: Api) -> Iterator[httpx.Client]:
+def client(api: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=api.url, headers=BEARER, timeout=30, trust_env=False) as client:
         yield client
 
@@ -166,7 +142,7 @@ def is_refusal(response: httpx.Response) -> bool:
 @few
 @given(method=methods, line=lines, body=st.binary(max_size=50))
 def test_any_request_line_has_an_answer(
-    method: str, line: str, body: bytes, api: Api, client: httpx.Client
+    method: str, line: str, body: bytes, api: Served, client: httpx.Client
 ) -> None:
     """Only GET gets anything, and nothing fails."""
     response = client.request(method, line, content=body)
@@ -178,7 +154,7 @@ def test_any_request_line_has_an_answer(
 @few
 @given(path=st.sampled_from(ASKED), name=st.sampled_from(["newest", "start", "limit"]), n=numbers)
 def test_odd_numbers_are_refused(
-    path: str, name: str, n: str, api: Api, client: httpx.Client
+    path: str, name: str, n: str, api: Served, client: httpx.Client
 ) -> None:
     """Or not looked at, where there is no such parameter."""
     response = client.get(f"{path.format(round_id='r1')}?{name}={n}")
@@ -191,56 +167,37 @@ def test_odd_numbers_are_refused(
     api.check()
 
 
-def answer_to(request: bytes, api: Api) -> bytes:
-    """What comes back on a connection of its own; nothing if the server hangs up."""
-    host, port = api.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        with contextlib.suppress(OSError):  # it may hang up before it has read all
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-        try:
-            return b"".join(iter(lambda: connection.recv(65_536), b""))
-        except ConnectionError:
-            return b""
-
-
-def get(path: str, *headers: str) -> bytes:
-    """A request as bytes."""
-    lines = [f"GET {path} HTTP/1.1", "Host: h", "Connection: close", *headers, "", ""]
-    return "\r\n".join(lines).encode()
-
-
 #: What no client library would send.
 REQUESTS = {
-    "a long path": get("/" + "x" * 50_000),
-    "an endless path": get("/" + "x" * 3_000_000),
-    "an endless round id": get("/api/v1/pow/rounds/" + "x" * 3_000_000),
-    "an endless query": get("/api/v1/pow/status?newest=" + "9" * 3_000_000),
-    "an endless header": get("/livez", "X: " + "x" * 3_000_000),
-    "many headers": get("/livez", *(f"X{n}: x" for n in range(20_000))),
-    "out of the root": get("/../../../../etc/passwd"),
-    "half an escape": get("/api/v1/pow/rounds/%"),
-    "an escape of no character": get("/api/v1/pow/rounds/%ff%00"),
-    "two lengths": get("/livez", "Content-Length: 1", "Content-Length: 2"),
-    "a negative length": get("/livez", "Content-Length: -1"),
-    "bad chunks": get("/livez", "Transfer-Encoding: chunked") + b"zz\r\n",
-    "an upgrade": get("/livez", "Connection: Upgrade", "Upgrade: websocket"),
+    "a long path": request("/" + "x" * 50_000),
+    "an endless path": request("/" + "x" * 3_000_000),
+    "an endless round id": request("/api/v1/pow/rounds/" + "x" * 3_000_000),
+    "an endless query": request("/api/v1/pow/status?newest=" + "9" * 3_000_000),
+    "an endless header": request("/livez", "X: " + "x" * 3_000_000),
+    "many headers": request("/livez", *(f"X{n}: x" for n in range(20_000))),
+    "out of the root": request("/../../../../etc/passwd"),
+    "half an escape": request("/api/v1/pow/rounds/%"),
+    "an escape of no character": request("/api/v1/pow/rounds/%ff%00"),
+    "two lengths": request("/livez", "Content-Length: 1", "Content-Length: 2"),
+    "a negative length": request("/livez", "Content-Length: -1"),
+    "bad chunks": request("/livez", "Transfer-Encoding: chunked") + b"zz\r\n",
+    "an upgrade": request("/livez", "Connection: Upgrade", "Upgrade: websocket"),
     "no HTTP": b"\x16\x03\x01\x02\x00\xff",
     "nothing": b"",
 }
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_what_no_client_sends_fails_nothing(name: str, api: Api, client: httpx.Client) -> None:
+def test_what_no_client_sends_fails_nothing(name: str, api: Served, client: httpx.Client) -> None:
     """A 4xx, or the server hangs up; the next one is answered."""
-    answer = answer_to(REQUESTS[name], api)
+    answer = answer_to(REQUESTS[name], api.url)
     assert not re.match(rb"HTTP/1\.1 5", answer)
     assert len(answer) < 10_000
     assert client.get("/livez").status_code == 200
     api.check()
 
 
-def test_large_bodies_and_answers_are_forgotten(api: Api, client: httpx.Client) -> None:
+def test_large_bodies_and_answers_are_forgotten(api: Served, client: httpx.Client) -> None:
     """Whatever was sent and asked for, the process stays as small as it was."""
     process = psutil.Process(api.pid)
     client.get("/api/v1/pow/status")

@@ -6,9 +6,13 @@ What it has in common with them is in `tests/conformance`.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,12 @@ import httpx
 import pytest
 
 from calls import POW
+from computing import computing
 from preloaded import Fork
 from receiver import Receiver
 from serving_api import serving_gateway
 from shared.gateway.node import ANSWER_S
 from support import ROOT, clean_environment, wait_until
-from worker.children import end
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
 
@@ -34,6 +38,10 @@ ROUND: dict[str, Any] = {
     "node_count": 1,
     "params": {"model": "net/model", "seq_len": 16},
 }
+
+
+#: Seconds within which whoever does not ask to wait is answered, on a machine that has other tests.
+IN_TIME = ANSWER_S + 0.5
 
 
 @pytest.fixture(scope="module")
@@ -49,39 +57,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("gateway") / "model", max_seq_len=64)
 
 
-@contextlib.contextmanager
-def working(server: EmbeddedRedis, model: Path, log: Path) -> Iterator[Fork]:
-    """A worker that is ready."""
-    env = clean_environment(
-        POC_REDIS_URL=server.url,
-        POC_NAMESPACE="test",
-        POC_LEASE_S="2",
-        POC_HEARTBEAT_S="0.5",
-        POC_ENGINE="transformers",
-        POC_MODEL=str(model),
-        POC_DEVICE="cpu",
-        OMP_NUM_THREADS="1",
-    )
-    process = Fork(["worker"], env=env, cwd=ROOT, log_path=log)
-
-    def ready() -> bool:
-        said = log.read_text(errors="replace")
-        assert process.poll() is None, said
-        return "ready." in said
-
-    try:
-        wait_until(ready, 240, "the worker to be ready", every=0.05)
-        yield process
-    finally:
-        end(process, timeout=10)
-
-
 @pytest.fixture(scope="module")
 def worker(
     server: EmbeddedRedis, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fork]:
     """The one of all tests here."""
-    with working(server, model, tmp_path_factory.mktemp("worker") / "log") as process:
+    with computing(server.url, model, tmp_path_factory.mktemp("worker") / "log") as process:
         yield process
 
 
@@ -103,6 +84,16 @@ def calling(server: EmbeddedRedis, log: Path, **variables: str) -> Iterator[http
         httpx.Client(base_url=f"{url}{POW}", timeout=60) as client,
     ):
         yield client
+
+
+@contextlib.contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """As a debugger or a full machine stops a process: its connections stay open."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -143,27 +134,79 @@ def test_a_round_that_nobody_stops_ends_by_itself(
 def test_a_round_that_no_worker_begins_in_time_is_withdrawn(
     gateway: httpx.Client, worker: Fork
 ) -> None:
-    worker.send_signal(signal.SIGSTOP)
-    try:
+    with standing_still(worker.pid):
         began = time.monotonic()
         refused = gateway.post("/init/generate", json=ROUND)
         took = time.monotonic() - began
-    finally:
-        worker.send_signal(signal.SIGCONT)
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-    assert took < ANSWER_S + 0.5
+    assert took < IN_TIME
     # A command behind it in the queue has been carried out: so has it.
     wait_until(lambda: gateway.post("/stop").status_code == 200, 20, "the worker to answer")
     again = wait_until(lambda: gateway.post("/init/generate", json=ROUND).json(), 20)
     assert gateway.get("/status").json()["config"]["round_id"] == again["round_id"]
 
 
+#: What can be asked for: answered by the gateway alone, from Redis, and by a worker.
+ALWAYS = (("GET", "/livez"), ("GET", "/api/v1/gate"))
+READS = tuple(
+    ("GET", path)
+    for path in (
+        *(f"{POW}/status", f"{POW}/versions", "/api/v1/state"),
+        *("/v1/models", "/health", "/readyz"),
+    )
+)
+JOBS = (("POST", f"{POW}/generate"),)
+COMMANDS = (("POST", f"{POW}/init/generate"), ("POST", f"{POW}/stop"), ("POST", "/api/v1/stop"))
+
+
+def all_in_time(
+    client: httpx.Client, asked: Sequence[tuple[str, str]]
+) -> list[tuple[int, str | None]]:
+    """Status and Retry-After of the answers to all of them at a time."""
+
+    def ask(what: tuple[str, str]) -> httpx.Response:
+        method, path = what
+        body = ROUND | {"nonces": [1, 2]} if method == "POST" else None
+        return client.request(method, client.base_url.copy_with(path=path), json=body)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(ask, asked))
+    assert max(each.elapsed.total_seconds() for each in answers) < IN_TIME
+    return [(each.status_code, each.headers.get("Retry-After")) for each in answers]
+
+
+def test_while_a_worker_stands_still_all_have_an_answer_in_time(
+    gateway: httpx.Client, worker: Fork
+) -> None:
+    with standing_still(worker.pid):
+        for _ in range(2):
+            assert set(all_in_time(gateway, COMMANDS)) == {(503, "1")}
+            assert set(all_in_time(gateway, ALWAYS + READS + JOBS)) == {(200, None)}
+    wait_until(lambda: gateway.post("/stop").status_code == 200, 20, "the worker to answer")
+
+
+def test_while_redis_stands_still_all_have_an_answer_in_time(
+    worker: Fork, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """Also when more ask than it has threads, and chat goes on."""
+    log = tmp_path / "gateway.log"
+    with calling(server, log, POC_GATE_CHAT="true") as client:
+        assert server.pid
+        with standing_still(server.pid):
+            for _ in range(3):
+                assert set(all_in_time(client, 3 * (READS + JOBS + COMMANDS))) == {(503, "1")}
+                assert set(all_in_time(client, ALWAYS)) == {(200, None)}
+        wait_until(lambda: client.get("/status").status_code == 200, 20, "Redis to be heard")
+        wait_until(lambda: client.post("/init/generate", json=ROUND).status_code == 200, 20)
+        client.post("/stop")
+    assert "Traceback" not in log.read_text()
+
+
 def test_a_job_that_no_worker_takes_in_time_is_taken_later(
     gateway: httpx.Client, worker: Fork, receiver: Receiver
 ) -> None:
     job = asked(receiver, nonces=[3, 9])
-    worker.send_signal(signal.SIGSTOP)
-    try:
+    with standing_still(worker.pid):
         queued = gateway.post("/generate", json=job).json()
         job_id = queued["request_id"]
         assert queued == {"status": "queued", "request_id": job_id, "queued_count": 2}
@@ -171,8 +214,6 @@ def test_a_job_that_no_worker_takes_in_time_is_taken_later(
             "status": "queued",
             "request_id": job_id,
         }
-    finally:
-        worker.send_signal(signal.SIGCONT)
     told = wait_until(lambda: receiver.bodies("/poc/generated"), 20, "its callback")
     assert told[0]["request_id"] == job_id
     assert [each["nonce"] for each in told[0]["artifacts"]] == [3, 9]
@@ -256,3 +297,19 @@ def test_the_status_api_can_be_beside_it_with_its_own_tokens(
             assert next(lines) == "event: overview"
             process.send_signal(signal.SIGTERM)
             assert wait_until(lambda: process.poll() is not None, 10, "its end")
+
+
+def test_the_commands_of_the_docs(gateway: httpx.Client) -> None:
+    """An operator who plays the controller has an answer to each call of docs/network.md."""
+    page = (ROOT / "docs" / "network.md").read_text(encoding="utf-8")
+    commands = page.partition("play the controller")[2].partition("```sh\n")[2].partition("```")[0]
+    commands = commands.replace("http://127.0.0.1:8100", str(gateway.base_url).partition("/api")[0])
+    commands = commands.replace("Qwen/Qwen3-8B", "net/model").replace("curl -s ", "curl -sw '\\n' ")
+    done = subprocess.run(
+        ["sh", "-euc", commands], capture_output=True, text=True, timeout=60, check=True
+    )
+    state, models, begun, status, computed, stopped = map(json.loads, done.stdout.splitlines())
+    assert (state["state"], models["data"][0]["id"]) == ("INFERENCE", "net/model")
+    assert begun["pow_status"]["status"] == status["status"] == "GENERATING"
+    assert [each["nonce"] for each in computed["artifacts"]] == [0, 1]
+    assert stopped["pow_status"] == {"status": "STOPPED"}

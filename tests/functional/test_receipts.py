@@ -53,7 +53,7 @@ def verified(poc: Poc, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         assert made.returncode == 0, made.stderr
         file = tmp_path / "receipt.json"
         file.write_text(made.stdout)
-        checked = poc("--verify", str(file), "--signer", signer(made.stdout))
+        checked = poc("--verify", str(file), "--signer", signer(made.stdout), "--json")
         assert checked.returncode == 0, checked.stderr
         found: dict[str, Any] = json.loads(checked.stdout)
         return found
@@ -178,6 +178,20 @@ def test_what_was_tampered_with_is_refused(store: Store, poc: Poc, tmp_path: Pat
     assert poc("--verify", str(genuine), "--signer", another).returncode == 1
 
 
+def test_a_check_tells_the_main_facts(store: Store, poc: Poc, tmp_path: Path) -> None:
+    """And whose signature it is, if nobody said whose it has to be."""
+    play(store, "r1")
+    made = poc(POC_RECEIPT_KEY=KEY).stdout
+    file = tmp_path / "receipt.json"
+    file.write_text(made)
+    checked = poc("--verify", str(file))
+    said = " ".join(checked.stdout.split())
+    assert said.startswith(f"verdict genuine, signed by {signer(made)} made ")
+    for fact in ("round r1, GENERATING", "block b10c at 7", "valid 6 of 9", "w on A card"):
+        assert fact in said
+    assert "see that this is the node's key" in " ".join(checked.stderr.split())
+
+
 def test_without_a_key_it_says_that_it_is_not_signed(store: Store, poc: Poc) -> None:
     play(store, "r1")
     made = poc()
@@ -195,6 +209,7 @@ def test_without_a_key_it_says_that_it_is_not_signed(store: Store, poc: Poc) -> 
         (["--verify", "pyproject.toml"], {}, 2, "no signed document"),
         (["r1", "--verify", "x"], {}, 2, "takes a file and no round"),
         (["--signer", "x"], {}, 2, "goes with --verify"),
+        (["--json"], {}, 2, "goes with --verify"),
         ([], {"POC_RECEIPT_KEY": "c2hvcnQ="}, 2, "POC_RECEIPT_KEY: must be base64 of 32"),
     ],
 )

@@ -20,11 +20,14 @@ import redis
 from celery import Celery
 
 import preloaded
+from calls import BLOCK, POW
+from serving_api import serving_gateway
 from shared.client import PoCClient
 from shared.errors import StoreRefused
 from shared.settings import Settings, load_settings
 from support import ROOT, clean_environment, free_port, running, wait_until
 from worker.tools.embedded import server_binary
+from worker.tools.make_model import make_model
 
 pytestmark = pytest.mark.functional
 
@@ -180,6 +183,46 @@ def test_a_whole_round_with_each_process_as_its_user(
     assert "NOPERM" not in worker.log + flower_log.read_text()
 
 
+def test_the_gateway_is_a_controller(
+    settings_of: Callable[[str], Settings],
+    as_user: Callable[[str], redis.Redis],
+    start_worker: Any,
+    tmp_path: Path,
+) -> None:
+    """Given its user, then rounds, jobs and the API beside it work, with a real worker."""
+    admin = as_user("admin")
+    admin.acl_log_reset()
+    model = make_model(tmp_path / "model", max_seq_len=64)
+    start_worker("w0", POC_ENGINE="transformers", POC_MODEL=model, POC_DEVICE="cpu")
+    url = settings_of("controller").redis_url
+    variables = {"POC_GATE_CHAT": "true", "POC_GATEWAY_MODEL": "m"}
+    asked = {**BLOCK, "node_id": 0, "node_count": 1, "params": {"model": "m", "seq_len": 8}}
+    with (
+        serving_gateway(url, tmp_path / "gateway.log", "--with-api", **variables) as (_, at),
+        httpx.Client(base_url=at, timeout=30) as gateway,
+    ):
+
+        def said(method: str, path: str, **body: Any) -> Any:
+            answer = gateway.request(method, path, json=body or None)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        said("POST", f"{POW}/init/generate", **asked)
+        assert said("GET", f"{POW}/status")["status"] == "GENERATING"
+        assert gateway.get("/api/v1/gate").status_code == 503
+        job = said("POST", f"{POW}/generate", **asked, nonces=[1, 2])["request_id"]
+        wait_until(
+            lambda: said("GET", f"{POW}/generate/{job}")["status"] == "completed",
+            description="the job's end",
+        )
+        said("POST", f"{POW}/stop", any="thing")
+        for path in ("/readyz", "/v1/models", "/api/v1/state", f"{POW}/versions"):
+            said("GET", path)
+        for path in ("status", "overview", "rounds", "nonces"):
+            said("GET", f"/node/api/v1/pow/{path}")
+    assert [(e["username"], e["object"]) for e in admin.acl_log()] == []
+
+
 #: What each user must not do. Keys are those of the namespace that the server is for.
 REFUSED = {
     "controller": [
@@ -192,6 +235,7 @@ REFUSED = {
         "HSET poc:test:nonces:r1 1 0.1",
         "LPUSH poc:test:found:r1 1",
         "SET celery-task-meta-x forged",
+        "SET poc:other:expected:x 1",
         "XADD poc:test:outbox * url http://evil",
         "XRANGE poc:test:outbox - +",
         "PUBLISH /0.celery.pidbox shutdown",  # remote control, by which workers can be ended

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from typer.main import get_command
 
-from shared import metrics
-from shared.api import create_app
+from shared import api, gateway, metrics
 from shared.config import PoCState
 from shared.data import ValidatedBatch
-from shared.settings import load_settings, table
+from shared.gateway.app import PREFIXES
+from shared.settings import Settings, load_settings, table
 from shared.status import RoundStatus
+from shared.store import Store
 from support import ROOT, headings
 from transitions import RULES, Command
 from worker.cli.app import app
@@ -113,10 +115,27 @@ def test_every_command_in_the_docs_parses(line: str) -> None:
         commands[name].make_context(name, args, resilient_parsing=not args)
 
 
-def test_the_protocol_has_every_route() -> None:
-    """The status API's routes, and no other."""
-    served = set(create_app(load_settings({})).openapi()["paths"])
-    assert set(re.findall(r"\| `GET (\S+)` \|", TEXTS["protocol.md"])) == served
+@pytest.mark.parametrize(
+    ("heading", "app"),
+    [
+        ("## Read over HTTP", lambda settings: api.create_app(settings)),
+        ("## The network's HTTP", lambda settings: gateway.create_app(settings, Store(settings))),
+    ],
+)
+def test_the_protocol_has_every_route(heading: str, app: Callable[[Settings], FastAPI]) -> None:
+    """And no other. What the gateway has below two prefixes is named below the first."""
+    first, second = PREFIXES
+    served = {
+        (method.upper(), path.replace(second, first) if "network" in heading else path)
+        for path, methods in app(load_settings({})).openapi()["paths"].items()
+        for method in methods
+    }
+    told = {
+        (method, path)
+        for row in cells("protocol.md", heading)
+        for method, path in re.findall(r"`(GET|POST) (/\S+)`", row[0])
+    }
+    assert told == served
 
 
 def cells(page: str, heading: str) -> list[list[str]]:

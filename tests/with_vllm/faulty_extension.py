@@ -22,6 +22,7 @@ _REAL = {
     "last_hidden": internals.last_hidden,
     "pruned": forwards.pruned,
     "swapped": internals.swapped,
+    "whole": forwards.whole,
 }
 
 
@@ -39,7 +40,14 @@ class FaultyExtension(PublishedExtension):
         internals.last_hidden = _REAL["last_hidden"]
         internals.swapped = _REAL["swapped"]
         forwards.pruned = _REAL["pruned"]
+        forwards.whole = _REAL["whole"]
+        self.poc_device.facts["without"].clear()
+        self.poc_forget_forwards()
+
+    def poc_forget_forwards(self) -> None:
+        """Those of schemes are made anew."""
         vars(self).pop("poc_own", None)
+        self.poc_device._forwards.clear()
 
     def poc_run_out_of_memory(self, times: int) -> None:
         """The next `times` attempts to make inputs find no memory."""
@@ -118,7 +126,22 @@ class FaultyExtension(PublishedExtension):
             return own
 
         forwards.pruned = pruned
-        vars(self).pop("poc_own", None)
+        self.poc_forget_forwards()
+
+    def poc_make_nothing(self, out_of_memory: bool) -> None:
+        """No forward with edited layers can be made."""
+        self.poc_made = 0
+
+        def whole(*_: Any) -> Any:
+            self.poc_made += 1
+            raise torch.OutOfMemoryError("9 GiB") if out_of_memory else ValueError("no layers")
+
+        forwards.whole = whole
+        self.poc_forget_forwards()
+
+    def poc_tries(self) -> int:
+        """How often one was tried to be made since."""
+        return self.poc_made
 
     def poc_rows(self, behind: int) -> int:
         """Rows that the second half of the last layer computes for `behind` sequences."""

@@ -1,14 +1,7 @@
-"""The contract with vLLM: every name of it that `worker.engines.vllm.internals` leans on is there.
-
-Read from its source, so that a version for another machine can be checked, too: unpack its wheel
-and name the folder that holds `vllm/` in VLLM_SOURCES (several with colons between them).
-"""
+"""The contract with vLLM: every name that `worker.engines.vllm.internals` leans on is there."""
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib.util
 import os
 import subprocess
 import sys
@@ -18,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import names_of, sources
 
 from support import ROOT
 
@@ -104,32 +98,9 @@ CONTRACTS = [
         {"input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
     ),
     ("model_executor/models/qwen3.py", "Qwen3ForCausalLM.compute_logits", {"hidden_states"}),
-    # inner_model, own_layers
-    (
-        "model_executor/models/qwen2.py",
-        "Qwen2Model",
-        {"layers", "norm", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
-    ),
-    (
-        "model_executor/models/llama.py",
-        "LlamaModel",
-        {"layers", "norm", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
-    ),
-    # Turns
-    (
-        "model_executor/layers/rotary_embedding/base.py",
-        "RotaryEmbedding.forward_native",
-        {"positions", "_match_cos_sin_cache_dtype", "forward_static"},
-    ),
-    (
-        "model_executor/layers/rotary_embedding/base.py",
-        "RotaryEmbedding.forward_static",
-        {"cos_sin_cache", "index_select"},
-    ),
-    # compiled
-    ("config/compilation.py", "CompilationConfig", {"inductor_compile_config"}),
-    ("ir/__init__.py", "", {"enable_torch_wrap"}),
-    ("ir/op.py", "IrOp.__call__", {"_ENABLE_TORCH_WRAP", "_inner_call"}),
+    # inner_model
+    ("model_executor/models/qwen2.py", "Qwen2Model", {"layers", "norm"}),
+    ("model_executor/models/llama.py", "LlamaModel", {"layers", "norm"}),
     # What its engine's process imports, and where that is started.
     ("v1/engine/core.py", "EngineCoreProc", {"run_engine_core"}),
     ("v1/executor/uniproc_executor.py", "", {"UniProcExecutor"}),
@@ -165,45 +136,6 @@ CONTRACTS = [
 ]
 
 
-def sources() -> list[Path]:
-    """The installed vLLM, and what VLLM_SOURCES names."""
-    spec = importlib.util.find_spec("vllm")
-    installed = [Path(spec.origin).parent] if spec and spec.origin else []
-    named = filter(None, os.environ.get("VLLM_SOURCES", "").split(":"))
-    return [*installed, *(Path(each) / "vllm" for each in named)]
-
-
-@functools.cache
-def _parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
-
-
-def names_of(file: Path, where: str) -> set[str]:
-    """Of a module, a class or a function: what it defines, takes and sets."""
-    node: ast.AST = _parsed(file)
-    for part in filter(None, where.split(".")):
-        node = next(
-            each
-            for each in ast.iter_child_nodes(node)
-            if isinstance(each, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and each.name == part
-        )
-    found: set[str] = set()
-    for each in ast.walk(node):
-        match each:
-            case ast.arg(arg=name) | ast.Name(id=name) | ast.Attribute(attr=name):
-                found.add(name)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                found.add(name)
-            case ast.ClassDef(name=name):
-                found.add(name)
-            case ast.ImportFrom(names=names):
-                found.update(alias.asname or alias.name for alias in names)
-            case _:
-                pass
-    return found
-
-
 @pytest.mark.parametrize("source", sources(), ids=str)
 @pytest.mark.parametrize(
     ("file", "where", "names"), CONTRACTS, ids=lambda each: each if isinstance(each, str) else ""
@@ -213,32 +145,6 @@ def test_what_is_leaned_on_is_there(
 ) -> None:
     """A name that is missing here breaks the engine: read the function that the list names."""
     assert set(names) - names_of(source / file, where) == set()
-
-
-#: What a plain decoder layer does with its residual, word by word.
-ADDS = "hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)"
-
-
-@pytest.mark.parametrize("source", sources(), ids=str)
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
-def test_plain_layers_are_plain(name: str, source: Path) -> None:
-    """`parts_of` puts other parts into them: all that they do must be done by these parts."""
-    models = _parsed(source / f"model_executor/models/{name}.py")
-    kinds = {node.name: node for node in models.body if isinstance(node, ast.ClassDef)}
-    layer = next(kinds[kind] for kind in kinds if kind.endswith("DecoderLayer"))
-    forward = next(each for each in layer.body if getattr(each, "name", "") == "forward")
-    *_, adds, mlp, last = [
-        ast.unparse(each) for each in forward.body if not isinstance(each, ast.If)
-    ]
-    assert adds == ADDS
-    assert mlp == "hidden_states = self.mlp(hidden_states)"
-    assert last == "return (hidden_states, residual)"
-    attention = next(kinds[kind] for kind in kinds if kind.endswith("Attention"))
-    forward = next(each for each in attention.body if getattr(each, "name", "") == "forward")
-    attends, projects, returns = map(ast.unparse, forward.body[-3:])
-    assert attends == "attn_output = self.attn(q, k, v)"
-    assert projects == "output, _ = self.o_proj(attn_output)"
-    assert returns == "return output"
 
 
 @pytest.mark.parametrize("source", sources(), ids=str)
@@ -270,22 +176,6 @@ def test_metadata_stays_as_it_was_built() -> None:
     vllm_internals.prefill_metadata(group, 4, 20, "cpu")
     assert torch.equal(built.schedule, seen[0])
     assert torch.equal(slots, seen[1])
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_layer_of_another_kind_is_not_parted() -> None:
-    """Whatever it has, and though it is derived from a plain one."""
-    from vllm.model_executor.models.gemma3 import Gemma3DecoderLayer
-    from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
-    from vllm.model_executor.models.qwen3_moe import Qwen3MoeDecoderLayer
-
-    from worker.engines.vllm import internals as vllm_internals
-
-    class Derived(Qwen3DecoderLayer):  # type: ignore[misc]
-        pass
-
-    for kind in (Gemma3DecoderLayer, Qwen3MoeDecoderLayer, Derived):
-        assert vllm_internals.parts_of(kind.__new__(kind), None) is None
 
 
 def test_the_stages_of_the_time_line_are_there() -> None:

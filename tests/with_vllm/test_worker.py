@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from real_worker import Worker, add_tokenizer
 from small import OPTIONS
 
+from caddy import proxy
+from calls import BLOCK, POW
+from serving_api import serving_gateway
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import Settings, load_settings
@@ -128,6 +132,38 @@ def test_a_whole_round_beside_requests(
     assert end(worker.process, timeout=60) == 0, worker.log
     assert_gone(processes)
     assert "Traceback" not in worker.log
+
+
+@pytest.mark.skipif(not shutil.which("caddy"), reason="caddy is not installed")
+def test_an_answer_goes_on_while_a_round_refuses_others(
+    start: Callable[..., Worker], settings: Settings, model_dir: Path, tmp_path: Path
+) -> None:
+    """Given the proxy and a gateway that refuses chat in rounds, an open answer ends whole."""
+    worker = start(POC_SERVE_PORT="0", POC_SCHEME="artifact")
+    worker.wait_until_ready()
+    at = httpx.URL(worker.served_at)
+    asked = {"model": str(model_dir), "prompt": "w1 w2 w3", "max_tokens": 100, "temperature": 0}
+    task = {**BLOCK, "node_id": 0, "node_count": 1, "params": {"model": "m", "seq_len": 16}}
+    variables = {"POC_GATE_CHAT": "true", "POC_GATEWAY_MODEL": "m"}
+    with (
+        serving_gateway(settings.redis_url, tmp_path / "gateway.log", **variables) as (_, url),
+        proxy(httpx.URL(url).port or 0, tmp_path, f"{at.host}:{at.port}") as client,
+    ):
+        alone = client.post("/v1/completions", json=asked, timeout=60).json()
+        with client.stream("POST", "/v1/completions", json=asked | {"stream": True}) as answer:
+            lines = (line for line in answer.iter_lines() if line)
+            said = [next(lines)]
+            begun = client.post(f"{POW}/init/generate", json=task)
+            assert begun.status_code == 200, begun.text
+            refused = client.post("/v1/completions", json=asked)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            assert refused.json()["error"] == "poc_generation_active"
+            said.extend(lines)
+        assert said.pop() == "data: [DONE]"
+        pieces = [json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in said]
+        assert "".join(pieces) == alone["choices"][0]["text"]
+        assert client.post(f"{POW}/stop").json()["pow_status"] == {"status": "STOPPED"}
+        assert client.post("/v1/completions", json=asked, timeout=60).status_code == 200
 
 
 def test_a_key_for_what_it_serves(start: Callable[..., Worker], model_dir: Path) -> None:

@@ -90,7 +90,13 @@ for _panel, _commands in {
         measures.selftest,
         measures.evidence,
     ),
-    _TOOLS: (processes.demo, processes.doctor, processes.make_model, processes.bench),
+    _TOOLS: (
+        processes.demo,
+        processes.simulate_epoch,
+        processes.doctor,
+        processes.make_model,
+        processes.bench,
+    ),
 }.items():
     for _command in _commands:
         app.command(cls=Command, rich_help_panel=_panel)(_command)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from shared.config import MAX_BATCH_SIZE, PROBABILITY_MISMATCH, PoCConfig
+from shared.config import MAX_BATCH_SIZE, PoCConfig
 from shared.errors import ConfigError, InvalidRequest, PoCError
 from shared.requests import read
-from shared.schemes import Distance
+from shared.schemes import DEFAULT, SCHEMES, Terms, terms_of
 from shared.schemes.artifact import ArtifactTerms
 from shared.settings import Settings
 from shared.wire import MAX_PROOF_NONCES
@@ -20,6 +21,8 @@ from worker.cli.options import (
     ENGINE,
     FRAUD,
     Json,
+    Scheme,
+    known_scheme,
     read_json,
     takes_network,
     takes_settings,
@@ -29,10 +32,16 @@ SeqLen = Annotated[int, typer.Option(min=1, metavar="<int>", help="Positions of 
 BatchSize = Annotated[
     int, typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="<int>", help="Nonces in one batch.")
 ]
-_THRESHOLD = Distance.model_fields["fraud_threshold"].default
+
+
+def _of_each(value: Callable[[Terms], float]) -> str:
+    """What is taken unless it is given, by scheme."""
+    found = {name: value(terms.usual()) for name, terms in SCHEMES.items()}
+    return "; ".join(f"{name} {each:g}" for name, each in found.items())
 
 
 def power(
+    scheme: Scheme = DEFAULT,
     n: Annotated[
         list[int] | None,
         typer.Option(
@@ -43,39 +52,60 @@ def power(
         ),
     ] = None,
     mismatch: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=1, metavar="<share>", help="Share of an honest node's nonces that mismatch."
+            min=0,
+            max=1,
+            metavar="<share>",
+            help="Share of an honest node's nonces that mismatch. (--p-mismatch)",
         ),
-    ] = PROBABILITY_MISMATCH,
+    ] = None,
     cheat_rate: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=1, metavar="<share>", help="Share of a cheat's nonces that mismatch."
+            min=0,
+            max=1,
+            metavar="<share>",
+            help="Share of a cheat's nonces that mismatch. "
+            f"({_of_each(lambda terms: terms.cheat_rate)})",
         ),
-    ] = 0.05,
+    ] = None,
     p_mismatch: Annotated[
-        float, typer.Option(metavar="<share>", help=f"Network's: {CONFIG_HELP['p_mismatch']}.")
-    ] = PROBABILITY_MISMATCH,
+        float | None,
+        typer.Option(
+            metavar="<share>",
+            help="Network's: how often an honest nonce mismatches. "
+            f"({_of_each(lambda terms: terms.p_mismatch)})",
+        ),
+    ] = None,
     fraud_threshold: Annotated[
-        float, typer.Option(metavar="<share>", help=f"Network's: {CONFIG_HELP['fraud_threshold']}.")
-    ] = _THRESHOLD,
+        float | None,
+        typer.Option(
+            "--fraud-threshold",
+            "--p-value-threshold",
+            metavar="<share>",
+            help=f"Network's: {CONFIG_HELP['fraud_threshold']}. "
+            f"({_of_each(lambda terms: terms.fraud_below)})",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say how often a validation flags an honest node, and how often it finds a cheat.
 
     poc power --n 200 --mismatch 0.01 --cheat-rate 0.05
+
+    poc power --scheme artifact
     """
     from worker.tools.calibration.power import SAMPLES, Question, run
 
     for name, value in (("p-mismatch", p_mismatch), ("fraud-threshold", fraud_threshold)):
-        if not 0 < value < 1:
+        if value is not None and not 0 < value < 1:
             raise ConfigError(f"--{name} {value:g}: must be above 0 and below 1; try 0.001")
-    asked = Question(p_mismatch, fraud_threshold, mismatch, cheat_rate)
+    asked = Question.of(terms_of(scheme), p_mismatch, fraud_threshold, mismatch, cheat_rate)
     run(asked, n or SAMPLES, json=as_json)
 
 
-@takes_settings(*ENGINE)
+@takes_settings(*ENGINE, "scheme")
 def calibrate(
     settings: Settings,
     valid_rate: Annotated[
@@ -103,6 +133,12 @@ def calibrate(
 
     poc calibrate --model ./model --valid-rate 0.1 --picture distances.svg
     """
+    if not terms_of(known_scheme(settings.scheme)).has_distances:
+        raise ConfigError(
+            f"the scheme {settings.scheme} has no r_target: every nonce counts. Whether others "
+            f"agree with this node is said by `poc selfcheck --scheme {settings.scheme}`, and by "
+            "`poc selftest` with vectors of theirs; --scheme distance measures all the same"
+        )
     from worker.tools.calibration.calibrate import Plan, run
 
     plan = Plan(valid_rate, blocks, nonces, seq_len, batch_size, strong_rng)
@@ -136,7 +172,7 @@ def selfcheck(
             min=0,
             max=1,
             metavar="<share>",
-            help="How probable an accusation may be (fraud-threshold).",
+            help="How probable an accusation may be. (what the network calls fraud)",
         ),
     ] = None,
     as_json: Json = False,
@@ -195,7 +231,8 @@ def selftest(
         float, typer.Option(metavar="<L2>", help=f"Network's: {CONFIG_HELP['dist_threshold']}.")
     ] = ArtifactTerms().dist_threshold,
     p_mismatch: Annotated[
-        float, typer.Option(metavar="<share>", help=f"Network's: {CONFIG_HELP['p_mismatch']}.")
+        float,
+        typer.Option(metavar="<share>", help="Network's: how often an honest vector is wrong."),
     ] = ArtifactTerms().p_mismatch,
     p_value_threshold: Annotated[
         float,

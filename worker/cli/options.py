@@ -14,8 +14,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from shared.config import PoCConfig
-from shared.errors import InvalidRequest
-from shared.schemes import DEFAULT, SCHEMES
+from shared.errors import ConfigError, InvalidRequest
+from shared.schemes import DEFAULT, SCHEMES, terms_of
 from shared.settings import PREFIX, Settings, load_settings
 
 Command = Callable[..., None]
@@ -68,6 +68,22 @@ _ANY_BLOCK = {"block_hash": "selfcheck", "block_height": 0, "public_key": "selfc
 #: Exit status of what would be, or is, called a fraud.
 FRAUD = 3
 
+
+def known_scheme(name: str) -> str:
+    """The name of a scheme. Raises `ConfigError` for an unknown one."""
+    try:
+        terms_of(name)
+    except ValueError as error:
+        raise ConfigError(f"--scheme: {error}") from None
+    return name
+
+
+Scheme = Annotated[
+    str,
+    typer.Option(
+        metavar="<name>", help=f"{CONFIG_HELP['scheme'].capitalize()}.", callback=known_scheme
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Timeout = Annotated[
     float,

@@ -20,7 +20,7 @@ import typer
 from shared.errors import ConfigError
 from shared.schemes import DEFAULT
 from shared.settings import EVERY_GPU, Settings
-from worker.cli.options import ENGINE, Json, takes_settings
+from worker.cli.options import ENGINE, Json, Scheme, takes_settings
 from worker.tools import show
 
 if TYPE_CHECKING:
@@ -152,9 +152,10 @@ def demo(
     stay: Annotated[
         bool, typer.Option("--stay", help="Then go on with rounds, and the page, until Ctrl-C.")
     ] = False,
-    scheme: Annotated[
-        str, typer.Option(metavar="<name>", help="What a proof is: distance, or artifact.")
-    ] = DEFAULT,
+    scheme: Scheme = DEFAULT,
+    network: Annotated[
+        bool, typer.Option("--network", help="An epoch of the network: see simulate-epoch.")
+    ] = False,
 ) -> None:
     """Run a whole round on this machine: server, model, worker, API and callbacks.
 
@@ -163,10 +164,51 @@ def demo(
     poc demo --stay
 
     poc demo --scheme artifact
+
+    poc demo --network
     """
+    if network:
+        if stay or scheme != DEFAULT:
+            raise ConfigError("--network goes with --seconds alone")
+        from worker.tools.network.run import run as run_epoch
+
+        raise typer.Exit(run_epoch(seconds))
     from worker.tools.demo import run
 
     raise typer.Exit(run(seconds=seconds, stay=stay, scheme=scheme))
+
+
+def simulate_epoch(
+    node: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<url>",
+            help="A node's base URL, such as http://127.0.0.1:8100; may be given several times. "
+            "Unless given: three nodes of this machine, one of which cheats.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, metavar="<seconds>", help="How long to generate.")
+    ] = 20.0,
+    seq_len: Annotated[
+        int, typer.Option(min=1, metavar="<int>", help="Positions of one forward, of given nodes.")
+    ] = 1024,
+    host: Annotated[
+        str, typer.Option(metavar="<address>", help="Address of this machine that nodes reach.")
+    ] = "127.0.0.1",
+    as_json: Json = False,
+) -> None:
+    """Be the network for some nodes, for an epoch: they generate, judge each other, and are paid.
+
+    Exit status: 0 nothing was lost, and exactly the honest are paid; 1 otherwise.
+
+    poc simulate-epoch
+
+    poc simulate-epoch --node http://10.0.0.1:8100 --node http://10.0.0.2:8100 --host 10.0.0.9
+    """
+    from worker.tools.network.run import run
+
+    raise typer.Exit(run(seconds, node or (), seq_len=seq_len, host=host, as_json=as_json))
 
 
 @takes_settings("redis_url", "namespace", "engine", "model", "device", "gpu", build=dict)
@@ -232,9 +274,7 @@ def bench(
             "shape of Qwen3-0.6B."
         ),
     ] = None,
-    scheme: Annotated[
-        str, typer.Option(metavar="<name>", help="What a proof is: distance, or artifact.")
-    ] = DEFAULT,
+    scheme: Scheme = DEFAULT,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="<int>", help="Nonces in one batch.")
     ] = 32,

@@ -23,12 +23,15 @@ def receipt(
     ] = None,
     verify: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Check a receipt and print it; - for standard input."),
+        typer.Option(metavar="FILE", help="Check a receipt; - for standard input."),
     ] = None,
     signer: Annotated[
         str | None,
         typer.Option(metavar="<key>", help="With --verify: the public key that must have signed."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --verify: print all that the receipt tells.")
+    ] = False,
 ) -> None:
     """Print a signed receipt of a round, or check one.
 
@@ -42,9 +45,11 @@ def receipt(
     if verify is not None:
         if round_id:
             raise InvalidRequest("--verify takes a file and no round")
-        _check(verify, signer)
+        _check(verify, signer, as_json=as_json)
     elif signer:
         raise InvalidRequest("--signer goes with --verify; POC_RECEIPT_KEY is what signs")
+    elif as_json:
+        raise InvalidRequest("--json goes with --verify; a receipt is JSON in any case")
     else:
         _make(settings, round_id)
 
@@ -70,19 +75,23 @@ def _make(settings: Settings, round_id: str | None) -> None:
     _say("`poc receipt --verify FILE` checks it and shows what is in it")
 
 
-def _check(path: str, signer: str | None) -> None:
+def _check(path: str, signer: str | None, *, as_json: bool) -> None:
     from shared.envelope import Envelope
     from shared.receipt import Receipt
 
     try:
         envelope = Envelope.read(read_text(path))
-        Receipt.of(envelope)
+        checked = Receipt.of(envelope)
         key = envelope.verify(signer)
     except (InvalidRequest, NotGenuine) as error:
         raise type(error)(f"{path}: {error}") from None
-    # Made anew in ASCII: whoever wrote the file may have meant the terminal.
-    typer.echo(json.dumps(json.loads(envelope.open(envelope.payload_type)), indent=1))
-    _say(f"signed by {key}" + ("" if signer else "; see that this is the node's key: --signer"))
+    if as_json:
+        # Made anew in ASCII: whoever wrote the file may have meant the terminal.
+        typer.echo(json.dumps(json.loads(envelope.open(envelope.payload_type)), indent=1))
+    else:
+        show.out.print(show.receipt_table(checked, key))
+    if not signer:
+        _say(f"signed by {key}: see that this is the node's key, or give it by --signer")
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,7 @@ Importing this package is cheap: torch and its friends come with the engine that
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from types import ModuleType
 from typing import cast
@@ -43,9 +44,11 @@ def load_engine(settings: Settings) -> Engine:
     `module:factory` calls `factory(settings)`.
     Raises `EngineError` if there is no such engine or it can't load its model.
     """
+    if ":" in settings.engine:
+        return _load_custom(settings.engine, settings)
+    if settings.gpu is not None:
+        _ensure_driver(settings.gpu)
     name = engine_of(settings)
-    if ":" in name:
-        return _load_custom(name, settings)
     ignored = sorted(settings.of_other_engines(name) & settings.model_fields_set)
     if ignored:
         names = ", ".join(f"{PREFIX}{each.upper()}" for each in ignored)
@@ -71,6 +74,17 @@ def engine_of(settings: Settings) -> str:
 def module_of(name: str) -> ModuleType:
     """The module of a built-in engine, which can be read without the libraries of the engine."""
     return importlib.import_module(BUILT_IN[name])
+
+
+def _ensure_driver(gpu: str) -> None:
+    """Refuse a GPU where there can be none, before seconds are spent on importing torch."""
+    try:
+        ctypes.CDLL("libcuda.so.1")  # which does not start CUDA
+    except OSError as error:
+        raise EngineError(
+            f"POC_GPU={gpu}: there is no NVIDIA driver here ({error}); install it, or unset "
+            "POC_GPU to compute without a GPU"
+        ) from None
 
 
 def _load_custom(path: str, settings: Settings) -> Engine:

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Protocol, runtime_checkable
 
 from shared.errors import EngineError
-from shared.schemes import DEFAULT, Proof
+from shared.schemes import DEFAULT, Proof, Terms
 from worker.job import Job
 
 #: Sequences in one forward, by the kind of device, unless the settings say otherwise.
@@ -46,8 +46,12 @@ class EngineInfo:
     #: Sequences that it computes at a time, of several jobs if need be, and their positions.
     tile: int = 1
     max_tokens: int | None = None
-    #: Schemes that it can't compute, and why.
+    #: Schemes that it can't compute, and why. Of some an engine learns by their first job.
     without: dict[str, str] = field(default_factory=dict)
+
+    def refusal_of(self, terms: Terms) -> str | None:
+        """Why proofs by these terms can't be computed; None if they can."""
+        return self.without.get(terms.name) or terms.refusal_of_model(self.hidden_size)
 
     def check_length(self, seq_len: int, or_else: str = "") -> None:
         """Raise `EngineError` for a `seq_len` that the model has no positions for.

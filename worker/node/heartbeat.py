@@ -117,6 +117,7 @@ class Heartbeat:
                 self.instance,
                 takes_over=takes_over,
                 counted=counted,
+                schemes=self._pipeline.schemes,
             )
         except ModelMismatch as error:
             wants = (

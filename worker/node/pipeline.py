@@ -216,6 +216,11 @@ class Pipeline:
         reserved = self._reserved  # seen first, since from there a claim goes into flight
         return [work.token for work in (*(each.work for each in self._in_flight), *reserved)]
 
+    @property
+    def schemes(self) -> Collection[str]:
+        """What this worker computes: not what only another version knows, or another engine can."""
+        return SCHEMES.keys() - self.engine.info.without.keys()
+
     # Claim.
 
     def _claim(self) -> Assignment | None:
@@ -225,19 +230,14 @@ class Pipeline:
     def _claim_batch(self) -> Claim | None:
         """The round's next batch."""
         fingerprint = self.engine.info.fingerprint
-        claim = self.store.rounds.claim(self.worker, self._token, fingerprint, self._schemes)
+        claim = self.store.rounds.claim(self.worker, self._token, fingerprint, self.schemes)
         self._claimed(claim)
         return claim
 
     def _ask(self) -> Ask:
         """For a validation's chunk or the round's next batch, in turns while there are both."""
         kinds: tuple[Kind, Kind] = ("batch", "chunk") if self._validated else ("chunk", "batch")
-        return Ask(self.worker, self._token, kinds, self.engine.info.fingerprint, self._schemes)
-
-    @property
-    def _schemes(self) -> Collection[str]:
-        """What this worker computes: not what only another version knows, or another engine can."""
-        return SCHEMES.keys() - self.engine.info.without.keys()
+        return Ask(self.worker, self._token, kinds, self.engine.info.fingerprint, self.schemes)
 
     def _claimed(self, work: Assignment | None) -> Assignment | None:
         """Note what an ask got."""

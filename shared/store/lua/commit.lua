@@ -2,6 +2,7 @@
 -- step its worker gets the next work, if it asks for it.
 -- with _round
 -- with _claim
+-- K reads: schemes
 -- K writes: status, clock, endings, outbox, round(round), nonces(round), found(round), run(round),
 --   gathered(round), history(round), claims(round), leases(round), tickets(round), chunks,
 --   chunk_claims, chunk_leases, totals

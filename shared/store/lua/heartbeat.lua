@@ -2,14 +2,15 @@
 -- round's clocks up to date. A worker with another model than the namespace's is refused.
 -- A name belongs to one process: another one is refused while its holder lives.
 -- The distances of the first worker's functional check become the reference of its model.
+-- A.schemes are those that it computes; a zset has how long somebody who does lives for certain.
 -- A.counted are nonces of a round by the bins of their distances, name and count in turn.
 -- A generation whose time is over ends; callbacks that wait to be joined go out in time.
 -- with _round
 -- K writes: status, clock, endings, outbox, gathered(round), round(round), run(round),
 --   claims(round), leases(round), tickets(round), model, reference(fingerprint), worker(worker),
 --   workers, takers, chunk_claims, chunk_leases, callbacks, history(round), histogram(round),
---   incidents, totals
--- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens,
+--   incidents, totals, schemes
+-- A: round, worker, instance?, takes_over?, fingerprint, pinned?, model, fields, tokens, schemes,
 --   distances?, reference_s, live_ms, keep_incidents, keep_incidents_s, lease_ms, deadline_ms,
 --   epoch, counted?
 
@@ -41,6 +42,9 @@ local was_silent = before and number(before) < now - A.live_ms
 redis.call('ZADD', K.workers, int(now), A.worker)
 -- Stays when this worker is gone, as long as it may have taken a command.
 redis.call('ZADD', K.takers, int(now), A.worker)
+for _, scheme in ipairs(A.schemes) do
+  redis.call('ZADD', K.schemes, 'GT', int(now + A.live_ms), scheme)
+end
 
 -- Who was silent for so long was killed, or is cut off, and nobody else tells of it. One that had
 -- to end has said so itself. Who was silent, too, waits for the next time: Redis was away for all.

@@ -3,7 +3,7 @@
 -- with _round
 -- K reads: status
 -- K writes: clock, command(command), job(command), jobs, chunks, verdicts
--- A: round?, command, memory_s, batch, config?, total, chunks, refusal?, traceparent?
+-- A: round?, command, memory_s, batch, config?, scheme, total, chunks, refusal?, traceparent?
 
 local known = remembered() or moved()
 if known then return known end
@@ -16,7 +16,7 @@ redis.call('HSET', K.job, 'batch', A.batch, 'config', A.config, 'state', 'OPEN',
 redis.call('ZADD', K.jobs, int(now_ms()), A.command)
 for _, chunk in ipairs(A.chunks) do
   redis.call('RPUSH', K.chunks, cjson.encode(
-    {job = A.command, start = chunk[1], count = chunk[2], attempts = 0}))
+    {job = A.command, scheme = A.scheme, start = chunk[1], count = chunk[2], attempts = 0}))
 end
 if #A.chunks == 0 then
   redis.call('RPUSH', K.verdicts, A.command)

@@ -50,6 +50,21 @@ def test_a_round_that_another_worker_opened(
     assert "worker w can't compute the scheme artifact" in status.error
 
 
+def test_a_batch_that_nobody_can_judge(new_engine: Callable[..., FakeEngine], store: Store) -> None:
+    """Given that the worker which took it is gone, this one ends it with the reason."""
+    batch = ArtifactBatch(**BLOCK, nonces=[1])
+    asked = ValidateRequest(batch=batch, config=config(k_dim=1))
+    PoCManager(new_engine(), store).open_validation(asked)
+    engine = new_engine()
+    engine.info = replace(engine.info, without={"artifact": WHY})
+    pipeline = Pipeline(engine, store, "w")
+    while pipeline.step():
+        pass
+    done = store.validations.next_computed()
+    assert done
+    assert (done.proofs, done.error) == ([None], "no live worker can compute the scheme artifact")
+
+
 def test_more_numbers_than_a_hidden_state_has(
     new_engine: Callable[..., FakeEngine], store: Store, redis: Client
 ) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,13 @@ class VllmEngine:
                 exact=True,
                 tile=facts["tile"],
                 max_tokens=facts["max_tokens"],
-                without=facts["without"],
             )
             undo.pop_all()
 
     @property
     def info(self) -> EngineInfo:
-        """What was loaded."""
-        return self._info
+        """What was loaded, and what is known by now of what it can't compute."""
+        return replace(self._info, without=self._owner.without)
 
     @property
     def busy_seconds(self) -> float:

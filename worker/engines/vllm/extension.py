@@ -80,6 +80,11 @@ class PoCWorkerExtension:
         """Wait for a job: its proofs (empty on a rank without logits), its device seconds."""
         return self.poc_device.collect(handle)
 
+    def poc_without(self) -> dict[str, str]:
+        """The schemes that can't be computed, and why, as far as is known: a first job may tell."""
+        without: dict[str, str] = self.poc_device.facts["without"]
+        return without
+
 
 class _Device:
     """The deployed model and its scratch pages on one rank."""
@@ -165,8 +170,11 @@ class _Device:
     def _own(self, scheme: str) -> forwards.OwnForward | None:
         """The forward of ours that a scheme has; None if it takes vLLM's.
 
-        Made once in a process. Raises `EngineError` if it must have one, and there is none.
+        Made once in a process. Raises `EngineError` if it must have one, and there is none; from
+        then on at once, unless it was memory that was missing.
         """
+        if scheme in self.facts["without"]:
+            raise EngineError(self.facts["without"][scheme])
         tensors, known = self._tiles.tensors(scheme), vars(self._worker).setdefault("poc_own", {})
         if not self._prunes and not tensors.edits:
             return None
@@ -176,7 +184,7 @@ class _Device:
         return found
 
     def _make(self, scheme: str, tensors: Tensors) -> forwards.OwnForward | None:
-        why = ""
+        why, out_of_memory = "", False
         for make in (forwards.pruned,) * self._prunes + (forwards.whole,) * tensors.edits:
             try:
                 own = make(self._worker, tensors.edit)
@@ -185,12 +193,18 @@ class _Device:
                 self._check(own, scheme)
             except Exception as error:  # noqa: BLE001 - whatever a compiler makes of a model
                 why = first_line(error)
+                out_of_memory |= isinstance(error, torch.OutOfMemoryError)
                 log.warning("no forward for %s, %s last layer: %s", scheme, make.__name__, why)
             else:
                 return own
-        if tensors.edits:
-            raise EngineError(f"the scheme {scheme} can't be computed with this model: {why}")
-        return None
+        if not tensors.edits:
+            return None
+        why = f"the scheme {scheme} can't be computed with this model: {why}"
+        if out_of_memory:
+            self._forget()  # so that there may be more of it the next time
+        else:
+            self.facts["without"][scheme] = why
+        raise EngineError(why)
 
     @torch.inference_mode()
     def _check(self, own: forwards.OwnForward, scheme: str) -> None:

@@ -15,6 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from worker.engines.vllm import internals
+from worker.engines.vllm.parts import (
+    AsTwo,
+    Layers,
+    Turns,
+    after_attention,
+    compiled,
+    own_layers,
+    parts_of,
+)
 from worker.schemes.layers import Edit, decoder_layers
 
 #: Rows in one go behind the last attention, always: a product of another number of rows may be
@@ -29,9 +38,7 @@ class OwnForward:
     normed hidden states.
     """
 
-    def __init__(
-        self, layers: internals.Layers, tail: Callable[..., Tensor], last_layer: str
-    ) -> None:
+    def __init__(self, layers: Layers, tail: Callable[..., Tensor], last_layer: str) -> None:
         """`last_layer` is what a profile says of it: pruned, or whole."""
         self._layers, self._tail, self.last_layer = layers, tail, last_layer
 
@@ -50,9 +57,9 @@ def pruned(worker: Any, edit: Edit) -> OwnForward | None:
     It is compiled in pieces from one attention to the next: they are alike, so that one is compiled
     for all. None if its layers are of an unknown kind.
     """
-    inner, turns = internals.inner_model(worker), internals.Turns()
+    inner, turns = internals.inner_model(worker), Turns()
     found = [
-        internals.parts_of(layer, turns.of(layer.self_attn.rotary_emb))
+        parts_of(layer, turns.of(layer.self_attn.rotary_emb))
         for layer in decoder_layers(internals.model_of(worker))
         if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "rotary_emb")
     ]
@@ -60,8 +67,8 @@ def pruned(worker: Any, edit: Edit) -> OwnForward | None:
     if len(parts) < len(inner.layers):
         return None
     # What an edit makes of the values of any layer, it makes of those of one that changes nothing.
-    edits = [edit(index, internals.AsTwo()) for index in range(len(parts))]
-    first, piece = internals.compiled(worker, _first), internals.compiled(worker, _piece)
+    edits = [edit(index, AsTwo()) for index in range(len(parts))]
+    first, piece = compiled(worker, _first), compiled(worker, _piece)
 
     def layers(embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         turns.look_up(positions, embeddings.dtype)
@@ -72,11 +79,11 @@ def pruned(worker: Any, edit: Edit) -> OwnForward | None:
         return parts[-1].attend(*qkv), residual
 
     def tail(attended: Tensor, residual: Tensor) -> Tensor:
-        last = internals.after_attention(parts[-1].layer, attended, residual)
+        last = after_attention(parts[-1].layer, attended, residual)
         normed: Tensor = inner.norm(*edits[-1](*last))[0]
         return normed
 
-    return OwnForward(layers, internals.compiled(worker, tail, dynamic=False), "pruned")
+    return OwnForward(layers, compiled(worker, tail, dynamic=False), "pruned")
 
 
 def _first(before: nn.Module, embeddings: Tensor, positions: Tensor) -> Any:
@@ -92,7 +99,7 @@ def _piece(
     positions: Tensor,
 ) -> Any:
     """From the attention of one layer to that of the next."""
-    return before(positions, *edited(*internals.after_attention(layer, attended, residual)))
+    return before(positions, *edited(*after_attention(layer, attended, residual)))
 
 
 def whole(worker: Any, edit: Edit) -> OwnForward:
@@ -107,6 +114,4 @@ def whole(worker: Any, edit: Edit) -> OwnForward:
         normed: Tensor = norm(hidden, residual)[0]
         return normed
 
-    return OwnForward(
-        internals.own_layers(worker, edit), internals.compiled(worker, tail, dynamic=False), "whole"
-    )
+    return OwnForward(own_layers(worker, edit), compiled(worker, tail, dynamic=False), "whole")

@@ -75,6 +75,8 @@ class Owner:
         self._given: Future[tuple[Any, Sequence[int], socket.socket | None, int | None]] = Future()
         self._loop: Any = None
         self.busy_seconds = 0.0
+        #: Schemes that can't be computed, and why. The first job of one may add it.
+        self.without: dict[str, str] = {}
         self._job_seconds = FIRST_JOB_S
         self._handles = count()
         self._llm: Any = None
@@ -222,7 +224,7 @@ class Owner:
             )
             log.info("tile %d of %d positions (forwards alone: %s nonces/s)", tile, seq_len, rates)
             facts = await self._prepare_for(tile)
-        self._tile = facts["tile"], facts["max_tokens"]
+        self._tile, self.without = (facts["tile"], facts["max_tokens"]), facts["without"]
         return facts
 
     async def _prepare_for(self, tile: int) -> dict[str, Any]:
@@ -322,6 +324,7 @@ class Owner:
             if len(parts) > 1:
                 self._backlog.put_back(parts)
                 return None
+            self.without, *_ = await self.call("poc_without")
             problem = EngineError(f"vLLM can't compute the batch: {cause_of(error)}")
             self._settle(parts[0].future).set_exception(problem)
             return None

@@ -17,7 +17,7 @@ from rich.status import Status
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.errors import ConfigError, EngineError
-from shared.schemes import DEFAULT, terms_from, terms_of
+from shared.schemes import DEFAULT, terms_from
 from shared.schemes.distance import r_target_for
 from shared.settings import Settings, load_settings
 from worker.engines import Engine, EngineInfo
@@ -65,12 +65,8 @@ class Plan:
     def of(cls, *, against: str = "", sweep: str = "", gpu: bool = False, **more: Any) -> Plan:
         """Read what the command line gives: names with commas, and `tile=32,64`.
 
-        Raises `ConfigError` for a scheme, an opponent or a sweep that there is not.
+        Raises `ConfigError` for an opponent or a sweep that there is not.
         """
-        try:
-            terms_of(more.get("scheme", DEFAULT))
-        except ValueError as error:
-            raise ConfigError(f"--scheme: {error}") from None
         named = {each.strip() for each in against.split(",") if each.strip()}
         if unknown := sorted(named - {*OPPONENTS}):
             raise ConfigError(f"--against {unknown[0]}: choose of {', '.join(OPPONENTS)}")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.odds import at_least, flagged_from
+from shared.schemes import Terms
 from worker.tools.show import out
 
 #: Nonces in a sample, unless others are asked for.
@@ -27,6 +28,25 @@ class Question:
     fraud_threshold: float
     honest_rate: float
     cheat_rate: float
+
+    @classmethod
+    def of(
+        cls,
+        scheme: type[Terms],
+        p_mismatch: float | None = None,
+        fraud_threshold: float | None = None,
+        honest_rate: float | None = None,
+        cheat_rate: float | None = None,
+    ) -> Question:
+        """What is given, and else what the scheme has; an honest node is as the network says."""
+        usual = scheme.usual()
+        p = usual.p_mismatch if p_mismatch is None else p_mismatch
+        return cls(
+            p,
+            usual.fraud_below if fraud_threshold is None else fraud_threshold,
+            p if honest_rate is None else honest_rate,
+            usual.cheat_rate if cheat_rate is None else cheat_rate,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +84,20 @@ def run(asked: Question, samples: Sequence[int], *, json: bool = False) -> None:
     out.print(table)
     out.print(
         Text(
-            f"honest: {asked.honest_rate:.2g} of its nonces mismatch; cheat: {asked.cheat_rate:.2g}"
-            f"\njudged by: p_mismatch {asked.p_mismatch:g}, fraud_threshold "
-            f"{asked.fraud_threshold:g}",
+            f"honest: {chance(asked.honest_rate)} of its nonces mismatch; "
+            f"cheat: {chance(asked.cheat_rate)}\n"
+            f"judged by: p_mismatch {asked.p_mismatch:g}, fraud below {asked.fraud_threshold:g}",
             style="dim",
         )
     )
 
 
 def chance(p: float) -> str:
-    """A probability for people: small ones as powers of ten, and 100% for nothing less than one."""
-    if 0 < p < 1e-3:
-        return f"{p:.1e}"
-    return f"{p:.1%}" if p < 0.9995 or p == 1 else ">99.9%"
+    """A probability for people, in percent: 0% is never, and 100% is always."""
+    if p in (0, 1):
+        return f"{p:.0%}"
+    if p < 1e-6:
+        return "<0.0001%"
+    if p >= 0.9995:
+        return ">99.9%"
+    return f"{p:.1%}" if p >= 0.01 else f"{float(f'{100 * p:.2g}'):f}".rstrip("0") + "%"

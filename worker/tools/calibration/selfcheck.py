@@ -139,8 +139,8 @@ def check(settings: Settings, plan: Plan) -> Report:
         known = _check_function(engine, settings)
         others = plan.others or sides.usual(settings, info)
         status.stop()
-        if config.scheme in info.without:
-            raise ConfigError(info.without[config.scheme])
+        if why := info.refusal_of(config.terms):
+            raise ConfigError(why)
         ours = _proofs(engine, config, nonces, "computing as this node")
         judge, valid = _judge_of(plan, ours)
         seen = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -18,7 +17,7 @@ from worker.tools.show import out
 
 def show(report: Report) -> None:
     """A table of the sides, then what it means."""
-    out.print(_sides(report.seen))
+    out.print(_sides(report))
     for side, why in report.missing:
         out.print(Text(f"{side.name}: not measured: {why}", style="dim"), soft_wrap=True)
     table = Table.grid(padding=(0, 2))
@@ -29,19 +28,21 @@ def show(report: Report) -> None:
     out.print(table)
 
 
-def _sides(seen: Sequence[Seen]) -> Table:
+def _sides(report: Report) -> Table:
+    has_distances = report.plan.terms.has_distances
+    wrong = "changed sides" if has_distances else "too far off"
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("validator", overflow="fold")
-    for heading in ("equal", "std. dev.", "largest", "changed sides", "mismatch", "fraud"):
+    for heading in ("equal", "std. dev.", "largest", wrong, "mismatch", "fraud"):
         table.add_column(heading, justify="right")
-    for each in seen:
+    for each in report.seen:
         changed, valid = each.changed
         table.add_row(
             Text(each.side.name),
             f"{each.noise.equal} of {len(each.noise.differences)}",
             f"{each.noise.spread:.1e}",
             f"{each.noise.largest:.1e}",
-            f"{changed} of {valid} valid",
+            f"{changed} of {valid}" + " valid" * has_distances,
             chance(each.rate),
             chance(each.flagged),
         )
@@ -50,7 +51,12 @@ def _sides(seen: Sequence[Seen]) -> Table:
 
 def _rows(report: Report) -> dict[str, str | Text]:
     plan, worst, terms = report.plan, report.worst, report.plan.terms
-    margin = {"submit_margin": _advice(report)} if terms.has_distances else {}
+    of_distances: dict[str, str | Text] = {}
+    if terms.has_distances:  # elsewhere every nonce counts, and there is no margin
+        of_distances = {
+            "valid": f"{report.valid:.2%} of this node's nonces",
+            "submit_margin": _advice(report),
+        }
     verdict = (
         Text("you will pass", style="bold green")
         if report.passes
@@ -65,8 +71,7 @@ def _rows(report: Report) -> dict[str, str | Text]:
     return {
         "verdict": verdict,
         "judged by": f"{plan.n} nonces, fraud {fraud}; {terms.limits}",
-        "valid": f"{report.valid:.2%} of this node's nonces",
-        **margin,
+        **of_distances,
         "known distances": report.known,
         "computed by": f"{report.info.device}, "
         + ", ".join(f"{name} {value}" for name, value in report.info.profile.items()),

@@ -6,6 +6,7 @@ Commands need workers: `tests/conformance` has them.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import fakeredis
@@ -13,6 +14,7 @@ import pytest
 
 from calls import BLOCK, JOB, POW, ROUND, Gateway
 from shared.config import PoCConfig
+from shared.gateway import node
 from shared.requests import GenerateRequest, ValidateRequest
 from shared.schemes.artifact import ArtifactBatch, ArtifactTerms
 from shared.store import Store
@@ -267,3 +269,25 @@ def test_without_redis_it_says_so_and_chat_goes_on(
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert client.get("/api/v1/gate").status_code == 200
     assert client.get("/livez").status_code == 200
+
+
+def test_a_slow_redis_is_waited_for_once_however_often_it_is_asked(
+    gateway: Gateway, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "ANSWER_S", 0.4)
+    for part, look in ((store.workers, "listing"), (store.rounds, "status")):
+        quick = getattr(part, look)
+        slow = lambda quick=quick: (time.sleep(0.3), quick())[1]  # noqa: E731
+        monkeypatch.setattr(part, look, slow)
+    answer = gateway().post(f"{POW}/stop")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.elapsed.total_seconds() < 0.55
+
+
+@pytest.mark.parametrize("version", ["", "/v3.0.8", "/v3.0.13-alpha1"])
+def test_a_version_may_stand_before_each_path(gateway: Gateway, worker: None, version: str) -> None:
+    """As controllers put it there when the network has named one."""
+    client = gateway()
+    for path in (f"{POW}/status", "/api/v1/state", "/v1/models", "/health"):
+        assert client.get(version + path).status_code == 200
+    assert client.get("/v3/api/v1/state").status_code == 404

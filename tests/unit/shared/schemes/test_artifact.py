@@ -224,7 +224,7 @@ class TestJudge:
         assert isinstance(found, ComputedArtifacts)
         assert found.ended is None
         assert not found.is_fraud
-        assert found.judged_by == ""
+        assert found.limits == ""
         assert found.proofs[:2] == [None, RIGHT]
         assert found.not_computed == [7]
         assert found.encoding == Encoding(k_dim=2)
@@ -235,8 +235,8 @@ class TestJudge:
         assert isinstance(found, ValidatedArtifacts)
         assert (found.p_value_threshold, found.threshold_key) == (0.01, "fraud_threshold")
         assert (found.dist_threshold, found.p_mismatch) == (0.4, 0.1)
-        assert found.judged_by == "dist_threshold 0.4, p_mismatch 0.1, fraud_threshold 0.01"
-        assert judged([RIGHT], [RIGHT]).judged_by.endswith("p_value_threshold 0.05")
+        assert found.limits == "dist_threshold 0.4, p_mismatch 0.1, fraud_threshold 0.01"
+        assert judged([RIGHT], [RIGHT]).limits.endswith("p_value_threshold 0.05")
         assert found.profile == {"engine": "fake"}
 
     def test_a_bad_threshold_is_refused_by_the_name_that_it_was_given_by(self) -> None:

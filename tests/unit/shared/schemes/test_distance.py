@@ -96,7 +96,9 @@ def test_what_a_verdict_came_to() -> None:
     assert judged.ended
     assert judged.ended[:4] == (3, 1, 0.001499250125, True)
     assert judged.is_fraud
-    assert judged.judged_by == "r_target 1.25, tolerance 0, p_mismatch 0.0005, fraud_threshold 0.02"
+    assert judged.limits == (
+        "r_target 1.25, p_mismatch 0.0005, fraud_threshold 0.02, dist_tolerance 0, submit_margin 0"
+    )
     assert judged.proofs == [0.1, 1.5, 0.33333334]
     assert isinstance(judged, ValidatedBatch)
 

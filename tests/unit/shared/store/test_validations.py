@@ -14,9 +14,12 @@ from shared.data import ProofBatch
 from shared.errors import CouldNotCompute, RoundFailed, RoundMismatch, RoundNotInitialized
 from shared.evidence import Computer, Evidence
 from shared.requests import GenerateRequest, InitRequest, ValidateRequest
+from shared.schemes.artifact import ArtifactBatch
 from shared.store import Chunk, ComputedValidation, Message, Store
 from shared.store.connection import Client
 from shared.store.keys import Keys
+
+MODEL = {"fingerprint": "f"}
 
 
 def batch_of(config: PoCConfig, *nonces: int, **changes: Any) -> ProofBatch:
@@ -267,6 +270,63 @@ def test_a_chunk_that_fails_too_often_is_given_up(store: Store, config: PoCConfi
     store.validations.commit(take(store), [0.3])
     job = computed(store)
     assert (job.proofs, job.error) == ([None, 0.2, 0.3], "out of memory")
+
+
+class TestSchemes:
+    """A worker leaves the chunks of a scheme that it does not compute to those who do."""
+
+    @pytest.fixture
+    def artifacts(self, store: Store, config: PoCConfig) -> None:
+        """A chunk of the scheme artifact, and one of the scheme distance behind it."""
+        of_block = {"block_hash": config.block_hash, "block_height": config.block_height}
+        batch = ArtifactBatch(**of_block, public_key="other", nonces=[4])
+        asked = PoCConfig.model_validate({**of_block, "public_key": "me", "scheme": "artifact"})
+        store.validations.open("a", ValidateRequest(batch=batch, config=asked))
+        store.validations.open("d", ValidateRequest(batch=batch_of(config, 7), config=config))
+
+    @pytest.fixture
+    def lives(self, store: Store) -> None:
+        """A worker that computes both."""
+        store.workers.heartbeat("both", MODEL, {}, [], schemes=["artifact", "distance"])
+
+    @pytest.mark.usefixtures("artifacts", "lives")
+    def test_they_wait_for_one_who_does(self, store: Store) -> None:
+        """And keep nobody from the chunks behind them."""
+        chunk = claim_chunk(store, "one", "t", ["distance"])
+        assert chunk
+        assert chunk.validation == "d"
+        assert claim_chunk(store, "one", "u", ["distance"]) is None
+        chunk = claim_chunk(store, "both", "v", ["artifact", "distance"])
+        assert chunk
+        assert (chunk.validation, chunk.given_up) == ("a", False)
+
+    @pytest.mark.usefixtures("artifacts", "lives")
+    def test_so_do_those_that_were_given_back(self, store: Store) -> None:
+        """Whoever gave them back."""
+        store.validations.give_back(take(store), "loose wire")
+        chunk = claim_chunk(store, "one", "t", ["distance"])
+        assert chunk
+        assert chunk.validation == "d"
+        assert take(store).error == "loose wire"
+
+    @pytest.mark.usefixtures("artifacts", "lives")
+    def test_without_one_they_are_given_up(
+        self, store: Store, advance: Callable[[float], None]
+    ) -> None:
+        """So that whoever waits for the verdict learns why there is none."""
+        advance(31)
+        chunk = claim_chunk(store, "one", "t", ["distance"])
+        assert chunk
+        assert (chunk.validation, chunk.given_up) == ("a", True)
+        assert chunk.error == "no live worker can compute the scheme artifact"
+
+    @pytest.mark.usefixtures("artifacts")
+    def test_one_that_failed_says_why(self, store: Store) -> None:
+        """Given a worker that tried, and does not compute it any more."""
+        store.validations.give_back(take(store), "no layers")
+        chunk = claim_chunk(store, "one", "t", ["distance"])
+        assert chunk
+        assert (chunk.given_up, chunk.error) == (True, "no layers")
 
 
 def test_a_distance_that_could_not_be_computed_stays_one(store: Store, config: PoCConfig) -> None:

@@ -245,7 +245,7 @@ def history(store: Store, client: redis.Redis) -> None:
         store.outbox.settle(entry, "refused")
     store.results.put("task", '{"status": "SUCCESS"}', unless=["SUCCESS"])
     # A worker that was killed: another one tells of it.
-    workers.heartbeat("killed", {"fingerprint": "f"}, {}, ())
+    workers.heartbeat("killed", {"fingerprint": "f"}, {}, (), schemes=["distance"])
     sleep(60)
     beat()  # it was silent as well
     beat()

@@ -30,7 +30,7 @@ from shared.store import Store
 from worker.cli import main, rounds
 from worker.cli.app import app
 from worker.cli.options import CONFIG_FIELDS, CONFIG_HELP
-from worker.tools import demo, show
+from worker.tools import show, stage
 
 CONFIG = ["--block-hash=b", "--block-height=1", "--public-key=k", "--r-target=1.5"]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -109,6 +109,7 @@ def test_completion_is_offered(poc: Poc) -> None:
     [
         (["make-model", "m"], "cpu"),
         (["demo"], "cpu,embedded"),
+        (["demo", "--network"], "cpu,embedded"),
         (["bench"], "cpu,embedded"),
         (["bench", "--model=m"], "embedded"),
     ],
@@ -128,16 +129,22 @@ def test_a_controllers_environment_is_told_all_that_it_lacks(
     assert f"pip install '.[{extras}]' where poc-worker's source is" in said
 
 
+@pytest.mark.parametrize("other", ["--stay", "--scheme=artifact"])
+def test_an_epoch_of_the_demo_has_no_other_options(poc: Poc, other: str) -> None:
+    """What it can't obey it refuses."""
+    assert "--network goes with --seconds alone" in error_of(poc("demo", "--network", other), 2)
+
+
 def test_what_takes_long_gives_signs_of_life_in_a_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Given no terminal, the demo says now and then what it waits for."""
-    monkeypatch.setattr(demo, "SIGN_OF_LIFE_S", 0.01)
+    """Given no terminal, a tool says now and then what it waits for."""
+    monkeypatch.setattr(stage, "SIGN_OF_LIFE_S", 0.01)
     said = ""
-    with demo._signs_of_life("making the model"):
+    with stage.signs_of_life("making the model"):
         until = time.monotonic() + 10
         while said.count("making the model") < 2 and time.monotonic() < until:
-            said += capsys.readouterr().out
+            said += capsys.readouterr().err
     assert said.count("s: making the model") >= 2
 
 
@@ -244,6 +251,39 @@ def test_bad_input_is_told_before_anything_is_sent(
         (tmp_path / name).write_text(text)
     placed = [arg.replace("HERE", str(tmp_path)) for arg in args]
     assert says in error_of(poc(*placed), 2)
+
+
+@pytest.mark.parametrize("command", ["bench", "calibrate", "demo", "power"])
+def test_a_scheme_that_there_is_not(poc: Poc, command: str) -> None:
+    """Those that there are are named."""
+    error = error_of(poc(command, "--scheme=x"), 2)
+    assert error == "error: --scheme: there is no scheme 'x'; there are distance, artifact\n"
+
+
+def test_what_has_no_r_target_is_not_calibrated(poc: Poc) -> None:
+    """The commands that there are instead are named."""
+    error = error_of(poc("calibrate", "--scheme=artifact"), 2)
+    assert "`poc selfcheck --scheme artifact`" in error
+    assert "`poc selftest`" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "fraud_from", "asked"),
+    [
+        ([], 2, [0.0005, 0.01, 0.0005, 0.05]),
+        (["--scheme=artifact"], 28, [0.1, 0.05, 0.1, 0.2]),
+        (["--scheme=artifact", "--p-value-threshold=0.01"], 31, [0.1, 0.01, 0.1, 0.2]),
+        (["--p-mismatch=0.1", "--mismatch=0", "--cheat-rate=1"], 31, [0.1, 0.01, 0.0, 1.0]),
+    ],
+)
+def test_what_a_network_judges_by_unless_it_is_said(
+    poc: Poc, args: list[str], fraud_from: int, asked: list[float]
+) -> None:
+    """As its scheme has it; an honest node mismatches as often as the network says."""
+    said = json.loads(poc("power", *args, "--n=200", "--json").out)
+    names = "p_mismatch", "fraud_threshold", "honest_rate", "cheat_rate"
+    assert [said[name] for name in names] == asked
+    assert said["samples"][0]["flagged_from"] == fraud_from
 
 
 def test_a_redis_that_is_away_is_told(poc: Poc) -> None:

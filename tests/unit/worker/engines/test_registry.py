@@ -78,6 +78,23 @@ def test_an_engine_that_is_not_there(engine: str, message: str) -> None:
         load_engine(load_settings({}, engine=engine))
 
 
+def test_a_gpu_without_a_driver_is_refused_before_torch_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given none, whatever the engine; what one of one's own computes on is its own business."""
+    monkeypatch.setattr("ctypes.CDLL", no_library)
+    assert load_engine(load_settings({}, engine="fake_engine:load", model="fake", gpu="0"))
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(name))
+    for engine in ("auto", *BUILT_IN):
+        with pytest.raises(EngineError, match=r"POC_GPU=0: .* no NVIDIA driver here \(libcuda"):
+            load_engine(load_settings({}, engine=engine, gpu="0"))
+
+
+def no_library(name: str) -> None:
+    """As the loader says it."""
+    raise OSError(f"{name}: cannot open shared object file")
+
+
 def test_a_factory_of_ones_own_gets_the_settings() -> None:
     settings = load_settings({}, engine="fake_engine:load", model="fake?weights=mine")
     assert load_engine(settings).info.fingerprint == "fingerprint-of-mine"

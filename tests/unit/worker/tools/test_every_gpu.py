@@ -70,9 +70,7 @@ def test_without_a_gpu_one_sentence_says_why(
     assert "leave it out to compute on the CPU" in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "setting", [{"tensor_parallel": "2"}, {"serve_port": "8000"}, {"device": "cpu"}]
-)
+@pytest.mark.parametrize("setting", [{"tensor_parallel": "2"}, {"device": "cpu"}])
 def test_what_only_one_worker_can_have_is_refused(setting: dict[str, str]) -> None:
     """Before any worker is started."""
     ((name, value),) = setting.items()

@@ -36,6 +36,7 @@ class FakeVllm:
         #: The nonces of each launch.
         self.tiles: list[tuple[int, ...]] = []
         self.refused: int | None = None
+        self.without: dict[str, str] = {}
         #: Of each tile that there is to choose from.
         self.rates: dict[int, float] = {}
         self.errored = False
@@ -45,7 +46,9 @@ class FakeVllm:
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
         if method == "poc_prepare":
-            return [{"tile": args[0], "max_tokens": 64, "max_model_len": 16}]
+            return [{"tile": args[0], "max_tokens": 64, "max_model_len": 16, "without": {}}]
+        if method == "poc_without":
+            return [self.without]
         if method == "poc_time":
             tile, _, forwards, _ = args
             return [forwards * tile / self.rates[tile]]
@@ -202,6 +205,17 @@ class TestTogether:
             futures[2].result(timeout=10)
         assert [futures[n].result(timeout=10) for n in (1, 3)] == [[1.0], [3.0]]
         assert "3 jobs at once, so one by one: loose wire" in caplog.text
+
+
+def test_a_job_that_fails_may_tell_of_a_scheme_that_can_not_be_computed(
+    owner: Owner, fake: FakeVllm
+) -> None:
+    """It is known by the time that the job has ended."""
+    assert owner.without == {}
+    fake.refused, fake.without = 0, {"artifact": "no layers"}
+    with pytest.raises(EngineError, match="loose wire"):
+        owner.submit(job(0)).result(timeout=10)
+    assert owner.without == {"artifact": "no layers"}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class MortalVllm:
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
         if method == "poc_prepare":
-            return [{"tile": args[0], "max_tokens": 4096, "max_model_len": 64}]
+            return [{"tile": args[0], "max_tokens": 4096, "max_model_len": 64, "without": {}}]
         handle, now = args[0], time.monotonic()
         if method == "poc_launch":
             self._tiles[handle] = args[1]["nonces"]

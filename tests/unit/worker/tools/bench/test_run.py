@@ -30,7 +30,6 @@ def test_a_gpu_asks_for_all_opponents() -> None:
     ("words", "says"),
     [
         ({"against": "everybody"}, "--against everybody: choose of published, limit"),
-        ({"scheme": "x"}, "--scheme: there is no scheme 'x'; there are distance"),
         ({"sweep": "dtype=float16"}, r"--sweep dtype=float16: give tile=32,64"),
         ({"sweep": "tile"}, "give whole numbers"),
         ({"sweep": "tile=a,b"}, "give whole numbers"),

@@ -44,12 +44,21 @@ def test_the_table_says_what_it_is_about(capsys: pytest.CaptureFixture[str]) -> 
     run(ASKED, [3, 200])
     said = " ".join(capsys.readouterr().out.split())
     assert "200 2 59.5% >99.9%" in said
-    assert "p_mismatch 0.0005, fraud_threshold 0.01" in said
+    assert "honest: 1.0% of its nonces mismatch; cheat: 5.0%" in said
+    assert "p_mismatch 0.0005, fraud below 0.01" in said
 
 
 @pytest.mark.parametrize(
     ("p", "shown"),
-    [(0, "0.0%"), (1e-7, "1.0e-07"), (0.0153, "1.5%"), (0.99999, ">99.9%"), (1, "100.0%")],
+    [
+        (0, "0%"),
+        (1e-7, "<0.0001%"),
+        (0.00000612, "0.00061%"),
+        (0.0004, "0.04%"),
+        (0.0153, "1.5%"),
+        (0.99999, ">99.9%"),
+        (1, "100%"),
+    ],
 )
 def test_a_chance_is_never_rounded_to_certainty(p: float, shown: str) -> None:
     assert chance(p) == shown

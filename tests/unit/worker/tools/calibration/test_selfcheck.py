@@ -74,6 +74,16 @@ def test_another_model_has_no_margin(capsys: pytest.CaptureFixture[str]) -> None
     assert figures(report)["safe_submit_margin"] is None
 
 
+def test_what_the_model_can_not_compute_is_refused_by_name() -> None:
+    """Given vectors of more numbers than its hidden states have."""
+    config = PoCConfig.model_validate(
+        {"block_hash": "b", "block_height": 0, "public_key": "k", "scheme": "artifact"}
+    )
+    settings = load_settings({}, engine="fake_engine:load", model="fake")
+    with pytest.raises(ConfigError, match="k_dim=12: the model's hidden states have only 1"):
+        check(settings, Plan(config))
+
+
 def test_known_distances_are_compared() -> None:
     """Those that are pinned; other ones mean that the device is wrong."""
     report = checked(model_distances=json.dumps(KNOWN))

@@ -1,4 +1,4 @@
-"""The demo ends in order however it is told to."""
+"""What is on stage ends in order, however that is told to."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys, time
-from worker.tools.demo import _end_like_ctrl_c, _heard
+from worker.tools.stage import end_like_ctrl_c, heard
 
-_end_like_ctrl_c()
+end_like_ctrl_c()
 try:
     os.kill(os.getpid(), int(sys.argv[1]))
     time.sleep(30)
 except KeyboardInterrupt:
-    _heard()
+    heard()
     print("cleaned up")
 """
 
