@@ -71,14 +71,17 @@ def running(
 
 
 def assert_gone(processes: list[psutil.Process], within: float = 30.0) -> None:
-    """All have ended, or do in time; multiprocessing's tracker stays until this one ends."""
+    """All have ended, or do in time; this one's own server of forks, and trackers, may stay."""
     wait_until(lambda: not any(map(_lives, processes)), within, f"the end of {processes}")
 
 
 def _lives(process: psutil.Process) -> bool:
     try:
         command = " ".join(process.cmdline())
-        return process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in command
+        # A fork has its server's command line, but another parent.
+        serves_us = "multiprocessing.forkserver" in command and process.ppid() == os.getpid()
+        stays = serves_us or "resource_tracker" in command
+        return process.status() != psutil.STATUS_ZOMBIE and not stays
     except psutil.NoSuchProcess:
         return False
 
