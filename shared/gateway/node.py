@@ -123,9 +123,11 @@ class Node:
 
     async def stop(self) -> Answer:
         """End the round. What was computed is delivered all the same, and jobs go on."""
-        if not await self._read(self._store.workers.listing):
-            return {"status": "OK", "message": "No backends to stop"}
         running = await self._read(lambda: self._store.rounds.status() or RoundStatus())
+        if not await self._read(self._store.workers.listing):
+            if running.state == PoCState.GENERATING:
+                self._withdraw(running.round_id)  # the next worker must not go on with it
+            return {"status": "OK", "message": "No backends to stop"}
         try:
             # By its id: should this come late, it stops no later round.
             await self._soon(self._client.stop(running.round_id or None))
@@ -136,7 +138,7 @@ class Node:
     async def status(self) -> Answer:
         """What the node does."""
         node = await self._read(self._store.status)
-        generates = node.state == PoCState.GENERATING
+        generates = _doing(node) == PoCState.GENERATING
         return {
             "status": _doing(node),
             "config": _shown(node) if generates else None,
@@ -346,9 +348,9 @@ def _is_of(running: RoundStatus, asked: InitBody) -> bool:
 
 
 def _doing(node: NodeStatus) -> str:
-    if node.state == PoCState.GENERATING:
-        return PoCState.GENERATING
-    return PoCState.IDLE if node.workers else "NO_BACKENDS"
+    if not node.workers:
+        return "NO_BACKENDS"
+    return PoCState.GENERATING if node.state == PoCState.GENERATING else PoCState.IDLE
 
 
 def _shown(status: RoundStatus) -> Answer:

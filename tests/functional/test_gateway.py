@@ -313,3 +313,17 @@ def test_the_commands_of_the_docs(gateway: httpx.Client) -> None:
     assert begun["pow_status"]["status"] == status["status"] == "GENERATING"
     assert [each["nonce"] for each in computed["artifacts"]] == [0, 1]
     assert stopped["pow_status"] == {"status": "STOPPED"}
+
+
+def test_a_stop_while_no_worker_lives_is_carried_out_by_the_next(
+    server: EmbeddedRedis, model: Path, tmp_path: Path
+) -> None:
+    """It goes on with nothing that was stopped."""
+    name = {"POC_NAMESPACE": "stopped"}
+    with calling(server, tmp_path / "gateway.log", **name) as gateway:
+        with computing(server.url, model, tmp_path / "first.log", **name):
+            assert gateway.post("/init/generate", json=ROUND).status_code == 200
+        assert gateway.get("/status").json()["status"] == "NO_BACKENDS"
+        assert gateway.post("/stop").json()["message"] == "No backends to stop"
+        with computing(server.url, model, tmp_path / "second.log", **name):
+            wait_until(lambda: gateway.get("/status").json()["status"] == "IDLE", 20, "the stop")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from calls import JOB, POW, ROUND, Gateway
+from calls import BLOCK, JOB, POW, ROUND, Gateway
+from shared.config import PoCConfig
+from shared.requests import GenerateRequest
+from shared.schemes.artifact import ArtifactTerms
+from shared.store import Store
 
 
 def test_it_has_no_backends(gateway: Gateway) -> None:
@@ -22,3 +26,11 @@ def test_what_needs_one_is_refused_for_now(gateway: Gateway) -> None:
         client.get("/v1/models"),
     ):
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+def test_a_round_that_nobody_works_on_is_not_generating(gateway: Gateway, store: Store) -> None:
+    """A controller that finds one generating would begin none."""
+    config = PoCConfig(**BLOCK, terms=ArtifactTerms())
+    store.rounds.generate("task-1", GenerateRequest(config=config, round_id="r1"))
+    answer = gateway().get(f"{POW}/status").json()
+    assert (answer["status"], answer["config"], answer["stats"]) == ("NO_BACKENDS", None, None)
