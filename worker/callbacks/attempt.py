@@ -136,6 +136,7 @@ async def _send(
     in_doubt: bool,
 ) -> Answer:
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+    headers["Accept-Encoding"] = "identity"  # what an error says is read as it comes
     if traceparent := about().traceparent:
         headers["traceparent"] = traceparent
     if settings.callback_secret:
@@ -151,9 +152,13 @@ async def _send(
         ):
             retry_after = response.headers.get("Retry-After")
             answer = judge(response.status_code, retry_after, in_doubt=in_doubt)
-            if _is_short(response):
+            if _is_short(response) or response.is_error:
                 # To its end, so that the connection can be used again.
-                said = b"".join([part async for part in response.aiter_raw()])
+                said = b""
+                async for part in response.aiter_raw():
+                    said += part
+                    if len(said) > ANSWER_BYTES:
+                        break
                 text = said.decode(errors="replace")
                 answer = judge(response.status_code, retry_after, text, in_doubt=in_doubt)
     except TimeoutError:

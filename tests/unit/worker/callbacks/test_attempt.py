@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import httpx
 import pytest
 
-from worker.callbacks.attempt import MAX_RETRY_AFTER_S, Answer, judge, seconds_asked_for
+from shared.settings import load_settings
+from worker.callbacks.attempt import MAX_RETRY_AFTER_S, Answer, judge, post, seconds_asked_for
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
@@ -44,6 +48,24 @@ def test_a_message_at_the_border_of_phases_waits_for_its_own(status: int, said: 
     assert (answer.retry, answer.untimely, answer.in_doubt) == (True, True, False)
     other = judge(status, None, "bad base64")
     assert (other.retry, other.untimely) == (status == 503, False)
+
+
+def test_a_border_is_read_of_an_answer_that_does_not_say_its_length() -> None:
+    """As a proxy before the receiver may hand it on."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"block_height is not "
+        yield b"the active PoC stage"
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Accept-Encoding"] == "identity"
+        return httpx.Response(400, content=parts())
+
+    async def sent() -> Answer:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answers)) as client:
+            return await post(client, load_settings({}), "http://receiver/generated", "key", "{}")
+
+    assert asyncio.run(sent()).untimely
 
 
 @pytest.mark.parametrize(
