@@ -202,7 +202,11 @@ def picture(direct: redis.Redis, keys: Keys, round_id: str) -> dict[str, str] | 
         fields, run, nonces, found = pipe.execute()
     if not fields:
         return None
-    kept = {name: value for name, value in fields.items() if name not in DELIVERY}
+    kept = {
+        name: value
+        for name, value in fields.items()
+        if name not in DELIVERY and not name.startswith("refused:")
+    }
     kept |= {f"run.{name}": value for name, value in run.items()}
     content = json.dumps([sorted(nonces.items()), found]).encode()
     return kept | {"nonces": hashlib.sha256(content).hexdigest()}
