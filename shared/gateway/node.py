@@ -62,6 +62,10 @@ class Refused(Exception):
         self.headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
 
 
+class _TooLate(NoAnswer):
+    """A step took so long that it was not waited for; what came of it is not known."""
+
+
 def _not_now(why: str) -> Refused:
     return Refused(503, why, RETRY_AFTER_S)
 
@@ -179,6 +183,9 @@ class Node:
         queued = {"status": "queued", "request_id": request_id, "queued_count": len(batch)}
         try:
             ticket = await self._soon(self._client.validate_batch(batch, config, request_id))
+        except _TooLate:  # nobody knows whether Redis has it
+            why = "Redis does not answer in time; the job may still be taken"
+            raise Refused(503, why, RETRY_AFTER_S, request_id=request_id) from None
         except NoAnswer:
             return queued
         return await self._ended(ticket, queued) if asked.wait else queued
@@ -318,7 +325,7 @@ class Node:
             async with asyncio.timeout_at(answer_by):
                 return await answer
         except TimeoutError:
-            raise NoAnswer("nothing came in time") from None
+            raise _TooLate("nothing came in time") from None
         except InvalidRequest as error:
             raise Refused(400, str(error)) from None
 
