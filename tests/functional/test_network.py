@@ -9,13 +9,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from computing import computing
 from preloaded import Fork
-from support import ROOT, clean_environment, free_port, wait_until
-from worker.children import end
+from serving_api import serving_gateway
+from support import ROOT, free_port, wait_until
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
 from worker.tools.network.dapi import Chain
@@ -30,38 +32,30 @@ class Machine:
     """A worker and a gateway that can be killed, and started again where they were."""
 
     def __init__(self, name: str, redis_url: str, model: Path, directory: Path) -> None:
-        port = free_port()
-        self.url = f"http://{HOST}:{port}"
-        self._name, self._directory = name, directory
-        self._env = clean_environment(
-            POC_REDIS_URL=redis_url,
-            POC_NAMESPACE=name,
-            POC_MODEL=str(model),
-            POC_ENGINE="transformers",
-            POC_DEVICE="cpu",
-            POC_LEASE_S="2",
-            POC_HEARTBEAT_S="0.5",
-            POC_GATEWAY_PORT=str(port),
-            POC_GATEWAY_MODEL=MODEL,
-            OMP_NUM_THREADS="1",
-        )
+        self._port = free_port()
+        self.url = f"http://{HOST}:{self._port}"
+        self._name, self._redis_url, self._model = name, redis_url, model
+        self._directory = directory
+        self._starts = count()
+        self._started = contextlib.ExitStack()
         self._processes: list[Fork] = []
 
     def start(self) -> None:
         """Both, and wait until they are ready."""
-        words = {"worker": ["worker"], "gateway": ["gateway", "--with-api"]}
-        logs = {part: self._directory / f"{self._name}-{part}.log" for part in words}
-        said = {part: _read(log).count(READY[part]) for part, log in logs.items()}
-        self._processes = [
-            Fork(words[part], env=self._env, cwd=ROOT, log_path=log) for part, log in logs.items()
-        ]
-        for part, log in logs.items():
-            wait_until(
-                lambda part=part, log=log: _read(log).count(READY[part]) > said[part],
-                120,
-                f"{self._name}'s {part}",
-                every=0.05,
-            )
+        # A log of its own: what one said before it was killed does not count.
+        log = self._directory / f"{self._name}-{next(self._starts)}"
+        namespace = {"POC_NAMESPACE": self._name}
+        worker = computing(self._redis_url, self._model, log.with_suffix(".worker"), **namespace)
+        gateway = serving_gateway(
+            self._redis_url,
+            log.with_suffix(".gateway"),
+            "--with-api",
+            POC_GATEWAY_PORT=str(self._port),
+            POC_GATEWAY_MODEL=MODEL,
+            **namespace,
+        )
+        self._processes = [self._started.enter_context(worker)]
+        self._processes.append(self._started.enter_context(gateway)[0])
 
     def kill(self) -> None:
         """As a crash of their machine does it."""
@@ -71,15 +65,8 @@ class Machine:
             each.wait()
 
     def end(self) -> None:
-        for each in self._processes:
-            end(each)
-
-
-READY = {"worker": "ready.", "gateway": "listens on"}
-
-
-def _read(log: Path) -> str:
-    return log.read_text(errors="replace") if log.exists() else ""
+        """In order."""
+        self._started.close()
 
 
 @pytest.fixture
