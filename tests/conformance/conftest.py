@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from computing import computing
-from network import Controller, Inbox
+from controller import Controller, Inbox
 from plain_artifacts import PlainModel
 from serving_api import serving_gateway
 from worker.tools.embedded import EmbeddedRedis

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from network import NEVER, NOT_NOW, Controller
+from controller import NEVER, NOT_NOW, Controller
 from plain_artifacts import K, PlainModel, decoded, encoded
 from support import wait_until
 
