@@ -1,11 +1,12 @@
 """One attempt to deliver a callback, and what its outcome means.
 
-Any 2xx is a delivery. 408, 425, 429, 5xx and trouble on the network are worth another attempt.
-Redirects and other 4xx are final, but for 409 to a repeat of what the receiver may have taken: it
-is still at it, says the Idempotency-Key draft of the IETF. And but for a message that comes at the
-border of two phases of the network, which a receiver refuses only for now. Where a message goes is
-decided by the address that is connected to (`worker.callbacks.guard`), and who sent it is shown by
-a signature (`shared.signature`).
+Any 2xx is a delivery. 408, 425, 429, 5xx and trouble on the network are worth another attempt. So
+is whatever says that the network is in another phase: that holds only for now. 409 to a repeat of
+what the receiver may have taken is worth one, too: it is still at it, says the Idempotency-Key
+draft of the IETF. Redirects and other 4xx are final.
+
+Where a message goes is decided by the address that is connected to (`worker.callbacks.guard`), and
+who sent it is shown by a signature (`shared.signature`).
 """
 
 from __future__ import annotations
