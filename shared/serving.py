@@ -13,11 +13,16 @@ from contextlib import suppress
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 from pydantic import SecretStr
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from shared import logs
-from shared.errors import ConfigError, StoreUnavailable
+from shared.errors import ConfigError, PoCError, StoreFailed, StoreUnavailable
 from shared.listener import listen
 from shared.settings import PREFIX, Settings
 from shared.store import Store, admitted
@@ -46,6 +51,37 @@ class Tokens:
         """Whether `sent` is one of them. Which of them comes close is not told by the time."""
         matches = [hmac.compare_digest(sent.encode(), token) for token in self._tokens]
         return any(matches)
+
+
+class Rate:
+    """How often an address may ask."""
+
+    def __init__(self, per_second: int) -> None:
+        self._item = RateLimitItemPerSecond(per_second)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether the client of a request may ask once more; that counts."""
+        return self._limiter.hit(self._item, address_of(scope))
+
+
+def address_of(scope: Scope) -> str:
+    """Who asks; empty if the server does not know."""
+    return str((scope["client"] or ("",))[0])
+
+
+def tell_trouble(app: FastAPI, passing: type[PoCError]) -> None:
+    """Answer 503 to errors of the kind `passing`, but 500 to what no waiting mends."""
+
+    @app.exception_handler(StoreFailed)
+    async def failed(_: Request, error: StoreFailed) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 500)
+
+    @app.exception_handler(passing)
+    async def not_now(_: Request, error: PoCError) -> JSONResponse:
+        return JSONResponse(
+            {"detail": str(error)}, 503, headers={"Retry-After": str(RETRY_AFTER_S)}
+        )
 
 
 def refuse_open(settings: Settings, part: str, *, guarded: bool, who: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from shared import logs, serving
@@ -14,9 +13,8 @@ from shared.api.events import Feed, GoneClients
 from shared.api.limits import Limits
 from shared.api.page import add_page
 from shared.api.routes import INTEGERS, health, metrics, rounds
-from shared.errors import StoreFailed, StoreUnavailable
+from shared.errors import StoreUnavailable
 from shared.metrics import Exposition
-from shared.serving import RETRY_AFTER_S
 from shared.settings import Settings
 from shared.store import Store
 
@@ -47,17 +45,7 @@ def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
     app.include_router(metrics)
     app.include_router(health)
     add_page(app, settings.api_root_path)
-
-    @app.exception_handler(StoreFailed)
-    async def failed(_: Request, error: StoreFailed) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 500)
-
-    @app.exception_handler(StoreUnavailable)
-    async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
-        return JSONResponse(
-            {"detail": str(error)}, 503, headers={"Retry-After": str(RETRY_AFTER_S)}
-        )
-
+    serving.tell_trouble(app, StoreUnavailable)
     return app
 
 

@@ -6,12 +6,9 @@ import asyncio
 from contextlib import suppress
 
 from fastapi.responses import JSONResponse
-from limits import RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shared.serving import RETRY_AFTER_S
+from shared.serving import RETRY_AFTER_S, Rate
 
 #: Bytes of a refused body that are read all the same, and seconds that it has to come.
 DRAINED, DRAIN_S = 65_536, 1.0
@@ -29,14 +26,12 @@ class Limits:
     def __init__(self, app: ASGIApp, rate: int, prefix: str) -> None:
         self._app = app
         self._prefix = prefix
-        self._rate = RateLimitItemPerSecond(rate)
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._rate = Rate(rate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or hand on."""
         answer: JSONResponse | None = None
         if scope["type"] == "http":
-            address = (scope["client"] or ("",))[0]
             headers = dict(scope["headers"])
             prefix, path = self._prefix, scope["path"]
             if prefix and f"{path}/".startswith(f"{prefix}/"):
@@ -46,7 +41,7 @@ class Limits:
                 answer = JSONResponse({"detail": text}, 413, headers=close)
                 await _drain(receive)
             # A supervisor must not take a busy process for a dead one.
-            elif path != "/livez" and not self._limiter.hit(self._rate, address):
+            elif path != "/livez" and not self._rate.allows(scope):
                 text, later = "too many requests", {"Retry-After": str(RETRY_AFTER_S)}
                 answer = JSONResponse({"detail": text}, 429, headers=later)
             method = "GET" if scope["method"] == "HEAD" else scope["method"]

@@ -8,13 +8,10 @@ import logging
 import re
 
 from fastapi.responses import JSONResponse
-from limits import RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.gateway.tls import CERTIFICATE
-from shared.serving import RETRY_AFTER_S, Tokens
+from shared.serving import RETRY_AFTER_S, Rate, Tokens, address_of
 from shared.settings import Settings
 
 #: Bytes of a body at most: twice what 100,000 claims need. And of all bodies at a time.
@@ -46,8 +43,7 @@ class Access:
         self._app = app
         self._commands = Tokens(settings.gateway_tokens)
         self._reads = Tokens(settings.gateway_read_tokens)
-        self._rate = RateLimitItemPerSecond(settings.gateway_rate)
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._rate = Rate(settings.gateway_rate)
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +75,7 @@ class Access:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         if scope["path"] in _OPEN:
             return None
-        if not self._limiter.hit(self._rate, _who(scope)):
+        if not self._rate.allows(scope):
             return 429, "too many requests"
         if not (self._commands or self._reads):
             return None
@@ -122,7 +118,7 @@ class Access:
         self, scope: Scope, receive: Receive, send: Send, status: int, why: str
     ) -> None:
         known = scope.get("state", {}).get(CERTIFICATE)
-        who = f"{_who(scope)} ({known})" if known else _who(scope)
+        who = address_of(scope) + (f" ({known})" if known else "")
         log.warning("%s %s of %s: %d, %s", scope["method"], scope["path"], who, status, why)
         headers = {"Connection": "close"}
         if status == 429:
@@ -135,10 +131,6 @@ class Access:
 def _length(scope: Scope) -> int:
     """What is said of it; nothing of one that comes in chunks. The server has checked that."""
     return int(dict(scope["headers"]).get(b"content-length", b"0"))
-
-
-def _who(scope: Scope) -> str:
-    return str((scope["client"] or ("",))[0])
 
 
 def _as_json(scope: Scope) -> Scope:

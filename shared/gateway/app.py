@@ -14,12 +14,11 @@ from starlette.routing import Mount
 
 from shared import logs, serving
 from shared.api import create_app as status_api
-from shared.errors import PoCError, StoreFailed
+from shared.errors import InvalidRequest, PoCError
 from shared.gateway import tls
 from shared.gateway.access import Access
 from shared.gateway.node import Node, Refused
 from shared.gateway.routes import others, proofs
-from shared.serving import RETRY_AFTER_S
 from shared.settings import Settings
 from shared.store import Store
 
@@ -52,10 +51,15 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     for prefix in PREFIXES:
         app.include_router(proofs, prefix=prefix)
     app.include_router(others)
+    serving.tell_trouble(app, PoCError)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
         return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(InvalidRequest)
+    async def invalid(_: Request, error: InvalidRequest) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 400)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -69,16 +73,6 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
             for each in error.errors()[:SHOW_ERRORS]
         ]
         return JSONResponse({"detail": shown}, 422)
-
-    @app.exception_handler(PoCError)
-    async def not_done(_: Request, error: PoCError) -> JSONResponse:
-        return JSONResponse(
-            {"detail": str(error)}, 503, headers={"Retry-After": str(RETRY_AFTER_S)}
-        )
-
-    @app.exception_handler(StoreFailed)
-    async def failed(_: Request, error: StoreFailed) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 500)
 
     return app
 
