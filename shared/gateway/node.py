@@ -16,7 +16,6 @@ from shared.client import AsyncPoCClient, AsyncTicket
 from shared.config import PoCState
 from shared.errors import (
     Cancelled,
-    InvalidRequest,
     NoAnswer,
     PoCError,
     RoundInProgress,
@@ -96,19 +95,19 @@ class Node:
         """Open a round, and generate in it. A worker that has not answered will not do it later."""
         workers = await self._workers()
         self._check(asked, workers)
-        running = await self._read(lambda: self._store.rounds.status() or RoundStatus())
+        running = await self._round()
         round_id = str(uuid.uuid4())
         try:
             await self._soon(
                 self._client.generate(
                     asked.config(self._settings.gateway_batch_size),
                     round_id,
-                    self._settings.gateway_replace and not _is_of(running, asked),
+                    replace=self._settings.gateway_replace and not _is_of(running, asked),
                     seconds=self._settings.gateway_round_s,
                 )
             )
         except RoundInProgress:
-            running = await self._read(lambda: self._store.rounds.status() or RoundStatus())
+            running = await self._round()
             known = running.model_dump(include={"block_hash", "block_height", "public_key"})
             raise Refused(409, "Already generating", **known) from None
         except NoAnswer:
@@ -127,7 +126,7 @@ class Node:
 
     async def stop(self) -> Answer:
         """End the round. What was computed is delivered all the same, and jobs go on."""
-        running = await self._read(lambda: self._store.rounds.status() or RoundStatus())
+        running = await self._round()
         if not await self._read(self._store.workers.listing):
             if running.state == PoCState.GENERATING:
                 self._withdraw(running.round_id)  # the next worker must not go on with it
@@ -142,9 +141,10 @@ class Node:
     async def status(self) -> Answer:
         """What the node does."""
         node = await self._read(self._store.status)
-        generates = _doing(node) == PoCState.GENERATING
+        doing = _doing(node)
+        generates = doing == PoCState.GENERATING
         return {
-            "status": _doing(node),
+            "status": doing,
             "config": _shown(node) if generates else None,
             "stats": {
                 "total_processed": node.total_checked,
@@ -268,10 +268,10 @@ class Node:
         if not self._settings.gate_chat:
             return {}
         try:
-            round_status = await self._read(self._store.rounds.status)
+            running = await self._round()
         except (Refused, StoreError):
             return {}
-        if round_status is None or round_status.state != PoCState.GENERATING:
+        if running.state != PoCState.GENERATING:
             return {}
         raise Refused(
             503,
@@ -281,6 +281,10 @@ class Node:
             reason="a round is generating",
             retry_after_ms=1000 * RETRY_AFTER_S,
         )
+
+    async def _round(self) -> RoundStatus:
+        """The current round, also one that has ended; an empty one before the first."""
+        return await self._read(lambda: self._store.rounds.status() or RoundStatus())
 
     async def _workers(self) -> list[WorkerStatus]:
         workers = await self._read(self._store.workers.listing)
@@ -296,11 +300,9 @@ class Node:
         if body.url and (why := self._receivers.refusal_of_url(body.url)):
             raise Refused(400, f"url: {why}")
         asked = body.params
-        longest = min((each.max_seq_len for each in workers if each.max_seq_len), default=0)
         seq_len = self._settings.gateway_seq_len or asked.seq_len
-        if longest and seq_len > longest:
-            seq_len = longest
-        deployed = Params(model=self._model(workers), seq_len=seq_len)
+        can = [each.max_seq_len for each in workers if each.max_seq_len]
+        deployed = Params(model=self._model(workers), seq_len=min([seq_len, *can]))
         if asked != deployed:
             raise Refused(
                 409,
@@ -326,8 +328,6 @@ class Node:
                 return await answer
         except TimeoutError:
             raise _TooLate("nothing came in time") from None
-        except InvalidRequest as error:
-            raise Refused(400, str(error)) from None
 
     def _withdraw(self, round_id: str) -> None:
         """See to it that a round whose begin nobody waits for any more never begins, or ends."""
@@ -381,7 +381,7 @@ def _standing(meta: Mapping[str, Any]) -> Answer:
         return {"status": "running" if result.get("done") else "queued", **result}
     if state in ("FAILURE", "REVOKED"):
         cancelled = state == "REVOKED" or result.get("exc_type") == Cancelled.__name__
-        said = result.get("exc_message", "") if isinstance(result, dict) else ""
+        said = result.get("exc_message", "")
         text = " ".join(map(str, said)) if isinstance(said, list) else str(said)
         return {"status": "cancelled" if cancelled else "failed", "error": text or state}
     return {"status": "queued"}
