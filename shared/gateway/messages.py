@@ -138,8 +138,9 @@ class GenerateBody(_Asked):
     @property
     def claims_others(self) -> bool:
         """Whether it claims vectors of other nonces than it names."""
-        claimed = self.validation and {each.nonce for each in self.validation.artifacts}
-        return claimed is not None and claimed != set(self.nonces)
+        if self.validation is None:
+            return False
+        return {each.nonce for each in self.validation.artifacts} != set(self.nonces)
 
     @property
     def batch(self) -> ArtifactBatch:
@@ -170,6 +171,4 @@ def answered(verdict: ValidatedArtifacts | ComputedArtifacts) -> dict[str, Any]:
     if isinstance(verdict, ValidatedArtifacts):
         names = ("n_total", "n_mismatch", "mismatch_nonces", "p_value", "fraud_detected")
         return {name: getattr(verdict, name) for name in names}
-    pairs = zip(verdict.nonces, verdict.vectors, strict=True)
-    found = [{"nonce": nonce, "vector_b64": vector} for nonce, vector in pairs if vector]
-    return {"artifacts": found, "encoding": verdict.encoding.model_dump()}
+    return {"artifacts": verdict.artifacts, "encoding": verdict.encoding.model_dump()}

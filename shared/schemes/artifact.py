@@ -165,6 +165,12 @@ class ComputedArtifacts(_Recomputed):
     """The answer to a batch without claims: its vectors."""
 
     @property
+    def artifacts(self) -> list[dict[str, Any]]:
+        """Each nonce that could be computed with its vector, as receivers get them."""
+        pairs = zip(self.nonces, self.vectors, strict=True)
+        return [{"nonce": nonce, "vector_b64": each} for nonce, each in pairs if each is not None]
+
+    @property
     def ended(self) -> None:
         """Nobody is judged."""
 
@@ -375,11 +381,9 @@ class ArtifactTerms(Terms):
         """A verdict to `validated`; vectors that were asked for to `generated`, as any others."""
         if isinstance(verdict, ValidatedArtifacts):
             return "validated", Body(_with(verdict.model_dump_json(), request_id=validation))
-        known = verdict.model_dump(include={*ArtifactHead.model_fields} - {"encoding"})
-        head = ArtifactHead(**known, encoding=verdict.encoding).model_dump_json()
-        pairs = zip(verdict.nonces, verdict.vectors, strict=True)
-        found = [{"nonce": nonce, "vector_b64": each} for nonce, each in pairs if each is not None]
-        return "generated", Body(_with(head, request_id=validation, artifacts=found))
+        head = verdict.model_dump_json(include={*ArtifactHead.model_fields})
+        body = _with(head, request_id=validation, artifacts=verdict.artifacts)
+        return "generated", Body(body)
 
     def told_failed(self, validation: str, fields: Mapping[str, Any]) -> tuple[str, Body]:
         """As a verdict that no receiver takes for one.
