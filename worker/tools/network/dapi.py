@@ -167,15 +167,17 @@ class Dapi:
                 """Take a callback."""
                 length = int(handler.headers.get("Content-Length", 0))
                 body = handler.rfile.read(length)
-                status, answer = 200, b""
                 if len(body) < length:  # its sender was killed: nothing was received
                     handler.close_connection = True
                     return
+                status, said, answer = 200, "OK", b""
                 try:
                     self.take(handler.path, body)
                 except Refused as refused:
-                    status, answer = refused.status, json.dumps({"message": str(refused)}).encode()
-                self.answers[f"{status} {json.loads(answer)['message'] if answer else 'OK'}"] += 1
+                    status, said = refused.status, str(refused)
+                    answer = json.dumps({"message": said}).encode()
+                with self._lock:
+                    self.answers[f"{status} {said}"] += 1
                 handler.send_response(status)
                 handler.send_header("Content-Length", str(len(answer)))
                 handler.end_headers()

@@ -85,6 +85,10 @@ class Node:
         """Hand a job over. Raises `PoCError`."""
         self._ask("POST", f"{_POW}/generate", body)
 
+    def has_workers(self) -> bool:
+        """Whether some are ready. Raises `PoCError` while its status API does not say."""
+        return bool(self._api.status().workers)
+
     def computed(self, block_hash: str) -> int | None:
         """How many artifacts it has of a block; None from a node without our status API."""
         try:

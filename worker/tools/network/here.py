@@ -11,7 +11,7 @@ from worker.tools.extras import require_installed
 from worker.tools.make_model import make_model
 from worker.tools.network.dapi import Chain
 from worker.tools.network.epoch import Node, Participant
-from worker.tools.stage import Api, say, serving, signs_of_life, wait_for, worker
+from worker.tools.stage import say, serving, signs_of_life, wait_for, worker
 
 NODES = 3
 #: The model's name on the network.
@@ -47,6 +47,5 @@ def start(directory: Path, stack: ExitStack) -> tuple[Chain, list[Participant]]:
         command = ["gateway", "--with-api", "--gateway-model", MODEL]
         url = stack.enter_context(serving(f"{name}-gateway", command, settings, directory))
         participants.append(Participant(name, Node(url), chain, cheats=cheats))
-    apis = [Api(f"{each.node.url}/node") for each in participants]
-    wait_for(lambda: all(api.status().workers for api in apis), "the workers")
+    wait_for(lambda: all(each.node.has_workers() for each in participants), "the workers")
     return chain, participants
