@@ -136,8 +136,11 @@ async def _send(
     *,
     in_doubt: bool,
 ) -> Answer:
-    headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-    headers["Accept-Encoding"] = "identity"  # what an error says is read as it comes
+    headers = {
+        "Content-Type": "application/json",
+        "Idempotency-Key": key,
+        "Accept-Encoding": "identity",  # what an error says is read as it comes
+    }
     if traceparent := about().traceparent:
         headers["traceparent"] = traceparent
     if settings.callback_secret:
