@@ -98,6 +98,19 @@ def refused(answer: httpx.Response) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def answering(port: int, directory: Path) -> Iterator[tuple[httpx.Client, Chat, Iterator[bytes]]]:
+    """An answer whose first piece has come, and whose last one the worker holds."""
+    with (
+        Chat(held=True) as chat,
+        proxy(port, directory, chat.address) as client,
+        client.stream("POST", CHAT, json=ASKED) as answer,
+    ):
+        pieces = answer.iter_raw()
+        assert next(pieces) == FIRST
+        yield client, chat, pieces
+
+
 def passed(answer: httpx.Response) -> bool:
     return answer.status_code == 200 and answer.content == FIRST + LAST
 
@@ -135,13 +148,7 @@ def test_an_answer_is_passed_on_piece_by_piece(
 ) -> None:
     """Given a worker that holds the last piece, then the first one is there all the same."""
     start_gateway()
-    with (
-        Chat(held=True) as chat,
-        proxy(port, tmp_path, chat.address) as client,
-        client.stream("POST", CHAT, json=ASKED) as answer,
-    ):
-        pieces = answer.iter_raw()
-        assert next(pieces) == FIRST
+    with answering(port, tmp_path) as (_, chat, pieces):
         chat.let_go.set()
         assert b"".join(pieces) == LAST
 
@@ -186,13 +193,7 @@ def test_an_answer_under_way_is_not_cut_when_a_round_begins(
     port: int, start_gateway: StartGateway, generate: Callable[[], None], tmp_path: Path
 ) -> None:
     start_gateway(**GATED)
-    with (
-        Chat(held=True) as chat,
-        proxy(port, tmp_path, chat.address) as client,
-        client.stream("POST", CHAT, json=ASKED) as answer,
-    ):
-        pieces = answer.iter_raw()
-        assert next(pieces) == FIRST
+    with answering(port, tmp_path) as (client, chat, pieces):
         generate()
         assert refused(client.post(CHAT, json=ASKED))
         chat.let_go.set()
