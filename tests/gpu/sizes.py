@@ -8,6 +8,7 @@ from typing import Any
 
 import driver
 import transformers
+from driver import Driver
 
 from shared.schemes import Proof
 from shared.schemes.artifact import ArtifactTerms
@@ -52,3 +53,10 @@ ARTIFACT: dict[str, Any] = {
 def l2(one: Sequence[Proof], other: Sequence[Proof]) -> list[float]:
     """How far vectors are apart; those of two blocks are 1.4."""
     return [ArtifactTerms().apart(a, b) for a, b in zip(one, other, strict=True)]
+
+
+def check_batches(driver: Driver, expected: Sequence[Proof], **changes: Any) -> None:
+    """A nonce has the same bits alone and beside 6, 31 or 32 others: those of `expected`."""
+    for batch in ([0], [32], range(7), range(26, 33), range(32)):
+        alone = driver.engine.submit(job(*batch, **changes)).result()
+        assert alone == [expected[nonce] for nonce in batch]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from driver import Driver
-from sizes import SEQ_LEN, job
+from sizes import SEQ_LEN, check_batches, job
 
 from worker.engines.transformers_engine import TransformersEngine
 
@@ -51,9 +51,7 @@ def test_its_bits_are_those_of_any_tile(driver: Driver) -> None:
     for tile in (64, 128, 256):
         assert distances(driver, tile) == expected
     driver.call("poc_prepare", 32, TOKENS)
-    for batch in ([0], [32], range(7), range(26, 33), range(32)):
-        alone = driver.engine.submit(job(*batch)).result()
-        assert alone == [expected[nonce] for nonce in batch]
+    check_batches(driver, expected)
 
 
 def test_it_is_recorded_bit_for_bit(driver: Driver) -> None:
