@@ -48,6 +48,9 @@ for exchange in celery.pidbox reply.celery.pidbox celeryev; do
   asking="$asking ~_kombu.binding.$exchange ~_kombu.binding_permanent.$exchange"
 done
 
+# What the gateway's one script does: it keeps room for a job that it is about to send.
+room="+time +llen +zrangebyscore +zrem +zadd +hgetall +hset +hdel +set"
+
 # Unquoted: newlines and runs of blanks become single ones, as the file needs it.
 user() { echo user "$@"; }
 
@@ -61,7 +64,7 @@ user controller on "#$controller" -@all $look +@transaction $status \
   "(-@all" +lpush +llen "~$queue)" "(-@all" +llen "~$queue$priorities)" \
   "(-@all" +sadd "~_kombu.binding.$queue" "~_kombu.binding_permanent.$queue)" \
   "(-@all" +get +mget "%R~celery-task-meta-*" "%R~$node:expected:*)" \
-  "(-@all" +set "~$node:expected:*)" \
+  "(-@all" $room +evalsha "+script|load" "~$queue" "~$node:reserved" "~$node:owed" "~$node:expected:*)" \
   "(-@all" +xlen "%R~$node:outbox)" \
   "(-@all" +subscribe +unsubscribe "&celery-task-meta-*)" \
   "(-@all" +publish "&/0.celeryev/task.sent)"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Self
 
 from shared import tracing
 from shared.client import asking
@@ -42,6 +43,12 @@ class AsyncPoCClient:
     def __init__(self, settings: Settings, timeout: float = 30.0) -> None:
         self._timeout = timeout
         self._line, self._watch = Line(settings), Watch(settings, timeout)
+
+    def within(self, seconds: float) -> Self:
+        """As `PoCClient.within`."""
+        other = copy.copy(self)
+        other._timeout = seconds  # noqa: SLF001
+        return other
 
     async def init(
         self, config: Config, round_id: str | None = None, replace: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Self
 
 from shared import tracing
 from shared.client import asking
@@ -39,6 +41,12 @@ class PoCClient:
     def __init__(self, settings: Settings, timeout: float = 30.0) -> None:
         self._timeout = timeout
         self._line, self._watch = Line(settings), Watch(settings, timeout)
+
+    def within(self, seconds: float) -> Self:
+        """This client, but with so many seconds for an answer; closed with this one."""
+        other = copy.copy(self)
+        other._timeout = seconds  # noqa: SLF001
+        return other
 
     def init(
         self, config: Config, round_id: str | None = None, replace: bool = False

@@ -10,6 +10,7 @@ import re
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared.gateway import in_time
 from shared.gateway.tls import CERTIFICATE
 from shared.serving import RETRY_AFTER_S, Rate, Tokens, address_of
 from shared.settings import Settings
@@ -56,6 +57,7 @@ class Access:
             await self._refuse(scope, receive, send, *refusal)
             return
         if scope["method"] in ("GET", "HEAD"):
+            in_time.begin()
             await self._app({**scope, "method": "GET"}, receive, send)
             return
         if _length(scope) > MAX_BODY:  # it need not be sent, then
@@ -66,6 +68,7 @@ class Access:
             if refusal := await self._read(receive, body):
                 await self._refuse(scope, receive, send, *refusal)
             else:
+                in_time.begin()
                 await self._app(_as_json(scope), _of(bytes(body), receive), send)
         finally:
             self._held -= len(body)

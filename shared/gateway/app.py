@@ -17,7 +17,8 @@ from shared.api import create_app as status_api
 from shared.errors import InvalidRequest, PoCError
 from shared.gateway import tls
 from shared.gateway.access import Access
-from shared.gateway.node import Node, Refused
+from shared.gateway.deployed import Refused
+from shared.gateway.node import Node
 from shared.gateway.routes import others, proofs
 from shared.settings import Settings
 from shared.store import Store

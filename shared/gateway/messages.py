@@ -7,11 +7,23 @@ list the first is named: a body has room for millions, and to name them all woul
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    model_validator,
+    with_config,
+)
+from typing_extensions import TypedDict
 
 from shared.config import MAX_NODE_COUNT, HttpUrl, PoCConfig
+from shared.errors import InvalidRequest
+from shared.requests import explain
 from shared.schemes.artifact import (
     MAX_NONCE,
     ArtifactBatch,
@@ -88,7 +100,9 @@ class InitBody(_Asked):
         return self._config(ArtifactTerms(), batch_size=batch_size, **node)
 
 
-class Claim(_Open):
+# A plain dict: 100,000 models would take a second to make, and nobody else is answered meanwhile.
+@with_config(ConfigDict(extra="ignore", strict=True))
+class Claim(TypedDict):
     """A nonce, and the vector that is claimed for it."""
 
     nonce: int
@@ -136,29 +150,40 @@ class GenerateBody(_Asked):
         return max(len(self.nonces), len(self.validation.artifacts) if self.validation else 0)
 
     @property
-    def claims_others(self) -> bool:
-        """Whether it claims vectors of other nonces than it names."""
-        if self.validation is None:
-            return False
-        return {each.nonce for each in self.validation.artifacts} != set(self.nonces)
-
-    @property
     def batch(self) -> ArtifactBatch:
-        """What a worker gets. Raises `ValidationError` for a repeated nonce and what is no base64.
+        """What a worker gets. The nonces may be of any of its owner's nodes.
 
-        The nonces may be of any of its owner's nodes.
+        Raises `InvalidRequest` for a nonce that is repeated, for claims of other nonces than are
+        named, and for what is no base64.
         """
-        claims = self.validation and [each.model_dump() for each in self.validation.artifacts]
-        return ArtifactBatch.model_validate(
-            {
-                "public_key": self.public_key,
-                "block_hash": self.block_hash,
-                "block_height": self.block_height,
-                "nonces": self.nonces,
-                "artifacts": claims,
-                "node_id": self.node_id,
-            }
-        )
+        try:
+            return ArtifactBatch(
+                public_key=self.public_key,
+                block_hash=self.block_hash,
+                block_height=self.block_height,
+                nonces=self.nonces,
+                vectors=self._vectors(),
+                node_id=self.node_id,
+            )
+        except ValidationError as error:
+            why = re.sub(r"\bvectors\.(\d+)", self._name_of_vector, explain(error))
+            raise InvalidRequest(why) from None
+
+    def _name_of_vector(self, place: re.Match[str]) -> str:
+        """What its sender called it."""
+        return f"vector_b64 of nonce {self.nonces[int(place[1])]}"
+
+    def _vectors(self) -> list[str] | None:
+        """What is claimed, in the order of the nonces."""
+        if self.validation is None:
+            return None
+        claims = self.validation.artifacts
+        vectors = {each["nonce"]: each["vector_b64"] for each in claims}
+        if vectors.keys() != set(self.nonces):
+            raise InvalidRequest("validation.artifacts nonces must match nonces field")
+        if len(vectors) != len(claims):
+            raise InvalidRequest("validation.artifacts: a nonce is repeated")
+        return [vectors[nonce] for nonce in self.nonces]
 
     def config(self, batch_size: int) -> PoCConfig:
         """What it is computed and judged by."""

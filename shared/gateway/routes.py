@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, Field
 
+from shared.gateway.deployed import Answer
 from shared.gateway.messages import GenerateBody, InitBody
-from shared.gateway.node import Answer, Node
+from shared.gateway.node import Node
 
 
 class Problem(BaseModel):
@@ -53,7 +54,7 @@ async def begin(asked: InitBody, node: Reaches) -> Answer:
 
     Found artifacts are posted to `{url}/generated`.
     """
-    return await node.begin(asked)
+    return await node.rounds.begin(asked)
 
 
 @proofs.post("/generate")
@@ -62,57 +63,57 @@ async def compute(asked: GenerateBody, node: Reaches) -> Answer:
 
     Its end is posted to `{url}/generated` or `{url}/validated`, and is the answer with `wait`.
     """
-    return await node.compute(asked)
+    return await node.jobs.compute(asked)
 
 
 @proofs.get("/generate/{request_id}")
 async def job(request_id: JobId, node: Reaches) -> Answer:
     """How a job stands, or how it ended."""
-    return await node.job(request_id)
+    return await node.jobs.job(request_id)
 
 
 @proofs.get("/status")
 async def status(node: Reaches) -> Answer:
     """What the node does."""
-    return await node.status()
+    return await node.rounds.status()
 
 
 @proofs.post("/stop")
 @others.post("/api/v1/stop")
 async def stop(node: Reaches) -> Answer:
     """End the round. What was computed is delivered all the same, and jobs go on."""
-    return await node.stop()
+    return await node.rounds.stop()
 
 
 @proofs.get("/versions")
 async def versions(node: Reaches) -> Answer:
     """Of what computes."""
-    return await node.versions()
+    return await node.deployed.versions()
 
 
 @others.get("/api/v1/state")
 async def state(node: Reaches) -> Answer:
     """What the network's node software says of itself."""
-    return await node.state()
+    return await node.deployed.state()
 
 
 @others.get("/v1/models")
 async def models(node: Reaches) -> Answer:
     """The model that workers have, by its name on the network."""
-    return await node.models()
+    return await node.deployed.models()
 
 
 @others.get("/api/v1/gate")
 async def gate(node: Reaches) -> Answer:
     """For a proxy: 200 if chat may go on, 503 with what to answer if not (POC_GATE_CHAT)."""
-    return await node.gate()
+    return await node.rounds.gate()
 
 
 @others.get("/health")
 @others.get("/readyz")
 async def ready(node: Reaches) -> Answer:
     """Whether Redis answers and a worker has loaded its model."""
-    return await node.ready()
+    return await node.deployed.ready()
 
 
 @others.get("/livez")

@@ -6,7 +6,8 @@
           ├─ workers       who lives, with which model, and who had to end
           ├─ outbox        callbacks that wait for delivery
           ├─ endings       ends of tickets that Celery has to be told
-          ├─ commands      what waits in the queue, and what a worker took and has not done
+          ├─ commands      what a worker took and has not done
+          ├─ jobs          validations that come by HTTP: their admission, and how they stand
           ├─ results       the states of tasks, where Celery's callers look
           └─ dead_letters  what nobody can read
 
@@ -41,6 +42,7 @@ from shared.store.context import Context
 from shared.store.current import CurrentRound
 from shared.store.dead_letters import DeadLetters
 from shared.store.endings import Ending, Endings
+from shared.store.jobs import Jobs
 from shared.store.keys import Keys
 from shared.store.outbox import Entry, Message, Outbox
 from shared.store.overview import Views
@@ -96,6 +98,7 @@ class Store:
         self.endings = Endings(context, self.dead_letters)
         self.results = Results(context)
         self.commands = Commands(context)
+        self.jobs = Jobs(context)
         self._views = Views(context)
 
     def status(self, newest: int = 0) -> NodeStatus:

@@ -42,12 +42,6 @@ class Commands:
         """The list that `worker` moves into what it takes."""
         return self._keys("taken", worker)
 
-    @property
-    def waiting(self) -> int:
-        """Commands that no worker has taken. Raises `StoreUnavailable`."""
-        with redis_errors():
-            return int(self._redis.llen(self._keys("queue", self._namespace)))
-
     def settle(self, worker: str, item: bytes) -> None:
         """`item`, which `worker` took, is done: its outcome is in Redis. Raises `StoreError`."""
         with redis_errors(), self._redis.pipeline() as pipe:

@@ -61,7 +61,7 @@ KEYS: dict[str, Key] = {
         also="Celery",
         prefix="celery-task-meta-",
     ),
-    "expected": Key("string", "a job that came by HTTP", _MEMORY, "task", also="the gateway"),
+    "expected": Key("string", "a job that came by HTTP", _MEMORY, "task"),
     # Commands on their way.
     "queue": Key(
         "list",
@@ -86,6 +86,8 @@ KEYS: dict[str, Key] = {
     ),
     # Validations. They are called jobs here alone: the names of keys stay.
     "jobs": Key("zset", "open validations -> since, ms", _EMPTY),
+    "owed": Key("hash", "validation -> its nonces that have yet to be computed", _EMPTY),
+    "reserved": Key("zset", "jobs by HTTP that no worker has yet -> until when, ms", _EMPTY),
     "job": Key(
         "hash",
         "a validation: batch, config, progress; its evidence, if it found fraud or nothing",

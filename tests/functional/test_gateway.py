@@ -24,7 +24,7 @@ from computing import computing
 from preloaded import Fork
 from receiver import Receiver
 from serving_api import serving_gateway
-from shared.gateway.node import ANSWER_S
+from shared.gateway.in_time import ANSWER_S
 from support import ROOT, clean_environment, wait_until
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
@@ -123,6 +123,27 @@ def test_another_round_takes_its_place_if_that_is_set_but_not_the_same_once_more
     assert gateway.get("/status").json()["config"]["block_hash"] == "new"
 
 
+def test_of_two_that_replace_it_at_once_one_begins_and_nothing_is_replaced_twice(
+    gateway: httpx.Client, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    replacing = {"POC_GATEWAY_REPLACE": "true"}
+    with (
+        calling(server, tmp_path / "one.log", **replacing) as one,
+        calling(server, tmp_path / "two.log", **replacing) as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for number in range(5):
+            gateway.post("/init/generate", json=ROUND | {"block_hash": "stale"})
+            new = ROUND | {"block_hash": f"new-{number}"}
+            answers = list(
+                pool.map(lambda each, new=new: each.post("/init/generate", json=new), (one, two))
+            )
+            assert sorted(each.status_code for each in answers) == [200, 409]
+            begun = next(each.json()["round_id"] for each in answers if each.status_code == 200)
+            assert gateway.get("/status").json()["config"]["round_id"] == begun
+            gateway.post("/stop")
+
+
 def test_a_round_that_nobody_stops_ends_by_itself(
     gateway: httpx.Client, server: EmbeddedRedis, tmp_path: Path
 ) -> None:
@@ -217,6 +238,20 @@ def test_a_job_that_no_worker_takes_in_time_is_taken_later(
     told = wait_until(lambda: receiver.bodies("/poc/generated"), 20, "its callback")
     assert told[0]["request_id"] == job_id
     assert [each["nonce"] for each in told[0]["artifacts"]] == [3, 9]
+
+
+def test_whoever_waits_is_answered_with_the_end_of_a_job_that_is_taken_late(
+    gateway: httpx.Client, worker: Fork
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with standing_still(worker.pid):
+            job = ROUND | {"nonces": [3, 9], "wait": True}
+            waiting = pool.submit(gateway.post, "/generate", json=job)
+            time.sleep(ANSWER_S + 0.5)
+            assert not waiting.done()
+        ended = waiting.result().json()
+    assert ended["status"] == "completed"
+    assert [each["nonce"] for each in ended["artifacts"]] == [3, 9]
 
 
 def test_a_job_can_be_asked_about_wherever_and_after_everything_was_started_anew(

@@ -3,6 +3,7 @@
 local function finish(as)
   redis.call('LREM', K.verdicts, 0, A.job)
   redis.call('ZREM', K.jobs, A.job)
+  redis.call('HDEL', K.owed, A.job)
   if redis.call('HGET', K.job, 'state') ~= 'OPEN' then return false end
   redis.call('HSET', K.job, 'state', as)
   redis.call('HDEL', K.job, 'batch')

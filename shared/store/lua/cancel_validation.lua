@@ -4,7 +4,7 @@
 -- with _round
 -- with _finish
 -- K reads: tickets(round)
--- K writes: verdicts, jobs, job(job), job_dist(job), endings, outbox, clock, status, callbacks,
+-- K writes: verdicts, jobs, owed, job(job), job_dist(job), endings, outbox, clock, status, callbacks,
 --   outcomes, totals, counted=round(counted), command(command), chunks, chunk_claims, chunk_leases
 -- A: round, command, memory_s, job, counted?, keep_s, error, message?, outcome, summary,
 --   keep_outcomes, read

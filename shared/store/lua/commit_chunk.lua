@@ -1,5 +1,5 @@
 -- Keep the proofs of a chunk, once; the last chunk makes the validation ready for its verdict.
--- K writes: claims=chunk_claims, leases=chunk_leases, job(job), job_dist(job), verdicts
+-- K writes: claims=chunk_claims, leases=chunk_leases, job(job), job_dist(job), owed, verdicts
 -- A: token, job, start, count, proofs, error?, profile?, worker?, computer?
 
 if redis.call('HEXISTS', K.claims, A.token) == 0 then
@@ -22,6 +22,7 @@ if A.error then redis.call('HSET', K.job, 'error', A.error) end
 if A.profile then redis.call('HSET', K.job, 'profile', A.profile) end
 if A.computer then redis.call('HSET', K.job, 'by:' .. A.worker, A.computer) end
 local done = redis.call('HINCRBY', K.job, 'done', A.count)
+redis.call('HINCRBY', K.owed, A.job, -A.count)
 if done >= number(redis.call('HGET', K.job, 'total')) then
   redis.call('RPUSH', K.verdicts, A.job)
   publish('verdicts')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calls import Gateway
+from calls import POW, Gateway
 from shared.errors import ConfigError
 from shared.gateway import access, serve
 from shared.settings import load_settings
@@ -99,3 +99,12 @@ def test_a_certificate_that_is_not_there_is_named() -> None:
 def test_certificate_and_key_come_together(given: str) -> None:
     with pytest.raises(ConfigError, match="POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY"):
         load_settings({}, **{given: "file"})
+
+
+@pytest.mark.parametrize("version", ["", "/v3.0.8", "/v3.0.13-alpha1"])
+def test_a_version_may_stand_before_each_path(gateway: Gateway, worker: None, version: str) -> None:
+    """As controllers put it there when the network has named one."""
+    client = gateway()
+    for path in (f"{POW}/status", "/api/v1/state", "/v1/models", "/health"):
+        assert client.get(version + path).status_code == 200
+    assert client.get("/v3/api/v1/state").status_code == 404

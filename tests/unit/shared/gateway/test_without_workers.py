@@ -28,9 +28,21 @@ def test_what_needs_one_is_refused_for_now(gateway: Gateway) -> None:
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
 
 
-def test_a_round_that_nobody_works_on_is_not_generating(gateway: Gateway, store: Store) -> None:
-    """A controller that finds one generating would begin none."""
+def generates(store: Store) -> None:
+    """A round is under way, and its workers have gone."""
     config = PoCConfig(**BLOCK, terms=ArtifactTerms())
     store.rounds.generate("task-1", GenerateRequest(config=config, round_id="r1"))
+
+
+def test_chat_is_not_closed_for_a_round_that_nobody_works_on(
+    gateway: Gateway, store: Store
+) -> None:
+    generates(store)
+    assert gateway(gate_chat=True).get("/api/v1/gate").status_code == 200
+
+
+def test_a_round_that_nobody_works_on_is_not_generating(gateway: Gateway, store: Store) -> None:
+    """A controller that finds one generating would begin none."""
+    generates(store)
     answer = gateway().get(f"{POW}/status").json()
     assert (answer["status"], answer["config"], answer["stats"]) == ("NO_BACKENDS", None, None)

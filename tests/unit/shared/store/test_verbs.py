@@ -84,7 +84,7 @@ def test_each_script_writes_what_its_head_says(redis_url: str) -> None:
 
 
 READING = {
-    "ECHO", "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HMGET", "LRANGE", "PUBLISH",
+    "ECHO", "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HMGET", "LLEN", "LRANGE", "PUBLISH",
     "SISMEMBER", "SMEMBERS", "TIME", "TYPE", "XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE",
 }  # fmt: skip
 
@@ -124,6 +124,9 @@ BATCH = ProofBatch.of(CONFIG, [1, 2, 3, 4, 5, 6], [0.5] * 6)
 def history(store: Store, client: redis.Redis) -> None:
     """All that can happen to a round, a validation, a callback and a worker, each at least once."""
     rounds, validations, workers = store.rounds, store.validations, store.workers
+
+    store.jobs.reserve("lapsed", 1, 0.001)
+    store.jobs.reserve("job", 1, 60)
 
     def sleep(seconds: float) -> None:
         client.hincrby("poc:n:clock", "offset", round(seconds * 1000))
