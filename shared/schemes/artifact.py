@@ -385,10 +385,11 @@ class ArtifactTerms(Terms):
     ) -> tuple[str, Body]:
         """A verdict to `validated`; vectors that were asked for to `generated`, as any others."""
         if isinstance(verdict, ValidatedArtifacts):
-            return "validated", Body(_with(verdict.model_dump_json(), request_id=validation))
-        head = verdict.model_dump_json(include={*ArtifactHead.model_fields})
-        body = _with(head, request_id=validation, artifacts=verdict.artifacts)
-        return "generated", Body(body)
+            told = verdict.model_dump(mode="json") | {"request_id": validation}
+            return "validated", Body(json.dumps(told))
+        head = verdict.model_dump(mode="json", include={*ArtifactHead.model_fields})
+        told = head | {"request_id": validation, "artifacts": verdict.artifacts}
+        return "generated", Body(json.dumps(told))
 
     def told_failed(self, validation: str, fields: Mapping[str, Any]) -> tuple[str, Body]:
         """As a verdict that no receiver takes for one.
@@ -437,11 +438,6 @@ class ArtifactHead(Strict):
     block_height: int
     node_id: int
     encoding: Encoding
-
-
-def _with(document: str, **fields: Any) -> str:
-    """A JSON object with more fields behind its own."""
-    return f"{document[:-1]},{json.dumps(fields)[1:]}"
 
 
 def _limits(of: ArtifactTerms | ValidatedArtifacts) -> str:
