@@ -9,12 +9,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from calls import POW
 from computing import computing
 from controller import Controller, Inbox
 from plain_artifacts import PlainModel
 from serving_api import serving_gateway
+from shared.errors import ConfigError
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
+from worker.tools.network.node import Credentials
 
 #: Of our own node: its model's name on the network, positions of a forward, and its token.
 MODEL, SEQ_LEN, TOKEN = "net/model", 16, "a-token-of-the-controller-0123456789"
@@ -24,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance", "the node that tests/conformance examines")
     group.addoption("--node", metavar="URL", help="its address; our own gateway without it")
     group.addoption("--node-token", default="", help="the bearer token that it wants")
+    group.addoption("--node-ca", type=Path, help="whose certificates are trusted, in PEM")
+    group.addoption("--node-cert", type=Path, help="the certificate that the node is shown")
+    group.addoption("--node-key", type=Path, help="its key")
     group.addoption("--node-model", help="its model's name; else the first of its /v1/models")
     group.addoption("--node-model-path", type=Path, help="a copy of the model here, to check by")
     group.addoption("--node-seq-len", type=int, default=1024, help="positions that it deployed")
@@ -46,7 +52,7 @@ class Examined:
     """A node, as it is told of on the command line."""
 
     url: str
-    token: str
+    credentials: Credentials
     model: str
     seq_len: int
     #: The model itself, if it is here.
@@ -57,8 +63,13 @@ class Examined:
 def examined(request: pytest.FixtureRequest) -> Iterator[Examined]:
     option = request.config.getoption
     if url := option("node", None):
-        token, name = option("node_token"), option("node_model") or ""
-        yield Examined(url, token, name, option("node_seq_len"), option("node_model_path"))
+        files = (option(f"node_{name}") for name in ("ca", "cert", "key"))
+        try:
+            shown = Credentials.of(option("node_token"), *files)
+        except ConfigError as error:
+            pytest.exit(f"{error} (here they are --node-ca, --node-cert and --node-key)", 2)
+        name, path = option("node_model") or "", option("node_model_path")
+        yield Examined(url, shown, name, option("node_seq_len"), path)
         return
     server: EmbeddedRedis = request.getfixturevalue("redis_server")
     directory: Path = request.getfixturevalue("tmp_path_factory").mktemp("node")
@@ -73,7 +84,7 @@ def examined(request: pytest.FixtureRequest) -> Iterator[Examined]:
             POC_GATEWAY_SEQ_LEN=str(SEQ_LEN),
         ) as (_, url),
     ):
-        yield Examined(url, TOKEN, MODEL, SEQ_LEN, path)
+        yield Examined(url, Credentials(TOKEN), MODEL, SEQ_LEN, path)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +93,25 @@ def controller(examined: Examined, request: pytest.FixtureRequest) -> Iterator[C
     port = request.config.getoption("receiver_port", 0)
     # Another machine reaches us by an address that we may not have ourselves.
     host = "127.0.0.1" if name in ("127.0.0.1", "localhost") else "0.0.0.0"
-    headers = {"Authorization": f"Bearer {examined.token}"} if examined.token else {}
-    with httpx.Client(base_url=examined.url, headers=headers, timeout=90) as client:
+    shown = examined.credentials
+    headers = {"Authorization": f"Bearer {shown.token}"} if shown.token else {}
+    asks = httpx.Client(base_url=examined.url, headers=headers, verify=shown.tls, timeout=90)
+    with asks as client:
+        check_access(client)
         model = examined.model or client.get("/v1/models").json()["data"][0]["id"]
         with Inbox(model, name, host, port) as inbox:
             yield Controller(client, model, examined.seq_len, inbox)
+
+
+def check_access(client: httpx.Client) -> None:
+    """End the run with one sentence where no test could say more."""
+    try:
+        answer = client.get(f"{POW}/status")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = str(error) or type(error).__name__
+        pytest.exit(f"--node={client.base_url}: there is no node that answers ({why})", 2)
+    if answer.status_code in (401, 403):
+        pytest.exit(f"the node answered {answer.status_code}: give its token by --node-token", 2)
 
 
 @pytest.fixture(scope="module")

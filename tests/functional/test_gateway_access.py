@@ -19,7 +19,9 @@ import trustme
 
 from calls import POW
 from serving_api import serving_gateway
+from shared.errors import PoCError
 from support import ROOT, wait_until
+from worker.tools.network.node import Credentials, Node
 
 pytestmark = pytest.mark.functional
 
@@ -172,6 +174,21 @@ def test_a_certificate_replaces_no_token(
     assert f"POST {POW}/stop of 127.0.0.1 (controller): 403" in said
     assert "wrong" not in said
     assert READS not in said
+
+
+def test_a_simulated_controller_can_show_both(
+    certificates: Certificates, redis_url: str, log: Path, tmp_path: Path
+) -> None:
+    """As files; without a token it is refused, and with both it is told that no worker is there."""
+    variables = certificates.settings(mutual=True) | {"POC_GATEWAY_TOKENS": COMMANDS}
+    ca, cert, key = (tmp_path / name for name in ("ca.pem", "own.pem", "own.key"))
+    certificates.gateway.cert_pem.write_to_path(str(ca))
+    certificates.client.cert_chain_pems[0].write_to_path(str(cert))
+    certificates.client.private_key_pem.write_to_path(str(key))
+    with serving_gateway(redis_url, log, **variables) as (_, url):
+        for token, told in (("", "answered 401"), (COMMANDS, "no worker is ready")):
+            with pytest.raises(PoCError, match=told):
+                Node(url, Credentials.of(token, ca, cert, key)).model()
 
 
 def test_a_proxy_on_this_machine_says_for_whom_it_asks(redis_url: str, log: Path) -> None:

@@ -21,7 +21,8 @@ from support import ROOT, free_port, wait_until
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
 from worker.tools.network.dapi import Chain
-from worker.tools.network.epoch import Epoch, Node, Participant
+from worker.tools.network.epoch import Epoch, Participant
+from worker.tools.network.node import Node
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)]
 

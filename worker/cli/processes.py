@@ -196,6 +196,22 @@ def simulate_epoch(
     host: Annotated[
         str, typer.Option(metavar="<address>", help="Address of this machine that nodes reach.")
     ] = "127.0.0.1",
+    token: Annotated[
+        str,
+        typer.Option(
+            metavar="<token>",
+            envvar="NODE_TOKEN",
+            help="The bearer token that given nodes want.",
+        ),
+    ] = "",
+    ca: Annotated[
+        Path | None,
+        typer.Option(metavar="<file>", help="Whose certificates of given nodes are trusted."),
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(metavar="<file>", help="The certificate that nodes are shown.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="<file>", help="Its key.")] = None,
     as_json: Json = False,
 ) -> None:
     """Be the network for some nodes, for an epoch: they generate, judge each other, and are paid.
@@ -206,9 +222,11 @@ def simulate_epoch(
 
     poc simulate-epoch --node http://10.0.0.1:8100 --node http://10.0.0.2:8100 --host 10.0.0.9
     """
+    from worker.tools.network.node import Credentials
     from worker.tools.network.run import run
 
-    raise typer.Exit(run(seconds, node or (), seq_len=seq_len, host=host, as_json=as_json))
+    shown = Credentials.of(token, ca, cert, key)
+    raise typer.Exit(run(seconds, node or (), shown, seq_len=seq_len, host=host, as_json=as_json))
 
 
 @takes_settings("redis_url", "namespace", "engine", "model", "device", "gpu", build=dict)

@@ -10,33 +10,28 @@ at another time than the nodes do.
 from __future__ import annotations
 
 import base64
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isfinite
 from struct import unpack
-from typing import Any
-
-import httpx
 
 from shared.errors import PoCError
 from shared.schemes.artifact import K_DIM
 from worker.tools.network.dapi import Chain, Dapi, Phase
+from worker.tools.network.node import Node
 from worker.tools.network.sampling import sample
-from worker.tools.stage import Api, say, signs_of_life
+from worker.tools.stage import say, signs_of_life
 
 #: What the published controller has: artifacts that are judged, and what they are judged by.
 SAMPLE_SIZE = 200
 STAT_TEST = {"dist_threshold": 0.4, "p_mismatch": 0.1, "p_value_threshold": 0.05}
 #: The same: max(nonce) / count from which a participant is refused.
 POROSITY_LIMIT = 100.0
-#: The same: how long a node may take to begin, and to take a job.
-INIT_S, REQUEST_S = 900.0, 20.0
 #: The same: how often a job is sent again, after which seconds, and how many go out at a time.
 RETRIES = 25
 FIRST_PAUSE_S, PAUSE_GROWS, LONGEST_PAUSE_S = 3.0, 1.5, 45.0
@@ -49,66 +44,6 @@ EXCHANGE_S, VALIDATION_S = 60.0, 600.0
 #: Seconds without a callback after which nothing more is expected of a node that does not say how
 #: much it has computed.
 QUIET_S = 5.0
-
-_POW = "/api/v1/inference/pow"
-
-
-class Node:
-    """A node, as the controller speaks to it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._http = httpx.Client(base_url=url, trust_env=False, timeout=REQUEST_S)
-        self._api = Api(f"{url}/node")
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self._http.close()
-        self._api.close()
-
-    def model(self) -> str:
-        """What it has deployed. Raises `PoCError`."""
-        try:
-            return str(self._ask("GET", "/v1/models").json()["data"][0]["id"])
-        except (ValueError, LookupError, TypeError):
-            raise PoCError(f"{self.url}/v1/models names no model") from None
-
-    def begin(self, body: dict[str, Any]) -> None:
-        """Begin a round. Raises `PoCError`."""
-        self._ask("POST", f"{_POW}/init/generate", body, INIT_S)
-
-    def stop(self) -> None:
-        """End the round. Raises `PoCError`."""
-        self._ask("POST", f"{_POW}/stop", {})
-
-    def generate(self, body: dict[str, Any]) -> None:
-        """Hand a job over. Raises `PoCError`."""
-        self._ask("POST", f"{_POW}/generate", body)
-
-    def has_workers(self) -> bool:
-        """Whether some are ready. Raises `PoCError` while its status API does not say."""
-        return bool(self._api.status().workers)
-
-    def computed(self, block_hash: str) -> int | None:
-        """How many artifacts it has of a block; None from a node without our status API."""
-        try:
-            status = self._api.status()
-        except (PoCError, ValueError):
-            return None
-        return status.total_valid if status.block_hash == block_hash else None
-
-    def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, seconds: float = REQUEST_S
-    ) -> httpx.Response:
-        # Without a Content-Type, as the controller does it.
-        content = None if body is None else json.dumps(body).encode()
-        try:
-            reply = self._http.request(method, path, content=content, timeout=seconds)
-        except httpx.HTTPError as error:
-            raise PoCError(f"{self.url}: {error or type(error).__name__}") from error
-        if reply.status_code >= 400:
-            raise PoCError(f"{self.url}{path} answered {reply.status_code}: {reply.text[:300]}")
-        return reply
 
 
 class Participant:
@@ -127,7 +62,7 @@ class Participant:
     @contextmanager
     def taking_part(self, host: str) -> Iterator[None]:
         """Its API listens while the block runs, on an address that its node reaches."""
-        with closing(self.node), self.dapi.listening(host) as self.callbacks:
+        with self.dapi.listening(host) as self.callbacks:
             yield
 
 
@@ -156,7 +91,7 @@ class Outcome:
     @property
     def holes(self) -> float:
         """The share of its nonces, up to the largest, that are not there."""
-        return 1 - self.artifacts / (self.max_nonce + 1)
+        return 1 - self.artifacts / max(self.artifacts, self.max_nonce + 1)
 
     @property
     def as_it_must(self) -> bool:
@@ -320,11 +255,13 @@ class Epoch:
 def refusal_of(claims: dict[int, bytes], count: int) -> str | None:
     """Why the controller votes against artifacts without asking a node; None if it asks."""
     for nonce, vector in claims.items():
+        if nonce < 0:
+            return f"nonce {nonce} is none that a node can compute"
         if len(vector) != 2 * K_DIM:
             return f"the vector of nonce {nonce} has {len(vector)} bytes"
         if not all(map(isfinite, unpack(f"<{K_DIM}e", vector))):
             return f"the vector of nonce {nonce} has a number that is none"
-    porosity = max(map(abs, claims)) / count
+    porosity = max(claims) / count
     return f"porosity {porosity:g}" if porosity >= POROSITY_LIMIT else None
 
 

@@ -10,7 +10,8 @@ from worker.tools.embedded import EmbeddedRedis
 from worker.tools.extras import require_installed
 from worker.tools.make_model import make_model
 from worker.tools.network.dapi import Chain
-from worker.tools.network.epoch import Node, Participant
+from worker.tools.network.epoch import Participant
+from worker.tools.network.node import Node
 from worker.tools.stage import say, serving, signs_of_life, wait_for, worker
 
 NODES = 3

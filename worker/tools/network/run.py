@@ -16,7 +16,8 @@ from rich.text import Text
 from worker.tools.embedded import HOST
 from worker.tools.network import here
 from worker.tools.network.dapi import Chain
-from worker.tools.network.epoch import Epoch, Node, Outcome, Participant
+from worker.tools.network.epoch import Epoch, Outcome, Participant
+from worker.tools.network.node import Credentials, Node
 from worker.tools.show import out
 from worker.tools.stage import SIGN_OF_LIFE_S, on_stage, say, say_so_far, signs_of_life
 
@@ -27,6 +28,7 @@ SEQ_LEN = 1024
 def run(
     seconds: float,
     urls: Sequence[str] = (),
+    credentials: Credentials | None = None,
     *,
     seq_len: int = SEQ_LEN,
     host: str = HOST,
@@ -35,14 +37,14 @@ def run(
     """An epoch with `seconds` of generating; 0 if it went as it must, else 1.
 
     Its nodes are those at `urls`, all of which must be honest; or some of this machine, of which
-    the last one cheats. They reach this machine as `host`.
+    the last one cheats. They are shown `credentials`, and reach this machine as `host`.
     """
     if not urls:
         here.require()
 
     def play(directory: Path, stack: ExitStack) -> int:
         if urls:
-            chain, participants = _known(urls)
+            chain, participants = _known(urls, credentials)
         else:
             chain, participants = here.start(directory, stack)
         for each in participants:
@@ -59,9 +61,10 @@ def run(
     return on_stage("poc-network", play)
 
 
-def _known(urls: Sequence[str]) -> tuple[Chain, list[Participant]]:
+def _known(urls: Sequence[str], credentials: Credentials | None) -> tuple[Chain, list[Participant]]:
     chain = Chain("")
-    participants = [Participant(url, Node(url.rstrip("/")), chain) for url in urls]
+    nodes = [Node(url, credentials) for url in urls]
+    participants = [Participant(each.url, each, chain) for each in nodes]
     chain.model = participants[0].node.model()
     return chain, participants
 
