@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -24,13 +25,15 @@ from starlette.types import ASGIApp, Scope
 from shared import logs
 from shared.errors import ConfigError, PoCError, StoreFailed, StoreUnavailable
 from shared.listener import listen
-from shared.settings import PREFIX, Settings
+from shared.settings import PREFIX, Settings, tokens_of
 from shared.store import Store, admitted
 
 #: Connections at a time; more are told to come back. Each poller has one, and so has each page.
 MAX_CONNECTIONS = 500
 #: Seconds that answers may still take when the process ends.
 GRACE_S = 5
+#: Seconds that a Redis has at the start to say that it refuses us.
+ASK_S = 1.0
 #: Seconds in which a client must have read something then, or it is cut.
 READS_S = 0.5
 #: Seconds after which a client that was told 429 or 503 may ask again.
@@ -41,8 +44,7 @@ class Tokens:
     """The bearer tokens of a setting; without any, everybody who reaches the process may ask."""
 
     def __init__(self, setting: SecretStr | None) -> None:
-        text = setting.get_secret_value() if setting else ""
-        self._tokens = [token.encode() for token in text.split(",") if token]
+        self._tokens = [token.encode() for token in tokens_of(setting)]
 
     def __bool__(self) -> bool:
         return bool(self._tokens)
@@ -91,16 +93,33 @@ def refuse_open(settings: Settings, part: str, *, guarded: bool, who: str) -> No
     """
     host, variable = getattr(settings, f"{part}_host"), f"{PREFIX}{part.upper()}"
     if not (guarded or getattr(settings, f"{part}_public") or _is_loopback(host)):
+        certificates = hasattr(settings, f"{part}_tls_client_ca")
+        ways = f"{variable}_TOKENS" + (f" or {variable}_TLS_CLIENT_CA" if certificates else "")
         raise ConfigError(
             f"{variable}_HOST={host}: everybody who reaches it could {who}; "
-            f"set {variable}_TOKENS, or {variable}_PUBLIC=true if that is meant"
+            f"set {ways}, or {variable}_PUBLIC=true if that is meant"
         )
 
 
 def ask_redis(store: Store) -> None:
-    """Raise `ConfigError` if Redis refuses us; one that is away may come."""
-    with suppress(StoreUnavailable):
-        admitted(store.workers.listing)
+    """Raise `ConfigError` if Redis refuses us, which takes it no time.
+
+    One that is away or hangs may come: it is not waited for.
+    """
+    refused: list[ConfigError] = []
+
+    def ask() -> None:
+        with suppress(StoreUnavailable):
+            try:
+                admitted(store.workers.listing)
+            except ConfigError as error:
+                refused.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ASK_S)
+    if refused:
+        raise refused[0]
 
 
 def serve(

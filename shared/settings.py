@@ -69,6 +69,11 @@ def _tokens(text: SecretStr) -> SecretStr:
     return text
 
 
+def tokens_of(setting: SecretStr | None) -> frozenset[str]:
+    """The tokens of a setting, which have commas between them."""
+    return frozenset(filter(None, setting.get_secret_value().split(",")) if setting else ())
+
+
 def _secret(text: SecretStr) -> SecretStr:
     read_secret(text.get_secret_value())
     return text
@@ -363,6 +368,16 @@ class Settings(BaseModel):
             raise ValueError(
                 "POC_GATEWAY_TLS_CLIENT_CA: asks clients for certificates, which needs TLS: set "
                 "POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        both = tokens_of(self.gateway_tokens) & tokens_of(self.gateway_read_tokens)
+        if both:
+            raise ValueError(
+                "POC_GATEWAY_READ_TOKENS: a token in it is one of POC_GATEWAY_TOKENS, too, so "
+                "whoever may read could command; take another"
             )
         return self
 

@@ -227,6 +227,16 @@ class CallbackCounts(Frozen):
     callback_error: str = ""
 
 
+class OutboxStatus(Frozen):
+    """The callbacks of all rounds and validations that wait for their delivery."""
+
+    waiting: int = 0
+    #: Seconds for which the oldest of them waits.
+    oldest_seconds: float = 0
+    #: Why the last delivery failed; `tried again` in front if it still may come.
+    error: str = ""
+
+
 class GpuReading(Frozen):
     """How a GPU was at a worker's last heartbeat; None where the card does not tell."""
 

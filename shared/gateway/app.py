@@ -60,7 +60,8 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
 
     @app.exception_handler(InvalidRequest)
     async def invalid(_: Request, error: InvalidRequest) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 400)
+        # A worker may allow other receivers than we do; its callers call that field otherwise.
+        return JSONResponse({"detail": str(error).replace("callback_url", "url")}, 400)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -25,7 +25,7 @@ from contextlib import closing
 from shared.config import share_below
 from shared.overview import Course, Overview
 from shared.settings import Settings
-from shared.status import NodeStatus, RoundStatus, WorkerStatus
+from shared.status import NodeStatus, OutboxStatus, RoundStatus, WorkerStatus
 from shared.store.ask import Ask, Kind
 from shared.store.commands import Commands
 from shared.store.connection import (
@@ -128,6 +128,10 @@ class Store:
             worker_lives_s=self._settings.worker_lives_s,
             **seen,
         )
+
+    def callbacks(self) -> OutboxStatus:
+        """The callbacks that wait for their delivery."""
+        return self._views.outbox()
 
     def course(self, round_id: str) -> Course:
         """The course of a round that is kept, as an overview has the current one's."""

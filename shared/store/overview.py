@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from shared.histogram import edge
 from shared.overview import Bin, Course, Outcome, Sample, Totals
+from shared.status import OutboxStatus
 from shared.store.connection import redis_errors
 from shared.store.context import Context
 
@@ -45,21 +46,31 @@ class Views:
             )
         history, bins, claims = of_round
         # Streams have the server's clock; all else has that of the scripts, which never goes back.
-        streams = _seconds(clock)
         ahead = int(offset or 0) / 1000
-        since = float(trouble[0] or 0)
+        now = _seconds(clock) + ahead
+        waiting = _waiting(now, outbox, trouble)
         return {
-            "at": streams + ahead,
+            "at": now,
             "totals": _totals(totals, counts),
             "outcomes": [each for name, entry in outcomes for each in _outcome(name, entry, ahead)],
             "claims": claims,
             "queue_length": queue,
-            "outbox_length": outbox,
-            "outbox_oldest_seconds": max(0.0, streams + ahead - since) if outbox and since else 0,
-            "outbox_error": trouble[1] or "",
+            "outbox_length": waiting.waiting,
+            "outbox_oldest_seconds": waiting.oldest_seconds,
+            "outbox_error": waiting.error,
             "history": [_sample(line) for line in history],
             "histogram": _histogram(bins, vocab_size),
         }
+
+    def outbox(self) -> OutboxStatus:
+        """What waits for delivery."""
+        with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.time()
+            pipe.hget(self._keys("clock"), "offset")
+            pipe.xlen(self._keys("outbox"))
+            pipe.hmget(self._keys("callbacks"), "oldest_at", "last_error")
+            clock, offset, length, trouble = pipe.execute()
+        return _waiting(_seconds(clock) + int(offset or 0) / 1000, length, trouble)
 
     def course(self, round_id: str, vocab_size: int) -> Course:
         """The course of a round that is kept."""
@@ -78,6 +89,12 @@ class Views:
 
 def _seconds(clock: Sequence[int]) -> float:
     return clock[0] + clock[1] / 1e6
+
+
+def _waiting(now: float, length: int, trouble: Sequence[str | None]) -> OutboxStatus:
+    since, error = float(trouble[0] or 0), trouble[1] or ""
+    oldest = max(0.0, now - since) if length and since else 0.0
+    return OutboxStatus(waiting=length, oldest_seconds=oldest, error=error)
 
 
 def _totals(kept: Mapping[str, str], current: Sequence[str | None]) -> Totals:

@@ -319,6 +319,25 @@ def test_a_full_sender_has_room_for_others(
             assert late.nonces == lost
 
 
+def test_a_round_says_that_its_receiver_failed_in_the_one_before(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given one that is left alone for now, before anything is tried; not once it takes them."""
+    monkeypatch.setattr(delivery, "pause", lambda failures: 3.0)
+    port = free_port()
+    with sending(store, settings):
+        open_round(store, f"http://127.0.0.1:{port}/poc")
+        find(store)
+        wait_until(lambda: "tried again" in status(store).callback_error, 10, "an attempt")
+        open_round(store, f"http://127.0.0.1:{port}/poc")
+        assert status(store).callback_error == ""
+        find(store)
+        wait_until(lambda: "ConnectError" in status(store).callback_error, 2, "the reason")
+        with Receiver(port=port):
+            until_counts(store, 0, 1, 0)
+    assert status(store).callback_error == ""
+
+
 def test_a_deadline_that_passes_is_shown(store: Store, settings: Settings) -> None:
     """Given nobody at the address until the deadline, then it is given up with the last failure."""
     with sending(store, settings):

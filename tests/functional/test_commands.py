@@ -14,11 +14,15 @@ from typing import IO, Any
 import pytest
 
 import preloaded
+from exactness import ALL_VALID
 from fake_engine import fake_distance
 from shared.client import PoCClient
+from shared.data import ProofBatch
+from shared.errors import Cancelled
+from shared.requests import ValidateRequest
 from shared.settings import Settings
 from shared.status import RoundStatus
-from shared.store import Store
+from shared.store import Message, Store
 from support import ROOT, clean_environment, free_port, running, wait_until
 
 pytestmark = pytest.mark.functional
@@ -221,6 +225,17 @@ def test_a_refusal(status: int, args: list[str], message: str, poc: Poc) -> None
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_status_tells_of_callbacks_that_wait_whichever_round_they_are_of(
+    poc: Poc, store: Store
+) -> None:
+    told = Message("http://127.0.0.1:9/poc/validated", "{}", "key", "", deadline_s=60)
+    empty = ProofBatch.of(ALL_VALID, [], [])
+    store.validations.open("job", ValidateRequest(batch=empty, config=ALL_VALID))
+    store.validations.cancel("cancel", "job", Cancelled("by hand"), lambda _: told)
+    assert json.loads(poc("status", "--json").stdout)["callbacks"]["waiting"] == 1
+    assert "1 callbacks of all rounds wait, the oldest for" in poc("status").stdout
 
 
 @pytest.mark.parametrize("args", [["status"], ["proofs"]])

@@ -93,6 +93,8 @@ class _Receiver:
     quiet_until: float = 0.0
     #: The log has said that it is in trouble, and not yet that it is well again.
     complained: bool = False
+    #: The round whose status says so although none of its messages was tried yet.
+    shown_in: str | None = None
 
     @property
     def idle(self) -> bool:
@@ -125,7 +127,7 @@ class _Receiver:
         """Learn from an attempt when to try the next."""
         self.last_error = answer.error
         if not answer.retry or answer.untimely:
-            self.failures, self.quiet_until = 0, 0.0
+            self.failures, self.quiet_until, self.shown_in = 0, 0.0, None
         else:
             # What was under way together fails together: that is one failure.
             if now >= self.quiet_until:
@@ -215,6 +217,7 @@ class Delivery:
         # First, since it is what makes the group.
         entries = await asyncio.to_thread(outbox.take, self._name, TAKE)
         self._hold(entries)
+        await self._show_trouble(entries)
         more = len(entries) == TAKE
         if (now := time.monotonic()) >= self._next_renewal:
             ids = list(self._held)
@@ -244,6 +247,15 @@ class Delivery:
                 return
             held = longest.waiting.pop()[2]  # a heap's last item is one of its latest
             del self._held[held.entry.id]
+
+    async def _show_trouble(self, entries: Iterable[Entry]) -> None:
+        """Say in a round's status why its messages wait before the first of them is tried."""
+        for entry in entries:
+            receiver = self._receiver(origin(entry.url))
+            if receiver.failures and receiver.shown_in != entry.round:
+                receiver.shown_in = entry.round
+                error = f"{receiver.name}: {receiver.last_error}"
+                await asyncio.to_thread(self._store.outbox.defer, entry, error)
 
     def _receiver(self, name: str) -> _Receiver:
         if name not in self._receivers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,6 @@ from rich.live import Live
 
 from shared.errors import RoundMismatch, RoundNotInitialized, StoreRefused, StoreUnavailable
 from shared.settings import Settings
-from shared.status import Incident, RoundStatus, WorkerStatus
 from shared.wire import MAX_PROOF_NONCES
 from worker.cli.options import Json, takes_settings
 from worker.tools import show
@@ -53,7 +51,7 @@ def status(
             return
         seen = _look(store, round_id)
         if as_json:
-            typer.echo(_as_json(*seen))
+            typer.echo(_as_json(seen))
         else:
             show.out.print(show.node_view(seen))
 
@@ -118,7 +116,7 @@ def _look(store: Store, round_id: str | None) -> show.Seen:
     found = store.rounds.status(round_id, newest=NEWEST)
     if found is None:
         raise RoundMismatch(f"no round {round_id} is kept; `poc rounds` lists those that are")
-    return found, store.workers.listing(), store.workers.incidents()
+    return show.Seen(found, store.workers.listing(), store.workers.incidents(), store.callbacks())
 
 
 def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
@@ -132,7 +130,7 @@ def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
                 try:
                     seen = _look(store, round_id)
                     if as_json:
-                        typer.echo(_as_json(*seen))
+                        typer.echo(_as_json(seen))
                 except StoreRefused:  # waiting mends nothing
                     raise
                 except StoreUnavailable as error:
@@ -147,13 +145,12 @@ def _watch(store: Store, round_id: str | None, as_json: bool) -> None:
         return
 
 
-def _as_json(
-    status: RoundStatus, workers: Sequence[WorkerStatus], incidents: Sequence[Incident]
-) -> str:
+def _as_json(seen: show.Seen) -> str:
     return json.dumps(
         {
-            "round": status.model_dump(mode="json"),
-            "workers": [each.model_dump(mode="json") for each in workers],
-            "incidents": [each.model_dump(mode="json") for each in incidents],
+            "round": seen.round.model_dump(mode="json"),
+            "workers": [each.model_dump(mode="json") for each in seen.workers],
+            "incidents": [each.model_dump(mode="json") for each in seen.incidents],
+            "callbacks": seen.callbacks.model_dump(mode="json"),
         }
     )

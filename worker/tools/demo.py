@@ -30,7 +30,7 @@ from worker.tools.embedded import HOST, USUAL_PORT, EmbeddedRedis
 from worker.tools.extras import require_installed
 from worker.tools.live import LiveView
 from worker.tools.make_model import make_model
-from worker.tools.show import node_view, out, verdict_table
+from worker.tools.show import Seen, node_view, out, verdict_table
 from worker.tools.stage import (
     SIGN_OF_LIFE_S,
     Api,
@@ -208,13 +208,13 @@ def _watch(api: Api, seconds: float) -> None:
         while (left := until - time.monotonic()) > 0:
             status = api.status()
             if live:
-                live.update(view.after((status, status.workers, ())), refresh=True)
+                live.update(view.after(Seen(status, status.workers, ())), refresh=True)
             elif time.monotonic() >= next_sign:
                 next_sign += SIGN_OF_LIFE_S
                 say_so_far(began, f"{status.total_checked:,} nonces, {status.total_valid:,} valid")
             time.sleep(min(left, 0.5))
     if not live:  # a log has no use for a view that moves
-        out.print(node_view((status, status.workers, ())))
+        out.print(node_view(Seen(status, status.workers, ())))
 
 
 class _Receiver:

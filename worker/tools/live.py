@@ -29,7 +29,7 @@ class LiveView:
     def after(self, seen: Seen | None, trouble: str = "") -> RenderableType:
         """The view after one more look; see `node_view`."""
         if seen is not None and not trouble:
-            status = seen[0]
+            status = seen.round
             if status.round_id != self._round_id:
                 self._round_id = status.round_id
                 self._rates.clear()

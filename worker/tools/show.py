@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import (
@@ -23,7 +23,15 @@ from rich.text import Text
 
 from shared.config import PoCState, r_target_for, share_below
 from shared.schemes import Proof, Verdict
-from shared.status import GpuReading, Incident, KeptRound, RoundStatus, WorkerStatus, printable
+from shared.status import (
+    GpuReading,
+    Incident,
+    KeptRound,
+    OutboxStatus,
+    RoundStatus,
+    WorkerStatus,
+    printable,
+)
 
 if TYPE_CHECKING:
     from shared.receipt import Receipt
@@ -252,21 +260,36 @@ def _commits(incident: Incident) -> str:
     )
 
 
-#: A round, the workers that live, and those that had to end.
-Seen = tuple[RoundStatus, Sequence[WorkerStatus], Sequence[Incident]]
+class Seen(NamedTuple):
+    """A node at one moment."""
+
+    round: RoundStatus
+    #: Those that live, and those that had to end.
+    workers: Sequence[WorkerStatus]
+    incidents: Sequence[Incident]
+    callbacks: OutboxStatus = OutboxStatus()
 
 
 def node_view(seen: Seen | None, trouble: str = "") -> RenderableType:
     """A namespace as it was `seen` last, and what keeps us from seeing it now."""
     if seen is None:
         return Text(f"nothing seen yet: {trouble}", style="bold red")
-    status, workers, incidents = seen
-    parts = [round_table(status, workers), Text(), workers_table(workers)]
-    if incidents:
-        parts += [Text(), incidents_table(incidents)]
+    parts = [round_table(seen.round, seen.workers), Text(), workers_table(seen.workers)]
+    if seen.callbacks.waiting:
+        parts += [Text(), Text(_waiting(seen.callbacks), style="yellow")]
+    if seen.incidents:
+        parts += [Text(), incidents_table(seen.incidents)]
     if trouble:
         parts += [Text(), Text(f"shown as last seen: {trouble}", style="bold red")]
     return Group(*parts)
+
+
+def _waiting(callbacks: OutboxStatus) -> str:
+    text = (
+        f"{callbacks.waiting:,} callbacks of all rounds wait, the oldest for "
+        f"{callbacks.oldest_seconds:,.0f} s"
+    )
+    return f"{text}; the last failure: {callbacks.error}" if callbacks.error else text
 
 
 def verdict_table(verdict: Verdict) -> RenderableType:

@@ -85,8 +85,16 @@ def test_a_head_is_a_get_without_a_body(gateway: Gateway) -> None:
 
 
 def test_beyond_loopback_it_asks_for_something() -> None:
-    with pytest.raises(ConfigError, match="POC_GATEWAY_TOKENS, or POC_GATEWAY_PUBLIC=true"):
+    with pytest.raises(
+        ConfigError,
+        match="POC_GATEWAY_TOKENS or POC_GATEWAY_TLS_CLIENT_CA, or POC_GATEWAY_PUBLIC=true",
+    ):
         serve(load_settings({}, gateway_host="0.0.0.0"))
+
+
+def test_a_token_that_may_read_may_not_command_as_well() -> None:
+    with pytest.raises(ConfigError, match="POC_GATEWAY_READ_TOKENS: a token in it is one of"):
+        load_settings({}, gateway_tokens=f"{COMMANDS},{READS}", gateway_read_tokens=READS)
 
 
 def test_a_certificate_that_is_not_there_is_named() -> None:
