@@ -129,6 +129,12 @@ class Store:
             **seen,
         )
 
+    def wake(self) -> None:
+        """Have all that wait for news look at once, as a process that ends wants of its threads."""
+        with redis_errors():
+            for topic in ("work", "verdicts", "outbox"):
+                self._redis.publish(self._keys.wake, topic)
+
     def callbacks(self) -> OutboxStatus:
         """The callbacks that wait for their delivery."""
         return self._views.outbox()

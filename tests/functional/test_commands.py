@@ -18,11 +18,9 @@ from exactness import ALL_VALID
 from fake_engine import fake_distance
 from shared.client import PoCClient
 from shared.data import ProofBatch
-from shared.errors import Cancelled
-from shared.requests import ValidateRequest
 from shared.settings import Settings
 from shared.status import RoundStatus
-from shared.store import Message, Store
+from shared.store import Store
 from support import ROOT, clean_environment, free_port, running, wait_until
 
 pytestmark = pytest.mark.functional
@@ -228,12 +226,11 @@ def test_a_refusal(status: int, args: list[str], message: str, poc: Poc) -> None
 
 
 def test_a_status_tells_of_callbacks_that_wait_whichever_round_they_are_of(
-    poc: Poc, store: Store
+    poc: Poc, client: PoCClient
 ) -> None:
-    told = Message("http://127.0.0.1:9/poc/validated", "{}", "key", "", deadline_s=60)
-    empty = ProofBatch.of(ALL_VALID, [], [])
-    store.validations.open("job", ValidateRequest(batch=empty, config=ALL_VALID))
-    store.validations.cancel("cancel", "job", Cancelled("by hand"), lambda _: told)
+    nobody = f"http://127.0.0.1:{free_port()}/poc"
+    config = ALL_VALID.model_copy(update={"callback_url": nobody, "callback_deadline_s": 30})
+    client.validate_batch(ProofBatch.of(config, [1], [0.5]), config).wait(20)
     assert json.loads(poc("status", "--json").stdout)["callbacks"]["waiting"] == 1
     assert "1 callbacks of all rounds wait, the oldest for" in poc("status").stdout
 

@@ -24,7 +24,12 @@ from computing import computing
 from preloaded import Fork
 from receiver import Receiver
 from serving_api import serving_gateway
+from shared.config import PoCConfig
 from shared.gateway.in_time import ANSWER_S
+from shared.requests import GenerateRequest
+from shared.schemes.artifact import ArtifactTerms
+from shared.settings import load_settings
+from shared.store import Store
 from support import ROOT, clean_environment, wait_until
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
@@ -355,9 +360,11 @@ def test_a_stop_while_no_worker_lives_is_carried_out_by_the_next(
 ) -> None:
     """It goes on with nothing that was stopped."""
     name = {"POC_NAMESPACE": "stopped"}
+    config = PoCConfig(**BLOCK, seq_len=16, terms=ArtifactTerms())
+    settings = load_settings({}, redis_url=server.url, namespace=name["POC_NAMESPACE"])
+    with contextlib.closing(Store(settings)) as store:  # as if its workers had gone
+        store.rounds.generate("task", GenerateRequest(config=config, round_id="r"))
     with calling(server, tmp_path / "gateway.log", **name) as gateway:
-        with computing(server.url, model, tmp_path / "first.log", **name):
-            assert gateway.post("/init/generate", json=ROUND).status_code == 200
         assert gateway.get("/status").json()["status"] == "NO_BACKENDS"
         assert gateway.post("/stop").json()["message"] == "No backends to stop"
         with computing(server.url, model, tmp_path / "second.log", **name):

@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from shared.errors import EngineError, Hung, PoCError, Quarantined
 from shared.settings import Settings
@@ -171,6 +172,9 @@ class Node:
                 log.warning("%s: what this worker holds is free when its lease ends", error)
         # First the heartbeat ends: it would register anew what has just left.
         self._drained.set()
+        if reached:
+            with suppress(PoCError):  # then they look after a second by themselves
+                self.store.wake()
         for thread in self._helpers:
             thread.join(timeout=5)
         if self._loaded:

@@ -35,6 +35,7 @@ from worker.queue.events import PatientEvents
 from worker.queue.taken import Taken
 from worker.queue.tickets import CeleryTickets
 from worker.queue.transport import SentinelChannel
+from worker.queue.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ def create_app(settings: Settings) -> Celery:
     # Of a worker that runs as root. It is about pickles, which nobody here reads.
     warnings.simplefilter("ignore", SecurityWarning)
     app.steps["worker"].add(NodeStep)
+    app.steps["consumer"].add(Wakeup)
     tasks.register(app)
 
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
