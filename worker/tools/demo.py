@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, closing, nullcontext, suppress
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from worker.tools.embedded import HOST, USUAL_PORT, EmbeddedRedis
 from worker.tools.extras import require_installed
 from worker.tools.live import LiveView
 from worker.tools.make_model import make_model
+from worker.tools.receiver import receiving
 from worker.tools.show import Seen, node_view, out, verdict_table
 from worker.tools.stage import (
     SIGN_OF_LIFE_S,
@@ -93,7 +92,8 @@ def _run(seconds: float, stay: bool, scheme: str, directory: Path, stack: ExitSt
         )
     server = stack.enter_context(EmbeddedRedis())
     settings = load_settings({}, redis_url=server.url, namespace="demo", model=str(model))
-    receiver = stack.enter_context(_receiver())
+    receiver = _Receiver()
+    callback_url = stack.enter_context(receiving(HOST, receiver.take))
     say(f"starting {WORKERS} workers, the status API and a callback receiver")
     api = Api(stack.enter_context(serving("api", ["api"], settings, directory)))
     for number in range(WORKERS):
@@ -109,7 +109,7 @@ def _run(seconds: float, stay: bool, scheme: str, directory: Path, stack: ExitSt
         terms=terms_from({"scheme": scheme, **terms}),
         batch_size=BATCH_SIZE,
         seq_len=SEQ_LEN,
-        callback_url=receiver.url,
+        callback_url=callback_url,
     )
     say(f"generating for {seconds:g} s; the node's page is {api.url}/ while this runs")
     ticket = client.generate(config)
@@ -220,13 +220,13 @@ def _watch(api: Api, seconds: float) -> None:
 class _Receiver:
     """What a chain controller would do with the callbacks: take them, and know repeats."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self) -> None:
         self._messages: dict[str, tuple[str, dict[str, Any]]] = {}
 
-    def take(self, path: str, key: str, body: dict[str, Any]) -> None:
+    def take(self, path: str, headers: Message, body: bytes) -> tuple[int, bytes]:
         """Remember a message; the same key again is the same message."""
-        self._messages[key] = path, body
+        self._messages[headers["Idempotency-Key"]] = path, json.loads(body)
+        return 200, b""
 
     def forget(self) -> None:
         """Forget all messages: they are of rounds that are over."""
@@ -237,23 +237,3 @@ class _Receiver:
         messages = list(self._messages.values())
         generated = [batch_from(body) for path, body in messages if path.endswith("/generated")]
         return {nonce for batch in generated for nonce in batch.nonces}
-
-
-@contextmanager
-def _receiver() -> Iterator[_Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            """Take a callback."""
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            receiver.take(self.path, self.headers["Idempotency-Key"], json.loads(body))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer((HOST, 0), Handler) as server:
-        receiver = _Receiver(f"http://{HOST}:{server.server_address[1]}")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield receiver
-        server.shutdown()

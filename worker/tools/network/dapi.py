@@ -14,14 +14,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from enum import StrEnum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.requests import explain
+from worker.tools.receiver import receiving
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -159,44 +160,20 @@ class Dapi:
     @contextmanager
     def listening(self, host: str) -> Iterator[str]:
         """The base of its callbacks, as a node is told it, while the block runs."""
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(handler) -> None:  # noqa: N805 - `self` is the API's
-                """Take a callback."""
-                length = int(handler.headers.get("Content-Length", 0))
-                body = handler.rfile.read(length)
-                if len(body) < length:  # its sender was killed: nothing was received
-                    handler.close_connection = True
-                    return
-                status, said, answer = 200, "OK", b""
-                try:
-                    self.take(handler.path, body)
-                except Refused as refused:
-                    status, said = refused.status, str(refused)
-                    answer = json.dumps({"message": said}).encode()
-                with self._lock:
-                    self.answers[f"{status} {said}"] += 1
-                handler.send_response(status)
-                handler.send_header("Content-Length", str(len(answer)))
-                handler.end_headers()
-                handler.wfile.write(answer)
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing."""
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_: Any) -> None:
-                """A sender that hung up is no news."""
-
-        with Server((host, 0), Handler) as server:
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        with receiving(host, self._answer) as url:
             model = quote(quote(self._chain.model, safe=""), safe="")
-            yield f"http://{host}:{server.server_address[1]}/v2/poc-batches/{model}"
-            server.shutdown()
+            yield f"{url}/v2/poc-batches/{model}"
+
+    def _answer(self, path: str, _: Message, body: bytes) -> tuple[int, bytes]:
+        status, said, answer = 200, "OK", b""
+        try:
+            self.take(path, body)
+        except Refused as refused:
+            status, said = refused.status, str(refused)
+            answer = json.dumps({"message": said}).encode()
+        with self._lock:
+            self.answers[f"{status} {said}"] += 1
+        return status, answer
 
 
 def _read(kind: type[T], body: bytes) -> T:
