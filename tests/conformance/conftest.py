@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from calls import POW
 from computing import computing
 from controller import Controller, Inbox
 from plain_artifacts import PlainModel
 from serving_api import serving_gateway
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PoCError
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
-from worker.tools.network.node import Credentials
+from worker.tools.network.node import Credentials, Node
 
 #: Of our own node: its model's name on the network, positions of a forward, and its token.
 MODEL, SEQ_LEN, TOKEN = "net/model", 16, "a-token-of-the-controller-0123456789"
@@ -26,7 +26,11 @@ MODEL, SEQ_LEN, TOKEN = "net/model", 16, "a-token-of-the-controller-0123456789"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance", "the node that tests/conformance examines")
     group.addoption("--node", metavar="URL", help="its address; our own gateway without it")
-    group.addoption("--node-token", default="", help="the bearer token that it wants")
+    group.addoption(
+        "--node-token",
+        default=os.environ.get("NODE_TOKEN", ""),
+        help="the bearer token that it wants; else that of NODE_TOKEN",
+    )
     group.addoption("--node-ca", type=Path, help="whose certificates are trusted, in PEM")
     group.addoption("--node-cert", type=Path, help="the certificate that the node is shown")
     group.addoption("--node-key", type=Path, help="its key")
@@ -94,24 +98,20 @@ def controller(examined: Examined, request: pytest.FixtureRequest) -> Iterator[C
     # Another machine reaches us by an address that we may not have ourselves.
     host = "127.0.0.1" if name in ("127.0.0.1", "localhost") else "0.0.0.0"
     shown = examined.credentials
+    named = model_named_by(examined)
+    model = examined.model or named
     headers = {"Authorization": f"Bearer {shown.token}"} if shown.token else {}
     asks = httpx.Client(base_url=examined.url, headers=headers, verify=shown.tls, timeout=90)
-    with asks as client:
-        check_access(client)
-        model = examined.model or client.get("/v1/models").json()["data"][0]["id"]
-        with Inbox(model, name, host, port) as inbox:
-            yield Controller(client, model, examined.seq_len, inbox)
+    with asks as client, Inbox(model, name, host, port) as inbox:
+        yield Controller(client, model, examined.seq_len, inbox)
 
 
-def check_access(client: httpx.Client) -> None:
-    """End the run with one sentence where no test could say more."""
+def model_named_by(examined: Examined) -> str:
+    """What the node says that it deployed; ends the run with one sentence if it says nothing."""
     try:
-        answer = client.get(f"{POW}/status")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = str(error) or type(error).__name__
-        pytest.exit(f"--node={client.base_url}: there is no node that answers ({why})", 2)
-    if answer.status_code in (401, 403):
-        pytest.exit(f"the node answered {answer.status_code}: give its token by --node-token", 2)
+        return Node(examined.url, examined.credentials).model()
+    except PoCError as error:
+        pytest.exit(f"no node can be examined: {error}; see --node, --node-token and --node-ca", 2)
 
 
 @pytest.fixture(scope="module")

@@ -58,9 +58,22 @@ class Node:
     """One node. Each request as a whole has its time, however slowly its answer drips."""
 
     def __init__(self, url: str, credentials: Credentials | None = None) -> None:
-        """`url` may hold a user and a password, which are not shown."""
+        """`url` may hold a user and a password, which are not shown.
+
+        Raises `ConfigError` for one that is no URL.
+        """
         self._url, self._credentials = url, credentials or Credentials()
-        self.url = str(httpx.URL(url).copy_with(userinfo=b"")).rstrip("/")
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL:
+            parts = httpx.URL()
+        # An @ behind the host is the end of a password that was cut.
+        if parts.scheme not in ("http", "https") or not parts.host or "@" in parts.path:
+            raise ConfigError(
+                "a node's address must be http://host:port or https://host:port; in a user and "
+                "password write / as %2F, ? as %3F, # as %23 and @ as %40"
+            )
+        self.url = str(parts.copy_with(userinfo=b"")).rstrip("/")
 
     def model(self) -> str:
         """What it has deployed. Raises `PoCError`."""

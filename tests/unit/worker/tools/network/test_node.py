@@ -89,6 +89,15 @@ def test_a_password_in_its_address_is_not_shown() -> None:
     assert Node(url).url == url.replace("user:secret@", "").rstrip("/")
 
 
+@pytest.mark.parametrize(
+    "url", ["", "10.0.0.1:8100", "ftp://n", "http://", "http://u:sec/ret@n", "http://u:1/ret@n"]
+)
+def test_what_is_no_address_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="must be http://host:port") as refused:
+        Node(url)
+    assert "ret@" not in str(refused.value)
+
+
 def test_a_node_without_our_status_api_does_not_say_how_much_it_has() -> None:
     for text in ("", '{"state": 7}'):
         with answering(says(text)) as url:
