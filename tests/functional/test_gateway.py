@@ -228,6 +228,19 @@ def test_while_redis_stands_still_all_have_an_answer_in_time(
     assert "Traceback" not in log.read_text()
 
 
+def test_a_redis_that_stands_still_keeps_it_from_nothing_at_its_start(
+    server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """It would be waited for for six seconds."""
+    assert server.pid
+    with standing_still(server.pid):
+        began = time.monotonic()
+        with calling(server, tmp_path / "gateway.log") as client:
+            alive = client.get(client.base_url.copy_with(path="/livez"))
+            assert time.monotonic() - began < 4
+    assert alive.json() == {"status": "alive"}
+
+
 def test_a_job_that_no_worker_takes_in_time_is_taken_later(
     gateway: httpx.Client, worker: Fork, receiver: Receiver
 ) -> None:

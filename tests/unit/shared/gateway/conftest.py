@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from calls import Gateway
-from shared.gateway import create_app
+from shared.gateway import create_app, in_time
 from shared.settings import load_settings
 from shared.store import Store
 
@@ -38,8 +38,12 @@ def worker(store: Store) -> None:
 
 
 @pytest.fixture
-def gateway(store: Store) -> Iterator[Gateway]:
-    """Makes a client of a gateway with these settings; what it fails to handle is a plain 500."""
+def gateway(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    """Makes a client of a gateway with these settings; what it fails to handle is a plain 500.
+
+    It has time: a machine that does other things, too, must not be taken for a Redis that is slow.
+    """
+    monkeypatch.setattr(in_time, "ANSWER_S", 30)
     with ExitStack() as stack:
 
         def make(**settings: Any) -> TestClient:

@@ -30,7 +30,7 @@ def text_of(view: RenderableType, encoding: str = "utf-8", width: int = 120) -> 
 
 
 def round_at(rate: float, round_id: str = "r") -> Seen:
-    return RoundStatus(round_id=round_id, recent_rate_per_second=rate), [], []
+    return Seen(RoundStatus(round_id=round_id, recent_rate_per_second=rate), [], [])
 
 
 def spark(view: RenderableType) -> str:
@@ -106,7 +106,7 @@ def test_a_worker_shows_its_gpu_where_it_has_one() -> None:
         WorkerStatus(name="a", gpus=[card]),
         WorkerStatus(name="b", gpus=[GpuReading(temperature_celsius=90)]),
     ]
-    shown = text_of(LiveView().after((RoundStatus(), workers, [])))
+    shown = text_of(LiveView().after(Seen(RoundStatus(), workers, [])))
     assert "97%  61 of 80 GiB  64 °C  612 W" in shown
     assert "90 °C" in shown
-    assert "GPU" not in text_of(LiveView().after((RoundStatus(), [WorkerStatus(name="c")], [])))
+    assert "GPU" not in text_of(LiveView().after(Seen(RoundStatus(), [WorkerStatus(name="c")], [])))
