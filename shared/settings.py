@@ -259,6 +259,17 @@ class Settings(BaseModel):
         repr=False,
         description="base64 of 24 to 64 random bytes that callbacks are signed with",
     )
+    callback_tls_cert: str | None = Field(
+        None,
+        description="file with the certificate chain, in PEM, that is shown to receivers which ask "
+        "for one",
+    )
+    callback_tls_key: str | None = Field(None, description="file with the key of that certificate")
+    callback_tls_ca: str | None = Field(
+        None,
+        description="file with the authorities, in PEM, that receivers must have their "
+        "certificates of; default the public ones",
+    )
     receipt_key: Annotated[SecretStr, AfterValidator(_key)] | None = Field(
         None,
         repr=False,
@@ -362,8 +373,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
-        if bool(self.gateway_tls_cert) != bool(self.gateway_tls_key):
-            raise ValueError("POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY: set both, or neither")
+        for part in ("gateway", "callback"):
+            own = [f"{part}_tls_cert", f"{part}_tls_key"]
+            if len([name for name in own if getattr(self, name)]) == 1:
+                raise ValueError(f"{' and '.join(map(_variable, own))}: set both, or neither")
         if self.gateway_tls_client_ca and not self.gateway_tls_cert:
             raise ValueError(
                 "POC_GATEWAY_TLS_CLIENT_CA: asks clients for certificates, which needs TLS: set "

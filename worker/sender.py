@@ -20,7 +20,7 @@ from shared.errors import defect
 from shared.schemes import Batch, Body, Verdict
 from shared.settings import Settings
 from shared.store import Message, Store
-from worker.callbacks.attempt import Answer, client_for, post
+from worker.callbacks.attempt import Answer, client_for, post, tls_for
 from worker.callbacks.delivery import MAX_REQUESTS, Delivery
 from worker.callbacks.messages import message
 from worker.outage import REST_S, Outage
@@ -34,8 +34,12 @@ class PoCCallbackSender:
     def __init__(
         self, store: Store, name: str, settings: Settings, outage: Outage | None = None
     ) -> None:
-        """`name` is this sender's own; an `outage` that is shared says that Redis is away once."""
+        """`name` is this sender's own; an `outage` that is shared says that Redis is away once.
+
+        Raises `ConfigError` for certificates that can't be used.
+        """
         self._store, self._name, self._settings = store, name, settings
+        self._tls = tls_for(settings)
         self._outage = outage or Outage(settings)
 
     def send_generated(self, batch: Batch, config: PoCConfig, key: str) -> str | None:
@@ -51,7 +55,7 @@ class PoCCallbackSender:
 
     def _send(self, message: Message | None) -> str | None:
         async def once(message: Message) -> Answer:
-            async with client_for(self._settings, MAX_REQUESTS) as client:
+            async with client_for(self._settings, MAX_REQUESTS, self._tls) as client:
                 return await post(client, self._settings, message.url, message.key, message.body)
 
         if message is None:
@@ -79,7 +83,7 @@ class PoCCallbackSender:
                 loop.close()
 
     async def _serve(self, stop: threading.Event) -> None:
-        async with client_for(self._settings, MAX_REQUESTS) as client:
+        async with client_for(self._settings, MAX_REQUESTS, self._tls) as client:
             await Delivery(
                 self._store, self._name, self._settings, self._outage, client, stop
             ).serve()

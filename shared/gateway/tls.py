@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from pathlib import Path
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from shared.errors import ConfigError
-from shared.settings import PREFIX, Settings
+from shared import certificates
+from shared.settings import Settings
 
 #: Where the app finds the name of a client's certificate, in the `state` of a request.
 CERTIFICATE = "certificate"
@@ -25,24 +24,9 @@ def context_of(settings: Settings) -> ssl.SSLContext | None:
     """What the settings say about TLS; None without it. Raises `ConfigError` for wrong files."""
     if not settings.gateway_tls_cert:
         return None
-    for name in ("gateway_tls_cert", "gateway_tls_key", "gateway_tls_client_ca"):
-        path = getattr(settings, name)
-        if path and not Path(path).is_file():
-            raise ConfigError(f"{PREFIX}{name.upper()}={path}: there is no such file")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.gateway_tls_cert, settings.gateway_tls_key)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"POC_GATEWAY_TLS_CERT and POC_GATEWAY_TLS_KEY can't be used together: {error}"
-        ) from None
-    if authorities := settings.gateway_tls_client_ca:
-        try:
-            context.load_verify_locations(authorities)
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(
-                f"POC_GATEWAY_TLS_CLIENT_CA={authorities}: no certificates in PEM: {error}"
-            ) from None
+    certificates.show_own(context, settings, "gateway")
+    if certificates.trust(context, settings, "gateway_tls_client_ca"):
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
-from shared import tracing
+from shared import certificates, tracing
 from shared.about import about
 from shared.receivers import Receivers
 from shared.settings import Settings
@@ -92,14 +93,28 @@ def seconds_asked_for(retry_after: str | None) -> float:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
-def client_for(settings: Settings, keep_alive: int) -> httpx.AsyncClient:
+def tls_for(settings: Settings) -> ssl.SSLContext:
+    """Whom `settings` trust among receivers, and what they show them.
+
+    Raises `ConfigError` for wrong files.
+    """
+    if settings.callback_tls_ca:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        certificates.trust(context, settings, "callback_tls_ca")
+    else:
+        context = httpx.create_ssl_context(trust_env=False)
+    certificates.show_own(context, settings, "callback")
+    return context
+
+
+def client_for(settings: Settings, keep_alive: int, context: ssl.SSLContext) -> httpx.AsyncClient:
     """A client that goes only where `settings` allow, and nowhere but where it is told to.
 
-    It keeps up to `keep_alive` connections for the next message.
+    It keeps up to `keep_alive` connections for the next message. `context` is from `tls_for`.
     """
     return httpx.AsyncClient(
         timeout=None,  # noqa: S113 - `post` has a limit for the whole request
-        transport=guarded_transport(Receivers.of(settings.callback_allow), keep_alive),
+        transport=guarded_transport(Receivers.of(settings.callback_allow), keep_alive, context),
         follow_redirects=False,
         trust_env=False,  # no proxy, no .netrc: the config alone says where a callback goes
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,12 +34,17 @@ class NotAllowed(Exception):
     """A host has no address that callbacks may go to."""
 
 
-def guarded_transport(receivers: Receivers, keep_alive: int) -> httpx.AsyncHTTPTransport:
-    """A transport that reaches `receivers` only, and keeps up to `keep_alive` connections."""
+def guarded_transport(
+    receivers: Receivers, keep_alive: int, context: ssl.SSLContext
+) -> httpx.AsyncHTTPTransport:
+    """A transport that reaches `receivers` only, and keeps up to `keep_alive` connections.
+
+    `context` is what TLS with them rests on.
+    """
     transport = httpx.AsyncHTTPTransport(trust_env=False)
     # httpx has no public way to its connections; the tests would see it if this one ended.
     transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001
-        ssl_context=httpx.create_ssl_context(trust_env=False),
+        ssl_context=context,
         max_connections=None,
         max_keepalive_connections=keep_alive,
         keepalive_expiry=5.0,

@@ -141,8 +141,9 @@ def callbacks(settings: Settings) -> None:
     tracing.start(name, settings.namespace)
     outage = Outage(settings)
     with closing(Store(settings)) as store:
+        sender = PoCCallbackSender(store, name, settings, outage)
         outage.first_call(store.check_access)
-        PoCCallbackSender(store, name, settings, outage).run(ending)
+        sender.run(ending)
 
 
 def demo(

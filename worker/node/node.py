@@ -79,13 +79,18 @@ class Node:
     def start(self, name: str, sink: TicketSink) -> None:
         """Load the engine, register the worker as `name`, and begin.
 
-        Raises `ConfigError` if Redis refuses what a worker needs, `EngineError` if the model can't
-        be loaded, `ModelMismatch` if the namespace runs another and `Quarantined` if the device
-        gives wrong numbers; waits for a Redis that is away.
+        Raises `ConfigError` if Redis refuses what a worker needs or a certificate can't be used,
+        `EngineError` if the model can't be loaded, `ModelMismatch` if the namespace runs another
+        and `Quarantined` if the device gives wrong numbers; waits for a Redis that is away.
         """
         self.sink = sink
         self._supervisor.starting()
-        # Before the model is loaded in vain.
+        # Both before the model is loaded in vain.
+        sender = (
+            PoCCallbackSender(self.store, name, self.settings, self.outage)
+            if self.settings.run_callbacks
+            else None
+        )
         self.outage.first_call(lambda: self.store.check_access(self.settings.queue))
         began = time.monotonic()
         self.engine = engine = self._load()
@@ -123,8 +128,7 @@ class Node:
             Repeating("listener", loop.listen, self.closing, self.outage),
             Repeating("clerk", clerk.turn, self._drained, self.outage),
         ]
-        if self.settings.run_callbacks:
-            sender = PoCCallbackSender(self.store, name, self.settings, self.outage)
+        if sender:
             self._helpers.append(
                 threading.Thread(
                     target=sender.run, args=(self._drained,), name="poc-sender", daemon=True

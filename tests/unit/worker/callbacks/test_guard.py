@@ -77,11 +77,12 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     return Names(monkeypatch)
 
 
-def get(url: str, allow: str | None = None) -> int:
-    """The status that `url` answers with."""
+def get(url: str, allow: str | None = None, context: ssl.SSLContext | None = None) -> int:
+    """The status that `url` answers with; whom to trust is in `context`."""
+    trusted = context or httpx.create_ssl_context()
 
     async def ask() -> int:
-        transport = guarded_transport(Receivers.of(allow), keep_alive=1)
+        transport = guarded_transport(Receivers.of(allow), 1, trusted)
         async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=10) as client:
             return (await client.get(url)).status_code
 
@@ -147,9 +148,7 @@ def test_a_name_that_there_is_not_is_trouble_that_may_pass(monkeypatch: pytest.M
         get("http://nowhere.example/")
 
 
-def test_tls_is_about_the_name_not_the_address(
-    server: _Server, names: Names, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tls_is_about_the_name_not_the_address(server: _Server, names: Names) -> None:
     """Given a certificate for the name, it counts for that name only, and needs a known CA."""
     names.answers = [["127.0.0.1"]]
     ca = trustme.CA()
@@ -162,7 +161,6 @@ def test_tls_is_about_the_name_not_the_address(
 
     trusting = ssl.create_default_context()
     ca.configure_trust(trusting)
-    monkeypatch.setattr(httpx, "create_ssl_context", lambda **_: trusting)
-    assert get(f"https://{NAME}:{server.port}/") == 204
+    assert get(f"https://{NAME}:{server.port}/", context=trusting) == 204
     with pytest.raises(httpx.ConnectError, match="not valid for '127"):
-        get(f"https://127.0.0.1:{server.port}/")
+        get(f"https://127.0.0.1:{server.port}/", context=trusting)
