@@ -25,10 +25,13 @@ LEAST = {"model": "m", "secrets": {"apiTokens": SECRET}, "valkey": {"password": 
 #: Settings that the chart gives from other values, from the pod or from files.
 GIVEN = {"namespace", "model", "worker_name", "gpu", "api_host", "api_port", "tensor_parallel"}
 GIVEN |= {"run_callbacks", "redis_url", "api_tokens", "callback_secret"}
+GIVEN |= {"gateway_host", "gateway_port", "gateway_tokens"}
 # Receipts are made where the operator is.
 GIVEN |= {"receipt_key"}
-# It runs no gateway.
-GIVEN |= {name for name in Settings.model_fields if name.startswith(("gateway_", "gate_"))}
+# Those who only read have the status API.
+GIVEN |= {"gateway_read_tokens"}
+# It mounts no certificates.
+GIVEN |= {name for name in Settings.model_fields if "_tls_" in name}
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +137,22 @@ def test_a_node_as_it_comes(tmp_path: Path) -> None:
     assert url == f"redis://:{SECRET}@test-release-valkey:6379/0"
 
 
+def test_a_gateway_if_that_is_asked_for(tmp_path: Path) -> None:
+    """It has the tokens of those who may command, and answers without a worker."""
+    made = render(tmp_path, gateway={"enabled": True}, secrets={"gatewayTokens": SECRET})
+    gateway = container(made["Deployment", "gateway"])
+    told = environment(made["Deployment", "gateway"])
+    assert gateway["args"] == ["gateway"]
+    assert told["POC_GATEWAY_TOKENS_FILE"] == "/run/secrets/poc/gateway_tokens"
+    assert SECRET not in json.dumps(made["Deployment", "gateway"])
+    assert made["Secret", "secrets"]["stringData"]["gateway_tokens"] == SECRET
+    assert (told["POC_GATEWAY_HOST"], told["POC_GATEWAY_PORT"]) == ("0.0.0.0", "8100")
+    assert gateway["ports"] == [{"name": "http", "containerPort": 8100}]
+    assert gateway["readinessProbe"]["httpGet"]["path"] == "/livez"
+    labels = made["Deployment", "gateway"]["spec"]["template"]["metadata"]["labels"]
+    assert made["Service", "gateway"]["spec"]["selector"].items() <= labels.items()
+
+
 def test_each_process_is_told_settings_that_there_are(tmp_path: Path) -> None:
     """A setting of the values reaches all of them; secrets are files, each for who needs it."""
     made = render(
@@ -166,9 +185,10 @@ def test_each_process_is_told_settings_that_there_are(tmp_path: Path) -> None:
 
 def test_no_process_has_a_privilege(tmp_path: Path) -> None:
     """A normal user, who writes to volumes only."""
-    made = render(tmp_path, callbacks={"enabled": True})
+    secrets = {"gatewayTokens": SECRET}
+    made = render(tmp_path, callbacks={"enabled": True}, gateway={"enabled": True}, secrets=secrets)
     workloads = [each for (kind, _), each in made.items() if kind in ("StatefulSet", "Deployment")]
-    assert len(workloads) == 4
+    assert len(workloads) == 5
     for each in workloads:
         pod, confined = each["spec"]["template"]["spec"], container(each)["securityContext"]
         assert pod["securityContext"]["runAsNonRoot"] is True

@@ -2,9 +2,9 @@
 
 Those that a forward of our own is put together from are in `parts`. Nothing else in the project
 names vLLM's internals, so these are the pages to read when vLLM changes; each name has a contract
-test (`tests/with_vllm/test_contract.py`). All but the last four functions run in
-vLLM's worker process, where `worker` is vLLM's own (`vllm.v1.worker.gpu_worker.Worker`, or the
-CPU's). Read in vLLM 0.26.0, 0.32.0 and 0.33.0.
+test (`tests/with_vllm/test_contract.py`). All but the last four functions run in vLLM's worker
+process, where `worker` is vLLM's own (`vllm.v1.worker.gpu_worker.Worker`, or the CPU's). Read in
+vLLM 0.26.0, 0.32.0 and 0.33.0.
 """
 
 from __future__ import annotations
