@@ -81,17 +81,11 @@ def _generate(seconds: float, participants: Sequence[Participant]) -> None:
 
 def _show(epoch: Epoch, outcomes: Sequence[Outcome], answers: Counter[str]) -> None:
     table = Table(title=f"block {epoch.height}", title_justify="left")
-    for column in (
-        "participant",
-        "artifacts",
-        "computed",
-        "porosity",
-        "for",
-        "against",
-        "paid",
-        "",
-    ):
-        table.add_column(column, justify="left" if column in ("participant", "") else "right")
+    # An address that is cut short would be that of several nodes.
+    table.add_column("participant", overflow="fold")
+    for column in ("artifacts", "computed", "porosity", "for", "against", "paid"):
+        table.add_column(column, justify="right")
+    table.add_column()
     for each in outcomes:
         table.add_row(
             each.name,
