@@ -25,6 +25,9 @@ DEMO ?=
 SEED    ?= 1
 SECONDS ?= 600
 
+# Images of containers like to set it; then each process that the tests start compiles our sources.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-vllm test-gpu faults check lint audit docs format lock \
         clean
