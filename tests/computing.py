@@ -22,7 +22,6 @@ def computing(redis_url: str, model: Path, log: Path, **variables: str) -> Itera
         "POC_ENGINE": "transformers",
         "POC_MODEL": str(model),
         "POC_DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",  # tests run beside each other
     }
     env = clean_environment(**usual | variables)
     process = Fork(["worker"], env=env, cwd=ROOT, log_path=log)

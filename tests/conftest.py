@@ -29,10 +29,15 @@ settings.load_profile("usual")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where no GPU is tested, Triton's kernels are interpreted: it must know before its import."""
+    """Where no GPU is tested, Triton's kernels are interpreted, and a process computes in a thread.
+
+    Both must be known before Triton and torch are imported. Threads of tests that run beside each
+    other would burn the time of all by waiting for each other.
+    """
     chosen = re.sub(r"not (gpu|vllm)\b", "", config.option.markexpr or "")
     if not re.search(r"\b(gpu|vllm)\b", chosen):
         os.environ["TRITON_INTERPRET"] = "1"
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """`poc` in forks of a process that has imported all that it needs.
 
-Most of a fake worker's start, and of a short command, is imports. A fork of a process that has
-done them is a process like any other from there on, with an environment, streams and signals of
-its own.
+Most of a worker's start, and of a short command, is imports: torch and transformers take seconds. A
+fork of a process that has done them is a process like any other from there on, with an environment,
+streams and signals of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ _CONTEXT.set_forkserver_preload(
         "shared.api",
         "shared.client",
         "shared.gateway",
+        "transformers.models.qwen3.modeling_qwen3",
         "worker.cli.app",
+        "worker.engines.tile",
+        "worker.engines.weights",
         "worker.queue.app",
     ]
 )

@@ -83,8 +83,6 @@ def workers(
             POC_DEVICE="cpu",
             POC_WORKER_NAME=f"{name}@test",
             PYTHONPATH=str(ROOT / "tests"),
-            # Two of them share two cores with the server and the receiver.
-            OMP_NUM_THREADS="1",
         )
         log = directory / f"{name}.log"
         started[name] = Fork(["worker"], env=env | variables, cwd=ROOT, log_path=log)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ import httpx
 import psutil
 import pytest
 
+import preloaded
+from preloaded import Fork
 from shared.client import PoCClient
 from shared.config import PoCConfig
 from shared.settings import load_settings
@@ -23,21 +24,12 @@ from support import ROOT, clean_environment, running, wait_until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(180)]
 
-DEMO = [sys.executable, "-m", "worker.cli", "demo"]
-
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[psutil.Process]:
     """A demo that would go on for long, all of whose processes have begun."""
-    with (tmp_path / "out").open("wb") as out:
-        process = subprocess.Popen(
-            [*DEMO, "--seconds", "100"],
-            cwd=ROOT,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            env=os.environ | {"TMPDIR": str(tmp_path)},
-        )
+    env, log = os.environ | {"TMPDIR": str(tmp_path)}, tmp_path / "out"
+    process = Fork(["demo", "--seconds=100"], env=env, cwd=ROOT, log_path=log)
     try:
         wait_until(
             lambda: process.poll() is not None or len(_descendants(process.pid)) >= 4,
@@ -45,7 +37,7 @@ def demo(tmp_path: Path) -> Iterator[psutil.Process]:
             description="a server, two workers and an API",
             every=0.2,
         )
-        assert process.poll() is None, (tmp_path / "out").read_text()
+        assert process.poll() is None, log.read_text()
         yield psutil.Process(process.pid)
     finally:
         process.kill()
@@ -68,7 +60,7 @@ def test_the_demo_shows_a_round_stays_and_leaves_nothing_running(tmp_path: Path)
     """
     log = tmp_path / "out"
     with running(
-        [*DEMO, "--seconds", "2", "--stay"],
+        [sys.executable, "-m", "worker.cli", "demo", "--seconds=2", "--stay"],
         r"watch them at (http://\S+)",
         log,
         timeout=150,
@@ -121,15 +113,7 @@ def test_a_demo_that_is_ended_leaves_nothing_running(
 
 def test_the_benchmark_of_a_model_that_is_not_there() -> None:
     """It is an option that is wrong: status 2, one line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "bench", "--model", "/nowhere/model"],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = preloaded.run(["bench", "--model=/nowhere/model"], env=clean_environment(), cwd=ROOT)
     assert done.returncode == 2, done.stderr
     assert "error: /nowhere/model: there is no such directory" in done.stderr
     assert "Traceback" not in done.stderr
@@ -138,34 +122,10 @@ def test_the_benchmark_of_a_model_that_is_not_there() -> None:
 def test_the_benchmark_prints_its_figures(tmp_path: Path) -> None:
     """A round through Celery and Redis beside its forward, its engine, and both opponents."""
     picture = tmp_path / "bench.svg"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "worker.cli",
-            "bench",
-            "--seconds",
-            "0.1",
-            "--rounds",
-            "2",
-            "--batch-size",
-            "8",
-            "--seq-len",
-            "8",
-            "--against",
-            "published,limit",
-            "--picture",
-            str(picture),
-            "--json",
-        ],
-        cwd=ROOT,
-        # Threads that wait for each other would burn what the tests beside this one need.
-        env=clean_environment(OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=True,
-    )
+    words = ["bench", "--seconds=0.1", "--rounds=2", "--batch-size=8", "--seq-len=8"]
+    words += ["--against=published,limit", f"--picture={picture}", "--json"]
+    done = preloaded.run(words, env=clean_environment(), cwd=ROOT, timeout=150)
+    assert done.returncode == 0, done.stderr
     (figures,) = json.loads(done.stdout)["points"]
     candidates = {"forward", "engine", "round", "published", "published_our_forward", "limit"}
     assert set(figures["nonces_per_second"]) == candidates
@@ -178,31 +138,11 @@ def test_the_benchmark_prints_its_figures(tmp_path: Path) -> None:
 
 def test_a_benchmark_over_tiles_loads_an_engine_for_each() -> None:
     """One worker after the other in one process; and an engine of one's own need not do it all."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "worker.cli",
-            "bench",
-            "--model",
-            "fake?seconds=0.01",
-            "--seconds",
-            "0.1",
-            "--rounds",
-            "2",
-            "--sweep",
-            "tile=4,8",
-            "--json",
-        ],
-        cwd=ROOT,
-        env=clean_environment(
-            POC_ENGINE="fake_engine:load", PYTHONPATH=os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
-        ),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    words = ["bench", "--model=fake?seconds=0.01", "--seconds=0.1", "--rounds=2"]
+    words += ["--sweep=tile=4,8", "--json"]
+    path = os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
+    env = clean_environment(POC_ENGINE="fake_engine:load", PYTHONPATH=path)
+    done = preloaded.run(words, env=env, cwd=ROOT, timeout=100)
     assert done.returncode == 0, done.stderr
     points = json.loads(done.stdout)["points"]
     assert len(points) == 2

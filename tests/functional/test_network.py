@@ -6,14 +6,13 @@ import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+import preloaded
 from computing import computing
 from preloaded import Fork
 from serving_api import serving_gateway
@@ -91,15 +90,9 @@ def machines(server: EmbeddedRedis, tmp_path: Path) -> Iterator[list[Machine]]:
 
 def test_an_epoch_finds_the_cheat_and_pays_the_others(tmp_path: Path) -> None:
     """Although callbacks meet each border of phases; nothing of it is left."""
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "simulate-epoch", "--seconds", "2", "--json"],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    words = ["simulate-epoch", "--seconds=2", "--json"]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    done = preloaded.run(words, env=env, cwd=ROOT, timeout=280)
     assert done.returncode == 0, done.stderr
     assert re.search(r"the nodes' pages are http://\S+/node/", done.stderr)
     assert not list(tmp_path.glob("poc-*"))
