@@ -58,8 +58,8 @@ demo: $(STAMP) ## Run a whole round here: server, worker, API, callbacks
 
 # Each process of the tests has a Redis of its own. The tests of a file stay together, with the
 # worker that they share; in the order of their names, so that the long ones begin first.
-test: $(STAMP) ## Run the tests, in three processes
-	@exec $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## Run the tests, in four processes
+	@exec $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## Run the unit tests that start no process but a Redis: for the inner loop
 	@exec $(BIN)/pytest -n 2 --dist loadfile -m "not functional and not slow" tests/unit
