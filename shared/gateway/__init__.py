@@ -4,7 +4,11 @@ An unchanged controller of the network speaks to it as to its own nodes. It enqu
 and reads the store, and keeps nothing itself: several may run, and each answers for all.
 
     messages   what callers send, as config, batch and judging of a round or a job
-    node       what becomes of it: rounds, jobs, status
+    node       what a request may be about, which is one of the next three
+    deployed   the workers and their model, and what is refused because they have another
+    rounds     a round: begun, stopped, shown
+    jobs       a job: taken on, waited for, asked about
+    in_time    how long each request may take
     routes     which path is which
     access     who may ask, how often, and how much
     tls        https, and whose certificate a client shows

@@ -2,6 +2,7 @@
 
     sampling   which artifacts a validator asks for
     dapi       the chain's API beside each participant's node: stores artifacts, hands votes on
+    node       a node, as the controller speaks to it
     epoch      the phases: init, generate, stop, exchange, validate, count the votes
     here       nodes on this machine, one of which cheats
     run        the command, and how an epoch went
