@@ -62,6 +62,9 @@ class Node:
         self.closing = threading.Event()
         #: Set while the model is loaded: the process may end at once, it holds nothing.
         self.loading = threading.Event()
+        #: Whether Redis answered as this node went. Else nothing more is asked of it: each question
+        #: would be waited for once more, and whoever ends us waits, too.
+        self.reached = True
         # Set when all claims are committed or given back: until then they are kept alive.
         self._drained = threading.Event()
         self._hangs = threading.Event()
@@ -164,7 +167,6 @@ class Node:
         # For as long as the watchdog lets it.
         while self._worker and self._worker.is_alive() and not self._hangs.is_set():
             self._worker.join(0.1)
-        reached = True
         if self._loaded and not self._hangs.is_set():
             try:
                 with self._watchdog.watching():
@@ -172,18 +174,18 @@ class Node:
             except Quarantined as error:
                 self.failed(error)
             except PoCError as error:
-                reached = False
+                self.reached = False
                 log.warning("%s: what this worker holds is free when its lease ends", error)
         # First the heartbeat ends: it would register anew what has just left.
         self._drained.set()
-        if reached:
+        if self.reached:
             with suppress(PoCError):  # then they look after a second by themselves
                 self.store.wake()
         for thread in self._helpers:
             thread.join(timeout=5)
         if self._loaded:
             try:
-                if reached:  # else it would be waited for once more, and whoever ends us waits, too
+                if self.reached:
                     self.store.workers.leave(self.pipeline.worker, self._instance)
             except PoCError as error:
                 log.warning("%s: this worker is listed until it is missed", error)

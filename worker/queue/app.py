@@ -204,7 +204,8 @@ def run_app(app: Celery) -> int:
     if app.manager:  # it did start
         # Not before Celery has closed the channel: until then it may still take one.
         try:
-            app.node.store.commands.put_back_of_the_dead()
+            if app.node.reached:
+                app.node.store.commands.put_back_of_the_dead()
         except StoreError as error:
             log.warning("%s: commands that this worker took are put back by the next one", error)
         app.node.store.close()
