@@ -186,7 +186,8 @@ async def _send(
     except _NEVER_SENT as error:
         why = f"the message can't be sent: {_sentence(error)}"
         return answer or Answer(why, reason="never_sent")
-    except httpx.TransportError as error:
+    # TLS 1.3 refuses a certificate after the handshake, and httpx lets that through as it comes.
+    except (httpx.TransportError, ssl.SSLError) as error:
         reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         return answer or Answer(_sentence(error), retry=True, in_doubt=in_doubt or reached)
     return answer
