@@ -122,28 +122,31 @@ def test_counts_are_exact_through_a_crash_of_gateway_worker_and_redis_at_once(
     """Given kill -9 of all three while they generate, then each artifact is there, and paid."""
     chain = Chain(MODEL)
     participants = [Participant(each.url, Node(each.url), chain) for each in machines]
-    stored = participants[0].dapi.artifacts
+    stores = [each.dapi.artifacts for each in participants]
 
-    def more(than: int) -> None:
-        """And no hole anywhere: what was held at a crash is taken over when its lease ends."""
-        stores = [each.dapi.artifacts for each in participants]
+    def more() -> None:
+        """And then no hole: what was held at a crash is taken over when its lease ends."""
+        before = [len(each) for each in stores]
         wait_until(
-            lambda: (
-                len(stored) > than + 200 and all(max([0, *each]) < len(each) for each in stores)
-            ),
+            lambda: all(len(now) > n + 200 for now, n in zip(stores, before, strict=True)),
             60,
             "more artifacts",
             every=0.05,
         )
+        wait_until(
+            lambda: all(max([*each]) < len(each) for each in stores),
+            60,
+            "what was held",
+            every=0.01,
+        )
 
     def crash() -> None:
-        more(0)
+        more()
         server.kill()
         machines[0].kill()
-        before = len(stored)
         server.start()
         machines[0].start()
-        more(before)
+        more()
 
     with contextlib.ExitStack() as stack:
         for each in participants:
