@@ -289,8 +289,8 @@ def test_a_job_without_a_verdict_ends_in_a_callback_that_no_receiver_takes_for_o
 ) -> None:
     """Here it is cancelled. The network's receiver reads `n_total` as a number, or not at all."""
     vector = 32 * "A"
-    claims = [{"nonce": nonce, "vector_b64": vector} for nonce in range(20_000)]
-    job = asked(receiver, nonces=list(range(20_000)), validation={"artifacts": claims})
+    claims = [{"nonce": nonce, "vector_b64": vector} for nonce in range(8_000)]
+    job = asked(receiver, nonces=list(range(8_000)), validation={"artifacts": claims})
     job_id = gateway.post("/generate", json=job).json()["request_id"]
     wait_until(lambda: gateway.get(f"/generate/{job_id}").json()["status"] == "running", 20)
     Fork(
