@@ -100,8 +100,7 @@ def controller(examined: Examined, request: pytest.FixtureRequest) -> Iterator[C
     shown = examined.credentials
     named = model_named_by(examined)
     model = examined.model or named
-    headers = {"Authorization": f"Bearer {shown.token}"} if shown.token else {}
-    asks = httpx.Client(base_url=examined.url, headers=headers, verify=shown.tls, timeout=90)
+    asks = httpx.Client(base_url=examined.url, headers=shown.headers, verify=shown.tls, timeout=90)
     with asks as client, Inbox(model, name, host, port) as inbox:
         yield Controller(client, model, examined.seq_len, inbox)
 

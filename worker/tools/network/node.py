@@ -28,6 +28,11 @@ class Credentials:
     token: str = ""
     tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of each request."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
     @classmethod
     def of(
         cls,
@@ -119,8 +124,6 @@ class Node:
     ) -> httpx.Response:
         # Without a Content-Type, as the controller does it.
         content = None if body is None else json.dumps(body).encode()
-        token = self._credentials.token
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
 
         async def ask() -> httpx.Response:
             # httpx bounds each wait for some bytes, and not the whole.
@@ -128,7 +131,7 @@ class Node:
                 asyncio.timeout(seconds),
                 httpx.AsyncClient(
                     base_url=self._url,
-                    headers=headers,
+                    headers=self._credentials.headers,
                     verify=self._credentials.tls,
                     trust_env=False,
                     timeout=seconds,
