@@ -5,10 +5,7 @@ But for SHA-256 seeds, hashes and normals, which golden vectors hold.
 
 from __future__ import annotations
 
-import base64
 import math
-import random
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from vectors import K
 from worker import gpu_random
-
-K = 12
 
 
 class PlainModel:
@@ -72,24 +68,6 @@ def finished(hidden: Sequence[float], stem: str) -> list[float]:
         y = [a - 2 * along * b for a, b in zip(y, w, strict=True)]
     norm = math.sqrt(sum(each * each for each in y)) + 1e-8
     return [each / norm for each in y]
-
-
-def encoded(numbers: Sequence[float]) -> str:
-    """As it travels."""
-    return base64.b64encode(struct.pack(f"<{len(numbers)}e", *numbers)).decode()
-
-
-def decoded(vector: str) -> tuple[float, ...]:
-    raw = base64.b64decode(vector)
-    return struct.unpack(f"<{len(raw) // 2}e", raw)
-
-
-def made_up(nonce: int) -> str:
-    """What somebody claims who has computed nothing: a random direction."""
-    rng = random.Random(nonce)
-    numbers = [rng.gauss(0, 1) for _ in range(K)]
-    norm = math.hypot(*numbers)
-    return encoded([each / norm for each in numbers])
 
 
 def unit(text: str, n: int) -> list[float]:

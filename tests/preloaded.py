@@ -111,6 +111,7 @@ def run(
 def _become(
     words: list[str], env: dict[str, str], cwd: Path, streams: tuple[Path, Path, Path]
 ) -> None:
+    os.setsid()  # a Ctrl-C is for whoever started it
     if (ask_the_kernel := _die_with(os.getppid())) is not None:
         ask_the_kernel()
     append = os.O_WRONLY | os.O_APPEND | os.O_CREAT

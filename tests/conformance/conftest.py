@@ -6,18 +6,21 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from computing import computing
 from controller import Controller, Inbox
-from plain_artifacts import PlainModel
 from serving_api import serving_gateway
 from shared.errors import ConfigError, PoCError
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model
 from worker.tools.network.node import Credentials, Node
+
+if TYPE_CHECKING:
+    from plain_artifacts import PlainModel
 
 #: Of our own node: its model's name on the network, positions of a forward, and its token.
 MODEL, SEQ_LEN, TOKEN = "net/model", 16, "a-token-of-the-controller-0123456789"
@@ -118,4 +121,6 @@ def plain(examined: Examined) -> PlainModel:
     """The node's model, computed in plain words."""
     if examined.path is None:
         pytest.skip("without --node-model-path nothing can be computed here")
+    from plain_artifacts import PlainModel
+
     return PlainModel(examined.path)

@@ -14,13 +14,16 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from controller import NEVER, NOT_NOW, Controller
-from plain_artifacts import K, PlainModel, decoded, encoded
 from support import wait_until
+from vectors import K, decoded, encoded
+
+if TYPE_CHECKING:
+    from plain_artifacts import PlainModel  # with torch: seconds that a run may not need
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(300)]
 

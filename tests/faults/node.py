@@ -9,8 +9,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +19,10 @@ import psutil
 from fake_engine import fake_distance
 from faults.invariants import NAN_EVERY, Broken
 from faults.journal import FAULT, Journal
+from preloaded import Fork
 from shared.settings import Settings
 from support import ROOT, clean_environment
-from worker.children import end, spawn
+from worker.children import end
 from worker.node.functional_check import BLOCK_HASH, NONCES, PUBLIC_KEY
 from worker.queue.app import FAILED, QUARANTINED
 
@@ -57,7 +56,7 @@ class Member:
     """One process, and the processes that it was before."""
 
     name: str
-    process: subprocess.Popen[bytes] | None = None
+    process: Fork | None = None
     starts: int = 0
     #: Why it may end, or has ended.
     excuse: str = ""
@@ -163,12 +162,12 @@ class Node:
                 self._start(member)
 
     def memory(self) -> dict[str, int]:
-        """Bytes that each process has resident."""
+        """Bytes that each process has for itself: it shares its imports with all of them."""
         found = {}
         for member in self.members.values():
             if member.lives:
                 try:
-                    found[member.name] = psutil.Process(member.process.pid).memory_info().rss
+                    found[member.name] = psutil.Process(member.process.pid).memory_full_info().uss
                 except psutil.Error:
                     continue
         return found
@@ -248,10 +247,4 @@ class Node:
         ill = f" whose {member.excuse}" if member.excuse else f" with {knobs}" if knobs else ""
         self.journal.note(f"{member} starts{ill}")
         member.started_at = time.monotonic()
-        member.process = spawn(
-            [sys.executable, "-m", "worker.cli", command],
-            env=env,
-            cwd=ROOT,
-            log_path=self.log(member.name),
-            own_session=True,
-        )
+        member.process = Fork([command], env=env, cwd=ROOT, log_path=self.log(member.name))

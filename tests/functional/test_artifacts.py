@@ -15,7 +15,7 @@ import redis
 import torch
 
 from exactness import without_gap
-from plain_artifacts import PlainModel, decoded, encoded, made_up
+from plain_artifacts import PlainModel
 from preloaded import Fork
 from raw import meta, push
 from receiver import Receiver
@@ -28,6 +28,7 @@ from shared.status import NodeStatus
 from shared.store import Store
 from signs_tensors import registered
 from support import ROOT, clean_environment, wait_until
+from vectors import decoded, encoded, made_up
 from worker.children import end
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.make_model import make_model

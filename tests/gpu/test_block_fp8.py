@@ -15,7 +15,8 @@ from sizes import ARTIFACT, CONFIGS, SEQ_LEN, check_batches, job, l2
 from torch import Tensor
 
 from benchmarks.block_fp8 import BLOCK, parts, quantized, write
-from plain_artifacts import PlainModel, encoded
+from plain_artifacts import PlainModel
+from vectors import encoded
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from shared.config import PoCConfig
 from shared.data import ProofBatch, ValidatedBatch
@@ -52,6 +51,8 @@ def test_one_mismatch_less_is_no_fraud(n: int, p: float, threshold: float) -> No
 @given(st.integers(1, 100_000), st.integers(0, 100_010), st.floats(0, 1))
 def test_a_tail_is_the_binomial_test_of_scipy(n: int, k: int, p: float) -> None:
     """One-sided, for all that can happen; more than all can't."""
+    from scipy.stats import binomtest  # slow to import, and needed nowhere else
+
     expected = binomtest(k, n, p, alternative="greater").pvalue if k <= n else 0.0
     assert at_least(k, n, p) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 

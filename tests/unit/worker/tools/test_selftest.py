@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plain_artifacts import PlainModel, encoded, made_up
+from plain_artifacts import PlainModel
 from shared.config import PoCConfig
 from shared.errors import ConfigError, EngineError, InvalidRequest
 from shared.schemes.artifact import ArtifactTerms
 from shared.settings import load_settings
+from vectors import encoded, made_up
 from worker.cli import main
 from worker.schemes import artifact
 from worker.tools import selftest

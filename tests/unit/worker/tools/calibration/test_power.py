@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from scipy.stats import binom
 
 from worker.tools.calibration.power import Odds, Question, chance, run
 
@@ -15,6 +14,8 @@ ASKED = Question(p_mismatch=5e-4, fraud_threshold=0.01, honest_rate=0.01, cheat_
 @pytest.mark.parametrize(("n", "k"), [(50, 2), (200, 2), (1000, 4)])
 def test_the_odds_are_binomial_tails(n: int, k: int) -> None:
     """By another implementation of the same distribution."""
+    from scipy.stats import binom  # slow to import, and needed nowhere else
+
     odds = Odds.of(n, ASKED)
     assert odds.flagged_from == k
     assert odds.honest_flagged == pytest.approx(binom.sf(k - 1, n, 0.01))

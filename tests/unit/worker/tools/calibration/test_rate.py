@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chi2_contingency
 
 from shared.config import r_target_for, share_below
 from worker.tools.calibration.rate import Calibration, histogram, nonces_needed
@@ -93,6 +92,8 @@ def test_equal_blocks_are_seldom_called_unfair() -> None:
 
 def test_the_test_is_that_of_pearson() -> None:
     """By another implementation, on the table of valid and other nonces of each block."""
+    from scipy.stats import chi2_contingency  # slow to import, and needed nowhere else
+
     found = Calibration(drawn(6, 300, seed=3, shift=lambda block: 0.05 * block), 0.2)
     table = [[round(each * 300), 300 - round(each * 300)] for each in found.rates]
     expected = chi2_contingency(table, correction=False)
