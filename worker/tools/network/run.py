@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from shared.errors import ConfigError
 from worker.tools.embedded import HOST
 from worker.tools.network import here
 from worker.tools.network.dapi import Chain
@@ -64,6 +65,9 @@ def run(
 def _known(urls: Sequence[str], credentials: Credentials | None) -> tuple[Chain, list[Participant]]:
     chain = Chain("")
     nodes = [Node(url, credentials) for url in urls]
+    (url, times), *_ = Counter(each.url for each in nodes).most_common()
+    if times > 1:
+        raise ConfigError(f"--node {url} is given {times} times; each node takes part once")
     participants = [Participant(each.url, each, chain) for each in nodes]
     chain.model = participants[0].node.model()
     return chain, participants
