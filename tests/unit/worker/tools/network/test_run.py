@@ -10,5 +10,5 @@ from worker.tools.network.run import run
 
 def test_a_node_that_is_given_twice_is_refused() -> None:
     """It would wait for itself; however its address is written."""
-    with pytest.raises(ConfigError, match="--node http://127.0.0.1:1 is given 2 times"):
+    with pytest.raises(ConfigError, match=r":1 is given 2 times"):
         run(1, ["http://127.0.0.1:1", "http://127.0.0.1:1/"])
