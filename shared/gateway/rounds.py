@@ -8,7 +8,7 @@ import uuid
 
 from shared.client import AsyncPoCClient
 from shared.config import PoCState
-from shared.errors import NoAnswer, PoCError, RoundInProgress, StoreError
+from shared.errors import NoAnswer, PoCError, RoundInProgress, StoreError, StoreUnavailable
 from shared.gateway.deployed import Answer, Deployed, Refused, doing, not_now
 from shared.gateway.in_time import ANSWER_S, soon
 from shared.gateway.messages import InitBody
@@ -55,6 +55,9 @@ class Rounds:
         except NoAnswer:
             self._withdraw(round_id)  # it must not begin by itself after this
             raise not_now("no worker began the round in time; it was withdrawn") from None
+        except StoreUnavailable:  # it may have been sent before Redis went away
+            self._withdraw(round_id)
+            raise
         log.info("round %s of block %s begins", round_id, asked.block_hash)
         return {
             "status": "OK",

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from calls import POW
 from computing import computing
@@ -170,6 +171,24 @@ def test_a_round_that_no_worker_begins_in_time_is_withdrawn(
     wait_until(lambda: gateway.post("/stop").status_code == 200, 20, "the worker to answer")
     again = wait_until(lambda: gateway.post("/init/generate", json=ROUND).json(), 20)
     assert gateway.get("/status").json()["config"]["round_id"] == again["round_id"]
+
+
+def test_a_round_that_redis_goes_away_with_is_withdrawn(
+    gateway: httpx.Client, worker: Fork, server: EmbeddedRedis
+) -> None:
+    """Redis has kept the command, and its sender was told that the round did not begin."""
+    with ThreadPoolExecutor(1) as pool, standing_still(worker.pid):
+        beginning = pool.submit(gateway.post, "/init/generate", json=ROUND)
+        with contextlib.closing(redis.Redis.from_url(server.url)) as direct:
+            wait_until(lambda: direct.exists("poc.test") or direct.keys("poc:test:taken:*"), 5)
+        server.kill()
+        refused = beginning.result()
+        server.start()
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    # A command behind it in the queue has been carried out: so has it.
+    job = ROUND | {"nonces": [1], "wait": True}
+    wait_until(lambda: gateway.post("/generate", json=job).status_code == 200, 20)
+    wait_until(lambda: gateway.get("/status").json()["status"] == "IDLE", 10, "its end")
 
 
 #: What can be asked for: answered by the gateway alone, from Redis, and by a worker.
