@@ -27,11 +27,14 @@ class Jobs:
         self._redis, self._keys, self._scripts = context.redis, context.keys, context.scripts
         self._settings = context.settings
 
-    def reserve(self, job: str, nonces: int, for_s: float) -> Waiting | None:
+    def reserve(
+        self, job: str, nonces: int, for_s: float, *, again: bool = False
+    ) -> Waiting | None:
         """Keep room for a job of so many `nonces` that is about to be sent; it may be asked for.
 
         None, or what waits, if that leaves no room. The room is the job's until it has ended, or
-        until no worker has opened it for `for_s` seconds. Raises `StoreUnavailable`.
+        until no worker has opened it for `for_s` seconds. With `again` it was sent, and keeps the
+        room that it has for so long from now. Raises `StoreUnavailable`.
         """
         answer = self._scripts.call(
             "reserve",
@@ -42,6 +45,7 @@ class Jobs:
             most_commands=MAX_COMMANDS,
             for_s=for_s,
             keep_s=self._settings.command_memory_s,
+            again=again or None,
         )
         return Waiting(**answer["waiting"]) if "waiting" in answer else None
 

@@ -62,6 +62,13 @@ def test_a_job_that_no_worker_opens_in_time_gives_its_room_back(store: Store) ->
     assert room(store) == MAX_NONCES
 
 
+def test_one_that_waits_for_a_worker_keeps_its_room_for_longer(store: Store) -> None:
+    store.jobs.reserve("a", MAX_NONCES, 0.05)
+    assert store.jobs.reserve("a", MAX_NONCES, 60, again=True) is None
+    time.sleep(0.06)
+    assert room(store) == 0
+
+
 def test_one_that_is_open_needs_room_for_what_is_left_of_it(
     store: Store, config: PoCConfig
 ) -> None:
@@ -104,6 +111,18 @@ def test_one_that_has_ended_gives_its_room_back(
     store.jobs.reserve("j", 4, 60)
     open_one(store, config, "j")
     end(store)
+    assert room(store) == MAX_NONCES
+
+
+@pytest.mark.parametrize("end", [_cancelled, _judged])
+def test_one_that_has_ended_before_it_asks_for_more_time_takes_no_room(
+    store: Store, config: PoCConfig, end: Callable[[Store], None]
+) -> None:
+    """Its sender may be slow."""
+    store.jobs.reserve("j", 4, 60)
+    open_one(store, config, "j")
+    end(store)
+    store.jobs.reserve("j", 4, 60, again=True)
     assert room(store) == MAX_NONCES
 
 
