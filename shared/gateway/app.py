@@ -99,11 +99,17 @@ def serve(settings: Settings, *, with_api: bool = False) -> None:
     store = Store(settings)
     serving.ask_redis(store)
     app = create_app(settings, store)
+    node: Node = app.state.node
     if not with_api:
-        serving.serve(app, settings, "gateway", "gateway", over_tls=protocol)
+        serving.serve(app, settings, "gateway", "gateway", node.end, protocol)
         return
     api = status_api(settings)
-    serving.serve(_both(app, api), settings, "gateway", "gateway", api.state.feed.end, protocol)
+
+    def end() -> None:
+        node.end()
+        api.state.feed.end()
+
+    serving.serve(_both(app, api), settings, "gateway", "gateway", end, protocol)
 
 
 def _both(gateway: FastAPI, api: FastAPI) -> Starlette:

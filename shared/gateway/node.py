@@ -22,6 +22,10 @@ class Node:
         self.rounds = Rounds(settings, self.deployed, self._client)
         self.jobs = Jobs(settings, store, self.deployed, self._client)
 
+    def end(self) -> None:
+        """Answer whoever waits, before the process ends."""
+        self.jobs.end()
+
     async def aclose(self) -> None:
         """Give the connections back."""
         await self.rounds.aclose()

@@ -58,12 +58,17 @@ async def begin(asked: InitBody, node: Reaches) -> Answer:
 
 
 @proofs.post("/generate")
-async def compute(asked: GenerateBody, node: Reaches) -> Answer:
+async def compute(asked: GenerateBody, node: Reaches, request: Request) -> Answer:
     """Compute the vectors of nonces, or judge those that are claimed: a job.
 
     Its end is posted to `{url}/generated` or `{url}/validated`, and is the answer with `wait`.
     """
-    return await node.jobs.compute(asked)
+
+    async def hangs_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return await node.jobs.compute(asked, hangs_up)
 
 
 @proofs.get("/generate/{request_id}")

@@ -291,6 +291,27 @@ def test_whoever_waits_is_answered_with_the_end_of_a_job_that_is_taken_late(
     assert [each["nonce"] for each in ended["artifacts"]] == [3, 9]
 
 
+def test_whoever_waits_while_the_gateway_ends_is_told_the_id(
+    gateway: httpx.Client, worker: Fork, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """Not a 500. Another gateway knows the job."""
+    log = tmp_path / "ends.log"
+    with (
+        serving_gateway(server.url, log, POC_GATEWAY_MODEL="net/model") as (process, url),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        job = ROUND | {"nonces": list(range(2_000)), "wait": True}
+        waiting = pool.submit(httpx.post, f"{url}{POW}/generate", json=job, timeout=60)
+        wait_until(lambda: gateway.get("/status").json()["backends"][0]["status"] != "IDLE", 20)
+        process.terminate()
+        told = waiting.result()
+        assert process.wait(20) == 0
+    assert (told.status_code, told.json()["status"]) == (200, "queued")
+    assert "Traceback" not in log.read_text()
+    path = f"/generate/{told.json()['request_id']}"
+    wait_until(lambda: gateway.get(path).json()["status"] == "completed", 60, "the job")
+
+
 def test_a_job_can_be_asked_about_wherever_and_after_everything_was_started_anew(
     gateway: httpx.Client, server: EmbeddedRedis, tmp_path: Path
 ) -> None:

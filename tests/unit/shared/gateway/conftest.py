@@ -25,9 +25,13 @@ def server() -> fakeredis.FakeServer:
 
 
 @pytest.fixture
-def store(server: fakeredis.FakeServer) -> Store:
+def redis(server: fakeredis.FakeServer) -> fakeredis.FakeRedis:
+    return fakeredis.FakeRedis(server=server, decode_responses=True)
+
+
+@pytest.fixture
+def store(redis: fakeredis.FakeRedis) -> Store:
     """What the gateway reads."""
-    redis = fakeredis.FakeRedis(server=server, decode_responses=True)
     return Store(load_settings({}, namespace="test"), redis)
 
 
