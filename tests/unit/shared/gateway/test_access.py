@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from calls import POW, Gateway
+from calls import JOB, POW, Gateway
 from shared.errors import ConfigError
 from shared.gateway import access, serve
 from shared.settings import load_settings
+from shared.wire import MAX_PROOF_NONCES
 from support import wait_until
 
-STATUS, STOP = "/api/v1/pow/status", "/api/v1/pow/stop"
+STATUS, STOP, GENERATE = (f"/api/v1/pow/{path}" for path in ("status", "stop", "generate"))
 COMMANDS, READS = "commands-" + 16 * "c", "reads-" + 16 * "r"
 TOKENS = {"gateway_tokens": COMMANDS, "gateway_read_tokens": READS}
 
@@ -51,6 +52,17 @@ def test_a_refusal_is_logged_with_who(gateway: Gateway, caplog: pytest.LogCaptur
     assert "other" not in caplog.text
 
 
+def test_a_refusal_is_one_line_whatever_the_path_says(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = gateway(**TOKENS)
+    client.get("/api%0aPOST /stop of 10.0.0.1: 401")
+    client.get("/" + 10_000 * "x")
+    forged, long = (each.getMessage() for each in caplog.records if "testclient" in each.message)
+    assert forged.startswith("GET /api%0APOST%20/stop%20of%2010.0.0.1%3A%20401 of testclient: 401")
+    assert len(long) < 500
+
+
 def test_who_asks_too_often_is_told_when_to_come_back(gateway: Gateway) -> None:
     client = gateway(gateway_rate=3)
     wait_until(lambda: client.get(STATUS).status_code == 429, every=0)
@@ -66,6 +78,23 @@ def test_a_body_has_an_end(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) ->
     assert client.post(STOP, content=1001 * b" ").status_code == 413
     assert client.post(STOP, content=iter(11 * [100 * b" "])).status_code == 413
     assert client.post(STOP, content=1000 * b" ").status_code == 200
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "1", '{"a": 1}'])
+def test_a_body_has_so_many_values(gateway: Gateway, value: str) -> None:
+    """However few bytes they have: it would take seconds to read them."""
+    many = ",".join((access.MAX_VALUES + 1) * [value])
+    answer = gateway().post(GENERATE, content=f"[{many}]")
+    assert (answer.status_code, "commas" in answer.json()["detail"]) == (413, True)
+
+
+def test_as_many_claims_as_may_wait_are_not_too_many(gateway: Gateway, worker: None) -> None:
+    """This is refused for the model that they name."""
+    claims = [{"nonce": nonce, "vector_b64": 32 * "A"} for nonce in range(MAX_PROOF_NONCES)]
+    nonces = list(range(MAX_PROOF_NONCES))
+    params = {"model": "other", "seq_len": 1}
+    job = JOB | {"nonces": nonces, "validation": {"artifacts": claims}, "params": params}
+    assert gateway().post(GENERATE, json=job).status_code == 409
 
 
 def test_bodies_of_all_callers_have_an_end(
