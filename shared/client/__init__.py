@@ -9,8 +9,9 @@
 `AsyncPoCClient` is the same for an event loop.
 
 A Redis that crashes can lose a command. The client therefore sends it again, under the same id,
-until there is an answer; the id makes sure that it is carried out once. Answers are polled, since a
-subscription does not outlive a restart of Redis.
+until there is an answer; the id makes sure that it is carried out once. While others wait in the
+queue it does not: its own may be one of them. Answers are polled, since a subscription does not
+outlive a restart of Redis.
 """
 
 from shared.client.asynchronous import AsyncPoCClient, AsyncTicket

@@ -77,6 +77,10 @@ class Line:
                 producer.connection._default_channel = None  # noqa: SLF001
                 raise OperationalError(f"a connection was lost ({error})") from error
 
+    def has_more(self) -> bool:
+        """Whether the queue holds anything that workers have yet to take."""
+        return bool(self._app.backend.client.llen(self.settings.queue))
+
     def close(self) -> None:
         """Give the connections back."""
         self._app.backend.client.close()
@@ -94,7 +98,7 @@ class Followed(Generic[Answer]):
         self._traceparent = about().traceparent
         self._resend_s = RESEND_S[0]
         self._send_at = 0.0
-        self._accepted = False
+        self._sent = self._accepted = False
         #: What a worker said when it took the command on, such as the `round_id`.
         self.said: dict[str, Any] = {}
         self._began = time.monotonic()
@@ -164,11 +168,16 @@ class Followed(Generic[Answer]):
             )
         if time.monotonic() < self._send_at:
             return
+        if self._sent and self._line.has_more():
+            # It may be in there. If it was lost, that shows when workers have taken the rest.
+            self._send_at = time.monotonic() + self._resend_s
+            return
         kwargs = self._asked.kwargs
         if self._accepted:
             # Redis forgot it. It may begin again, but must not replace what came since.
             kwargs = {name: value for name, value in kwargs.items() if name != "replace"}
         self._line.send(self.id, self._asked.task, kwargs, self._traceparent)
+        self._sent = True
         self._send_at = time.monotonic() + self._resend_s
         self._resend_s = min(self._resend_s * 2, RESEND_S[1])
 

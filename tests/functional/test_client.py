@@ -136,6 +136,17 @@ def test_a_command_that_was_lost_is_sent_again_under_its_id(
     assert len(worker.got) == 3
 
 
+def test_a_command_that_nobody_takes_is_in_the_queue_once(
+    settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is waited for: it may have megabytes."""
+    monkeypatch.setattr(tickets, "RESEND_S", (0.05, 0.1))
+    with pytest.raises(NoAnswer):
+        PoCClient(settings, timeout=1).stop()
+    with contextlib.closing(redis.Redis.from_url(redis_url)) as direct:
+        assert direct.llen(settings.queue) == 1
+
+
 def test_no_worker_means_no_answer(settings: Settings) -> None:
     """The message says which command, where, and what to look at."""
     with pytest.raises(
