@@ -27,12 +27,13 @@ class Rounds:
 
     def __init__(self, settings: Settings, deployed: Deployed, client: AsyncPoCClient) -> None:
         self._settings, self._deployed, self._client = settings, deployed, client
-        self._background: set[asyncio.Task[None]] = set()
+        #: What withdraws a round, by the round's id.
+        self._withdrawing: dict[str, asyncio.Task[None]] = {}
 
     async def aclose(self) -> None:
         """Let what goes on by itself end."""
-        if self._background:
-            await asyncio.wait(self._background, timeout=ANSWER_S)
+        if self._withdrawing:
+            await asyncio.wait(self._withdrawing.values(), timeout=ANSWER_S)
 
     async def begin(self, asked: InitBody) -> Answer:
         """Open a round, and generate in it. A worker that has not answered will not do it later."""
@@ -50,6 +51,9 @@ class Rounds:
             )
         except RoundInProgress:
             running = await self._deployed.round()
+            # Nobody must take for a round what is ending.
+            if running.round_id in self._withdrawing or running.state != PoCState.GENERATING:
+                raise not_now("the round that was generating is being ended") from None
             known = running.model_dump(include={"block_hash", "block_height", "public_key"})
             raise Refused(409, "Already generating", **known) from None
         except NoAnswer:
@@ -131,6 +135,8 @@ class Rounds:
 
     def _withdraw(self, round_id: str) -> None:
         """See to it that a round whose begin nobody waits for any more never begins, or ends."""
+        if round_id in self._withdrawing:
+            return
 
         async def withdraw() -> None:
             try:
@@ -138,9 +144,8 @@ class Rounds:
             except PoCError as error:
                 log.warning("round %s may begin although it was refused: %s", round_id, error)
 
-        task = asyncio.create_task(withdraw())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task = self._withdrawing[round_id] = asyncio.create_task(withdraw())
+        task.add_done_callback(lambda _: self._withdrawing.pop(round_id, None))
 
 
 def _is_of(running: RoundStatus, asked: InitBody) -> bool:
