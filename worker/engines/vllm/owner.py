@@ -133,7 +133,10 @@ class Owner:
                 coroutine.close()
                 raise self._over
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        return future.result()
+        try:
+            return future.result()
+        except CancelledError:  # the loop ended around it
+            raise self._over or _dead() from None
 
     def ensure_alive(self) -> None:
         """Raise `EngineDied` once vLLM has ended."""

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -250,6 +250,34 @@ def test_a_vllm_that_dies_leaves_nobody_waiting(owner: Owner, fake: FakeVllm) ->
         futures[2].result(timeout=10)
     with pytest.raises(EngineDied):
         owner.submit(job())
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        (lambda owner, _: owner.close(), "the engine is closed"),
+        (lambda _, fake: setattr(fake, "errored", True), "vLLM has ended"),
+    ],
+    ids=["closed", "died"],
+)
+def test_what_runs_in_its_loop_learns_why_it_ended(
+    ends: Callable[[Owner, FakeVllm], None], reason: str, owner: Owner, fake: FakeVllm
+) -> None:
+    """Whoever waits for it is told as whoever comes later."""
+    began = threading.Event()
+
+    async def long() -> None:
+        began.set()
+        await asyncio.sleep(3600)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: owner.run(long()))
+        assert began.wait(timeout=10)
+        ends(owner, fake)
+        with pytest.raises(EngineError, match=reason):
+            waiting.result(timeout=10)
+    with pytest.raises(EngineError, match=reason):
+        owner.run(long())
 
 
 def test_a_vllm_that_dies_idle_is_noticed(owner: Owner, fake: FakeVllm) -> None:
