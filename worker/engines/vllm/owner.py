@@ -170,9 +170,11 @@ class Owner:
             except CancelledError:
                 return
             asyncio.run(self._main())
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+        except BaseException as error:
             # Also what a library ends its thread with, as sys.exit does.
-            if not self._ready.done():
+            if self._ready.done():
+                log.critical("the thread of vLLM has ended", exc_info=error)
+            else:
                 self._ready.set_exception(_cant_start(self._served_name, error))
 
     async def _main(self) -> None:

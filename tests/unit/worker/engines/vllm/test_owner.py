@@ -310,6 +310,19 @@ def test_a_defect_of_the_owner_leaves_nobody_waiting(
         owner.ensure_alive()
 
 
+def test_what_ends_the_owners_thread_is_logged(
+    owner: Owner, fake: FakeVllm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Given a defect of what looks after vLLM, nobody else would say what it was."""
+    monkeypatch.setattr(FakeVllm, "errored", property(lambda _: 1 / 0), raising=False)
+    wait_until(lambda: not owner._thread.is_alive(), description="the thread to end")
+    with pytest.raises(EngineDied, match="thread has ended"):
+        owner.submit(job())
+    (record,) = (each for each in caplog.records if each.exc_info)
+    assert record.exc_info
+    assert isinstance(record.exc_info[1], ZeroDivisionError)
+
+
 class FakeServer:
     """Serves until it is told not to; or ends at once, as one whose application does not start."""
 
