@@ -264,16 +264,15 @@ class Pipeline:
     def _submit(self, work: Assignment) -> Pending:
         if isinstance(work, Chunk) and work.given_up:
             return _NotComputed()
+        # What failed before must not fail others with it.
+        alone = work.attempts > 0
+        job = Job.of(work.config, work.public_key, work.nonces, alone=alone)
         try:
             self.engine.ensure_alive()
+            return self.engine.submit(job)
         except EngineDied:
             self._give_back(work)  # it never came to the device, so nothing is held against it
             raise
-        try:
-            # What failed before must not fail others with it.
-            alone = work.attempts > 0
-            job = Job.of(work.config, work.public_key, work.nonces, alone=alone)
-            return self.engine.submit(job)
         except EngineError as error:
             return _NotTaken(error)
 

@@ -310,16 +310,22 @@ class TestStep:
         manager.pipeline.drain()
         assert free(store, 2) == [0, 4]
 
+    @pytest.mark.parametrize("seen_by", ["ensure_alive", "submit"])
     def test_what_a_dead_engine_does_not_take_is_not_to_blame(
-        self, store: Store, config: PoCConfig
+        self,
+        seen_by: str,
+        engine: FakeEngine,
+        store: Store,
+        config: PoCConfig,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Given an engine that dies before it has the batch, then that counts as no attempt."""
 
-        class Dead(FakeEngine):
-            def ensure_alive(self) -> None:
-                raise EngineDied("it has ended")
+        def die(*_: Any) -> None:
+            raise EngineDied("it has ended")
 
-        manager = PoCManager(Dead(), store)
+        monkeypatch.setattr(engine, seen_by, die)
+        manager = PoCManager(engine, store)
         manager.start_generate(config)
         with pytest.raises(EngineDied):
             manager.pipeline.step()
