@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from shared.errors import EngineError
 from shared.schemes import DEFAULT, Proof
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from worker.engines.tile import Forward, Tiles
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: A mixture of experts is none of them: how many rows an expert gets depends on the other nonces of
 #: a tile, which moves the last bits of a distance.
@@ -125,17 +127,14 @@ class TransformersEngine:
         Raises `EngineError` for a `seq_len` that the model has no positions for, and after `close`.
         """
         self._info.check_length(job.seq_len)
-        try:
-            return FuturePending(self._thread.submit(self._run, job))
-        except RuntimeError:
-            raise EngineError("the engine is closed; load another to compute") from None
+        return FuturePending(self._begin(self._run, job))
 
     def time_forwards(
         self, seq_len: int, seconds: float, scheme: str = DEFAULT
     ) -> tuple[int, float]:
         """Nonces and seconds of forwards alone (see `TimesForwards`), in the thread of jobs."""
         self._info.check_length(seq_len)
-        return self._thread.submit(self._time_forwards, seq_len, seconds, scheme).result()
+        return self._begin(self._time_forwards, seq_len, seconds, scheme).result()
 
     def ensure_alive(self) -> None:
         """It lives as long as its process."""
@@ -144,6 +143,13 @@ class TransformersEngine:
         """End the engine: the running job stops at its next tile, queued ones never start."""
         self._closing.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, call: Callable[..., T], *args: Any) -> Future[T]:
+        """Queue a call in the engine's thread. Raises `EngineError` after `close`."""
+        try:
+            return self._thread.submit(call, *args)
+        except RuntimeError:
+            raise EngineError("the engine is closed; load another to compute") from None
 
     def _run(self, job: Job) -> list[Proof | None]:
         """Compute `job` in the engine's thread; whatever goes wrong becomes an `EngineError`."""

@@ -279,6 +279,9 @@ class TestInfo:
         assert engine.busy_seconds == 0
         with pytest.raises(EngineError, match="seq_len=0"):
             engine.time_forwards(0, 0.01)
+        engine.close()
+        with pytest.raises(EngineError, match="the engine is closed"):
+            engine.time_forwards(8, 0.01)
 
     def test_fingerprint_names_values_not_notes(self, model_dir: Path) -> None:
         before = fingerprint(model_dir)
