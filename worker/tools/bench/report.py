@@ -53,10 +53,14 @@ class Point:
     start_s: Sequence[float]
 
     @property
+    def loaded_tile(self) -> int:
+        """Sequences that its engine was loaded for."""
+        return int(self.info.profile.get("tile", self.info.tile))
+
+    @property
     def tile(self) -> int:
         """Sequences in one forward."""
-        size = int(self.info.profile.get("tile", self.info.tile))
-        return tile_of(size, self.info.max_tokens, self.config.seq_len)
+        return tile_of(self.loaded_tile, self.info.max_tokens, self.config.seq_len)
 
     @property
     def ratios(self) -> dict[tuple[str, str], float]:
@@ -118,7 +122,7 @@ def show_table(points: Sequence[Point]) -> None:
         out.print(_rates_table(point))
         out.print(_ratios_table(point))
         out.print()
-    if len({each.tile for each in points}) > 1:
+    if len({each.loaded_tile for each in points}) > 1:
         out.print("Each tile was loaded and measured after the one before: in other turns.")
     out.print(Text(f"on {_where(points)}"))
 

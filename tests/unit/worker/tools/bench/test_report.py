@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from shared.config import PoCConfig
+from support import changed
 from worker.engines import EngineInfo
 from worker.tools.bench.candidates import Sample
 from worker.tools.bench.report import Point, picture_of, show_json, show_table
@@ -48,6 +50,24 @@ def test_a_table_says_what_was_not_measured(
     said = " ".join(capsys.readouterr().out.split())
     assert "end to end over forward only 90.0%" in said
     assert "nobody knows" in said
+
+
+@pytest.mark.parametrize("loaded", [("8", "8"), ("8", "16")], ids=["one engine", "two engines"])
+def test_points_of_several_engines_are_told_apart(
+    loaded: tuple[str, str], point: Point, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given lengths that leave fewer sequences of a tile, all points are still of one engine."""
+    points = [
+        replace(
+            point,
+            info=replace(INFO, profile={"tile": tile}, max_tokens=64),
+            config=changed(point.config, seq_len=seq_len),
+        )
+        for tile, seq_len in zip(loaded, (8, 16), strict=True)
+    ]
+    show_table(points)
+    said = "Each tile was loaded" in capsys.readouterr().out
+    assert said == (len(set(loaded)) > 1)
 
 
 def test_a_picture_has_a_bar_for_each_figure(point: Point) -> None:
