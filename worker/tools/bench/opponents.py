@@ -70,7 +70,7 @@ def _no_room(error: Exception) -> ConfigError:
     return ConfigError(
         "the published algorithm needs a copy of the model beside the engine's: "
         f"{first_line(error).rstrip('.')}. POC_GPU_MEMORY_UTILIZATION=0.6, say, leaves room for it "
-        "beside vLLM; or measure without it: --against limit"
+        "beside vLLM; or measure without it: --against limit, and no --gpu"
     )
 
 
