@@ -43,10 +43,10 @@ def test_a_layer_of_another_kind_is_not_parted() -> None:
     from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
     from vllm.model_executor.models.qwen3_moe import Qwen3MoeDecoderLayer
 
-    from worker.engines.vllm.parts import parts_of
+    from worker.engines.vllm.parts import Turns, parts_of
 
     class Derived(Qwen3DecoderLayer):  # type: ignore[misc]
         pass
 
     for kind in (Gemma3DecoderLayer, Qwen3MoeDecoderLayer, Derived):
-        assert parts_of(kind.__new__(kind), None) is None
+        assert parts_of(kind.__new__(kind), Turns()) is None

@@ -58,13 +58,9 @@ def pruned(worker: Any, edit: Edit) -> OwnForward | None:
     for all. None if its layers are of an unknown kind.
     """
     inner, turns = internals.inner_model(worker), Turns()
-    found = [
-        parts_of(layer, turns.of(layer.self_attn.rotary_emb))
-        for layer in decoder_layers(internals.model_of(worker))
-        if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "rotary_emb")
-    ]
-    parts = [each for each in found if each is not None]
-    if len(parts) < len(inner.layers):
+    deployed = decoder_layers(internals.model_of(worker))
+    parts = [each for layer in deployed if (each := parts_of(layer, turns))]
+    if len(parts) < len(deployed):
         return None
     # What an edit makes of the values of any layer, it makes of those of one that changes nothing.
     edits = [edit(index, AsTwo()) for index in range(len(parts))]

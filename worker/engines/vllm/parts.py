@@ -132,8 +132,8 @@ class Parts:
     layer: Any
 
 
-def parts_of(layer: Any, rotary: nn.Module) -> Parts | None:
-    """The parts of a layer; None if it is of an unknown kind. `rotary` takes its positions in.
+def parts_of(layer: Any, turns: Turns) -> Parts | None:
+    """The parts of a layer; None if it is of an unknown kind. `turns` takes its positions in.
 
     Source: the layers named above, in `vllm.model_executor.models`.
     """
@@ -142,6 +142,7 @@ def parts_of(layer: Any, rotary: nn.Module) -> Parts | None:
         return None
     if getattr(layer, "ada_rms_norm_t_cond", None) is not None:  # Mistral's, for audio
         return None
+    rotary = turns.of(layer.self_attn.rotary_emb)
     stops = {"attn": _AsThree(), "o_proj": _NoProjection(), "rotary_emb": rotary}
     before = twin(
         layer,
