@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from shared import schemes
@@ -20,7 +21,7 @@ from worker import schemes as tensors
 from worker.engines import Engine, transformers_engine
 from worker.job import Job
 from worker.schemes import Deployed
-from worker.schemes.generator import generator_for
+from worker.schemes.base import inputs_of
 
 
 class SignsTensors:
@@ -29,7 +30,7 @@ class SignsTensors:
     edits = False
 
     def __init__(self, deployed: Deployed) -> None:
-        self._deployed, self._generator = deployed, generator_for(deployed.device)
+        self._deployed = deployed
 
     def edit(self, index: int, layer: nn.Module) -> nn.Module:
         return layer
@@ -37,22 +38,14 @@ class SignsTensors:
     def enter(self, job: Job) -> None:
         pass
 
+    def leave(self) -> None:
+        pass
+
     def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, None]:
-        deployed = self._deployed
-        inputs: Tensor = self._generator.generate_inputs(
-            job.block_hash,
-            job.public_key,
-            nonces,
-            deployed.hidden_size,
-            job.seq_len,
-            deployed.device,
-            deployed.dtype,
-            strong_rng=job.strong_rng,
-        )
-        return inputs, None
+        return inputs_of(job, nonces, self._deployed), None
 
     def read(self, output: Tensor, made: Any, job: Job) -> Tensor:
-        return output[:, : job.parameters["length"]].float()
+        return output[:, : job.parameters["length"]].to(torch.float32, copy=True)
 
     def proofs(self, rows: Tensor, job: Job) -> list[Proof | None]:
         return [signs(row) for row in rows.tolist()]

@@ -72,7 +72,8 @@ class Tensors(Protocol):
     def read(self, output: Tensor, made: Any, job: Job) -> Tensor:
         """What is left of an output, a float32 row for each nonce; NaN in it where none can be.
 
-        `output` has logits or hidden states, [len(nonces), ...].
+        `output` has logits or hidden states, [len(nonces), ...]. What is given must be no view of
+        it: the next tile's may lie in the same memory.
         """
         ...
 
