@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -51,16 +52,16 @@ class DistanceTensors:
     def leave(self) -> None:
         """Nothing is edited."""
 
-    def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs, and permutations of the vocabulary."""
+    def make(self, job: Job, nonces: Sequence[int]) -> tuple[Tensor, Any]:
+        """Inputs, and permutations of the vocabulary as the generator has them."""
         deployed = self._deployed
         inputs = inputs_of(job, nonces, deployed)
-        permutations: Tensor = self._generator.generate_permutations(
+        permutations = self._generator.generate_permutations(
             job.block_hash, job.public_key, nonces, deployed.vocab_size, deployed.device
         )
         return inputs, permutations
 
-    def read(self, output: Tensor, made: Tensor, job: Job) -> Tensor:
+    def read(self, output: Tensor, made: Any, job: Job) -> Tensor:
         """Distances: float32 [tile]."""
         distances: Tensor = self._generator.compute_distances(
             output[:, : self._deployed.vocab_size], made, self._target(job.block_hash)
