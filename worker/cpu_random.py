@@ -29,8 +29,7 @@ _BLOCK = 1 << 16
 _ELEMENTS = 1 << 18
 
 # The steps of the hash, and what takes them back.
-_C1, _C2, _C3 = (np.uint32(each) for each in (0xCC9E2D51, 0x1B873593, 0xE6546B64))
-_C4, _C5, _FIVE = (np.uint32(each) for each in (0x85EBCA6B, 0xC2B2AE35, 5))
+_C1, _C2, _C3, _C4, _C5, _FIVE = (np.uint32(each) for each in (*gpu_random.MURMUR3, 5))
 _I1, _I2, _I4, _I5, _FIFTH = (
     np.uint32(pow(int(each), -1, 1 << 32)) for each in (_C1, _C2, _C4, _C5, _FIVE)
 )

@@ -38,6 +38,9 @@ _STRONG_SEGMENTS = 8
 #: The least u1 of Box-Muller: hash 0 would give log(0).
 MIN_UNIFORM = 1e-10
 
+#: MurmurHash3's constants, in the order that it takes them.
+MURMUR3 = (0xCC9E2D51, 0x1B873593, 0xE6546B64, 0x85EBCA6B, 0xC2B2AE35)
+
 _UINT32_MASK = 0xFFFFFFFF
 _INT32_MIN = -(1 << 31)
 
@@ -319,5 +322,4 @@ def _as_int32(values: Tensor) -> Tensor:
     return (bits - ((bits >> 31) << 32)).to(torch.int32)
 
 
-# MurmurHash3's constants, as int32.
-_C1, _C2, _C3, _C4, _C5 = _to_int32([0xCC9E2D51, 0x1B873593, 0xE6546B64, 0x85EBCA6B, 0xC2B2AE35])
+_C1, _C2, _C3, _C4, _C5 = _to_int32(MURMUR3)

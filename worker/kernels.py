@@ -50,11 +50,10 @@ _MIN_UNIFORM = tl.constexpr(gpu_random.MIN_UNIFORM)
 _TURN = tl.constexpr(2.0 * math.pi)
 
 # The steps of the hash, and what takes them back.
-_C1, _C2, _C3 = (tl.constexpr(each) for each in (0xCC9E2D51, 0x1B873593, 0xE6546B64))
-_C4, _C5 = (tl.constexpr(each) for each in (0x85EBCA6B, 0xC2B2AE35))
+_C1, _C2, _C3, _C4, _C5 = (tl.constexpr(each) for each in gpu_random.MURMUR3)
 _I1, _I2, _I4, _I5, _FIFTH = (
     tl.constexpr(pow(each, -1, 1 << 32))
-    for each in (0xCC9E2D51, 0x1B873593, 0x85EBCA6B, 0xC2B2AE35, 5)
+    for each in (*gpu_random.MURMUR3[:2], *gpu_random.MURMUR3[3:], 5)
 )
 
 
