@@ -8,7 +8,7 @@ same layers, and ours in pieces, with its last layer pruned. A figure is the med
 forward's turns, a ratio that over turns side by side. Then the same nonces by each of them: how
 many have the same distance as by vLLM's own, to the last bit, and how far others are from it.
 Prints a table, and JSON last. Settings come from the environment (POC_GPU_MEMORY_UTILIZATION, ...);
-two recordings need some GB beside vLLM's share.
+three recordings need some GB beside vLLM's share.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ WARM_UP, BATCHES = 10, 50
 #: What is clocked, in the order of a batch: who has it, under which name.
 STAGES = {
     "inputs": (kernels, "generate_inputs"),
-    "forward and logits": (Recorder, "__call__"),
     "permutations": (kernels, "generate_permutations"),
+    "forward and logits": (Recorder, "__call__"),
     "distances": (kernels, "compute_distances"),
 }
 
