@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the shape, if not all: they are alike")
     parser.add_argument("--plain", type=Path, metavar="DIR", help="the same weights in bfloat16")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit(f"block_fp8.py: torch {torch.__version__} sees no GPU, and the weights need one")
     config = config_of(options.shape, options.layers)
     with torch.random.fork_rng(devices=[0]), torch.device("cuda"):
         torch.cuda.manual_seed(0)

@@ -27,6 +27,7 @@ from typing import Any
 import bookkeeping
 import psutil
 
+from shared.errors import PoCError
 from shared.settings import Settings
 from shared.store import Store
 from worker.children import end, spawn
@@ -225,4 +226,7 @@ def _cpu(process: psutil.Process) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PoCError as error:
+        sys.exit(f"pages.py: {error}")

@@ -16,13 +16,9 @@ from worker.engines.vllm.options import installed
 
 pytestmark = pytest.mark.functional
 
-SCRIPTS = (
-    "bookkeeping.py",
-    "generator.py",
-    "gpu_round.py",
-    "numerics.py",
-    "pages.py",
-    "timeline.py",
+#: What else lies there is for vLLM's process.
+SCRIPTS = sorted(
+    file.name for file in (ROOT / "benchmarks").glob("*.py") if "_extension" not in file.name
 )
 
 
@@ -73,7 +69,9 @@ def test_what_counting_costs(
     [
         (("gpu_round.py",), "sees no GPU"),
         (("gpu_round.py", "--make", "{tmp}/model"), "sees no GPU"),
+        (("block_fp8.py", "{tmp}/model"), "sees no GPU"),
         (("timeline.py", "--model", "{tmp}"), "vLLM is not installed, and 0.26 up to"),
+        (("last_layer.py", "--model", "{tmp}"), "vLLM is not installed, and 0.26 up to"),
         (
             ("numerics.py", "compute", "{tmp}/o.json", "--engine", "vllm", "--model", "{tmp}"),
             "vLLM is not installed, and 0.26 up to",
