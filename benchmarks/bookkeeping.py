@@ -17,6 +17,7 @@ import heapq
 import json
 import math
 import random
+import resource
 import selectors
 import statistics
 import subprocess
@@ -441,7 +442,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 def _rss() -> int:
     """Bytes of memory that this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class _Silence:
