@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,3 +59,60 @@ def test_the_stages_of_the_time_line_are_there() -> None:
         [sys.executable, "-c", look], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+class CutlassKernel: ...
+
+
+class DeepGemmKernel: ...
+
+
+class Backend(Enum):
+    DEEPGEMM = 1
+    TRITON = 2
+
+
+def model_with(*methods: tuple[str, Any]) -> Any:
+    """A worker whose model has layers that are quantized so; each names the attribute it is in."""
+    layers = [SimpleNamespace(**{name: method}) for name, method in methods]
+    model = SimpleNamespace(modules=lambda: [SimpleNamespace(), *layers])
+    return SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("methods", "e8m0", "says"),
+    [
+        ([], True, ""),
+        ([("quant_method", SimpleNamespace())], True, ""),
+        (
+            [("quant_method", SimpleNamespace(fp8_linear=CutlassKernel()))] * 2,
+            True,
+            "CutlassKernel",
+        ),
+        ([("scheme", SimpleNamespace(kernel=CutlassKernel()))], False, "CutlassKernel"),
+        (
+            [
+                ("quant_method", SimpleNamespace(fp8_backend=Backend.TRITON)),
+                ("quant_method", SimpleNamespace(fp8_linear=CutlassKernel())),
+            ],
+            False,
+            "CutlassKernel+TRITON",
+        ),
+        ([("quant_method", SimpleNamespace(fp8_linear=DeepGemmKernel()))], False, "DeepGemmKernel"),
+        (
+            [("quant_method", SimpleNamespace(fp8_linear=DeepGemmKernel()))],
+            True,
+            "DeepGemmKernel+E8M0",
+        ),
+        ([("quant_method", SimpleNamespace(fp8_backend=Backend.DEEPGEMM))], True, "DEEPGEMM+E8M0"),
+    ],
+)
+def test_the_kernels_of_quantized_products_are_named(
+    methods: list[Any], e8m0: bool, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each family once, and of DeepGEMM whether its scales are powers of two: it moves numbers."""
+    from worker.engines.vllm import internals
+
+    monkeypatch.setattr("vllm.utils.deep_gemm.is_deep_gemm_e8m0_used", lambda: e8m0)
+    assert internals.kernels(model_with(*methods)) == says
