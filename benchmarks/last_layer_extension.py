@@ -20,17 +20,19 @@ class LastLayerExtension(PoCWorkerExtension):
 
         As long as the pruned one takes, which is compiled when the engine starts.
         """
-        vars(self).pop("poc_device", None)  # its memory
+        vars(self).pop("poc_device").close()  # its memory
         self.poc_ours = forwards.whole(self, lambda _, layer: layer)
         began = time.perf_counter()
-        self._device("ours", tile).time(tile, 256, 1, "distance")
-        return time.perf_counter() - began
+        device = self._device("ours", tile)
+        device.time(tile, 256, 1, "distance")
+        seconds = time.perf_counter() - began
+        device.close()
+        return seconds
 
     def poc_turns(
         self, tile: int, seq_len: int, rounds: int, seconds: float, nonces: int
     ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         """Seconds of a forward in each turn, and distances, by the forward's name."""
-        torch.cuda.empty_cache()  # what the recordings of another tile held
         devices = {name: self._device(name, tile) for name in ("vllm", "ours", "pruned")}
         counts = {
             name: max(1, int(seconds / (device.time(tile, seq_len, 5, "distance") / 5)))
@@ -47,6 +49,8 @@ class LastLayerExtension(PoCWorkerExtension):
         for name, device in devices.items():
             device.launch(0, job)
             distances[name] = device.collect(0)[0]
+        for device in devices.values():
+            device.close()  # what their recordings hold, before another tile's
         return turns, distances
 
     def _device(self, name: str, tile: int) -> Any:

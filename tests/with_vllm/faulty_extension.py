@@ -6,8 +6,10 @@ For vLLM's own processes alone, which find it on the path that pytest was given.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +50,16 @@ class FaultyExtension(PublishedExtension):
         """Those of schemes are made anew."""
         vars(self).pop("poc_own", None)
         self.poc_device._forwards.clear()
+
+    def poc_outlives(self) -> bool:
+        """Whether the device is still there once another one is prepared in its place."""
+        before = weakref.ref(self.poc_device)
+        gc.disable()
+        try:
+            self.poc_prepare(4, 8192)
+            return before() is not None
+        finally:
+            gc.enable()
 
     def poc_run_out_of_memory(self, times: int) -> None:
         """The next `times` attempts to make inputs find no memory."""

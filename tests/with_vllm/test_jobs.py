@@ -97,6 +97,12 @@ class TestTiles:
         scratch = driver.call("poc_prepare", 4, 8192)["scratch_bytes"]
         assert scratch < reserve < 512 << 20
 
+    def test_a_device_is_gone_before_the_next_takes_its_memory(self, driver: Driver) -> None:
+        """At once, and not with the next collection: what it recorded fills a large part of it."""
+        driver.distances(1)
+        assert not driver.call("poc_outlives")
+        assert driver.distances(1)[0] > 0
+
 
 class TestTrouble:
     """What goes wrong concerns its own job, and says what to do."""

@@ -58,7 +58,9 @@ class PoCWorkerExtension:
         `scheme` is compiled now, those of others at their first job. `prunes` is whether the last
         layer may be pruned.
         """
-        vars(self).pop("poc_device", None)  # its memory, before the next takes its own
+        if before := vars(self).pop("poc_device", None):
+            before.close()  # its memory, before the next takes its own
+            del before
         self.poc_device = _Device(self, tile, max_tokens, prunes=prunes)
         return self.poc_device.prepare(scheme)
 
@@ -314,6 +316,11 @@ class _Device:
                 partial(self._forward_of, scheme, own), records=self._records, pool=self._pool
             )
         return self._forwards[scheme]
+
+    def close(self) -> None:
+        """Give its memory back as soon as nobody has it: its forwards point back at it."""
+        self._forget()
+        self._forwards.clear()
 
     def _forget(self) -> None:
         """Give the memory of what is recorded back."""
