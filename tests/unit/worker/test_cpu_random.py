@@ -137,8 +137,8 @@ def test_where_work_is_cut_changes_nothing(block: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_no_input(threads: int) -> None:
-    """Nor a permutation."""
+def test_the_number_of_threads_changes_nothing(threads: int) -> None:
+    """Neither an input nor a permutation."""
     before = torch.get_num_threads()
     expected = cpu_random.generate_inputs("b", "k", [5], 1024, 200, "cpu", torch.float32)
     torch.set_num_threads(threads)
@@ -146,6 +146,7 @@ def test_the_number_of_threads_changes_no_input(threads: int) -> None:
         assert same_inputs("b", "k", [5], 1024, 200, "cpu", torch.float32)
         found = cpu_random.generate_inputs("b", "k", [5], 1024, 200, "cpu", torch.float32)
         assert torch.equal(found, expected)
+        assert same_permutations("b", "k", [5], 151_936, "cpu")
     finally:
         torch.set_num_threads(before)
 
