@@ -95,7 +95,7 @@ class TransformersEngine:
                 dtype=self._model.dtype,
             ),
         )
-        self._forwards: dict[str, Forward] = {}
+        self._edited: dict[str, Forward] = {}
         self._info = EngineInfo(
             model=str(model),
             device=_describe(target),
@@ -196,16 +196,15 @@ class TransformersEngine:
         return forwards * self._tiles.size, spent
 
     def _forward_of(self, scheme: str) -> Forward:
-        """The forward of a scheme, made once."""
-        if scheme not in self._forwards:
+        """The forward of a scheme; one with edited layers is made once."""
+        tensors = self._tiles.tensors(scheme)
+        if not tensors.edits:
+            return self._logits  # which is not kept: a cycle would keep the weights
+        if scheme not in self._edited:
             from worker.schemes.layers import edited
 
-            tensors = self._tiles.tensors(scheme)
-            if tensors.edits:
-                self._forwards[scheme] = _hidden_states(edited(self._model, tensors.edit))
-            else:
-                self._forwards[scheme] = self._logits
-        return self._forwards[scheme]
+            self._edited[scheme] = _hidden_states(edited(self._model, tensors.edit))
+        return self._edited[scheme]
 
     def _logits(self, inputs: Tensor) -> Tensor:
         output = self._model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 ROPE: dict[str, Any] = {"rope_theta": 10_000.0}
 YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
+
+ARTIFACT: dict[str, Any] = {"scheme": "artifact", "parameters": {"k_dim": 12}}
 
 LoadEngine = Callable[..., TransformersEngine]
 
@@ -610,6 +614,22 @@ class TestJobs:
         with pytest.raises(EngineError, match="the engine is closed"):
             engine.submit(job(5))
         engine.close()  # twice is once
+
+    @pytest.mark.parametrize("scheme", [{}, ARTIFACT], ids=["distance", "artifact"])
+    def test_weights_go_with_their_engine(
+        self, scheme: dict[str, Any], checkpoint: Callable[[str], Path]
+    ) -> None:
+        """At once: the next one, as of a sweep over tiles, may need their memory."""
+        gc.disable()
+        try:
+            engine = TransformersEngine(str(checkpoint("qwen3")), device="cpu")
+            engine.submit(job(1, **scheme)).result()
+            engine.close()
+            weights = weakref.ref(engine._model)
+            del engine
+            assert weights() is None
+        finally:
+            gc.enable()
 
     def test_a_job_that_is_not_begun_can_be_cancelled(
         self, checkpoint: Callable[[str], Path], load: LoadEngine
