@@ -47,7 +47,7 @@ INTERNALS = [
     (
         "model_executor/layers/attention/attention.py",
         "Attention",
-        {"kv_cache", "kv_sharing_target_layer_name"},
+        {"impl", "kv_cache", "kv_sharing_target_layer_name"},
     ),
     ("model_executor/layers/attention/attention.py", "get_attention_context", {"kv_cache"}),
     # direct_attention

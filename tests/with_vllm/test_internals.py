@@ -20,10 +20,19 @@ pytestmark = pytest.mark.vllm
 
 
 @pytest.mark.parametrize("source", sources(), ids=str)
-def test_layers_read_their_pages_when_they_run(source: Path) -> None:
-    """`kv_cache` is looked up in each call, so that what is swapped in counts."""
+@pytest.mark.parametrize(
+    "looked_up",
+    [
+        "kv_cache = attn_layer.kv_cache\n",
+        "attn_layer.impl.do_kv_cache_update(",
+        "_ = get_attention_context(layer_name)\n\n    self.impl.forward(\n        self,\n",
+    ],
+    ids=["pages", "impl of a write", "impl of a read"],
+)
+def test_layers_look_up_what_is_swapped_when_they_run(looked_up: str, source: Path) -> None:
+    """Both attributes count in each call, so that live pages are neither read nor written."""
     text = (source / "model_executor/layers/attention/attention.py").read_text()
-    assert "kv_cache = attn_layer.kv_cache\n" in text
+    assert looked_up in text
 
 
 class _OneBuffer:
