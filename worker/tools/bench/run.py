@@ -65,7 +65,7 @@ class Plan:
     def of(cls, *, against: str = "", sweep: str = "", gpu: bool = False, **more: Any) -> Plan:
         """Read what the command line gives: names with commas, and `tile=32,64`.
 
-        Raises `ConfigError` for an opponent or a sweep that there is not.
+        Raises `ConfigError` for an opponent or a sweep that there is not, or not of the scheme.
         """
         named = {each.strip() for each in against.split(",") if each.strip()}
         if unknown := sorted(named - {*OPPONENTS}):
@@ -79,13 +79,14 @@ class Plan:
             points = []
         if sweep and not (points and points[0] > 0):
             raise ConfigError(f"--sweep {sweep}: give whole numbers with commas, from 1 on")
-        asked: Collection[str] = OPPONENTS if gpu else named
         if more.get("scheme", DEFAULT) == DEFAULT:
-            asked = [each for each in asked if each != DEFAULT]  # it is what is measured
-        elif "published" in asked:
-            asked = [each for each in asked if each != "published"]  # it has no other scheme
+            none, why = DEFAULT, "it is what is measured"
+        else:
+            none, why = "published", f"it has no scheme but {DEFAULT}"
+        if none in named:
+            raise ConfigError(f"--against {none}: {why}; leave it out")
         return cls(
-            against=asked,
+            against=named if not gpu else {*OPPONENTS} - {none},
             gpu=gpu,
             tiles=points if swept == "tile" else (),
             seq_lens=points if swept == "seq_len" else (),

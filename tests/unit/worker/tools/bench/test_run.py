@@ -30,6 +30,11 @@ def test_a_gpu_asks_for_all_opponents() -> None:
     ("words", "says"),
     [
         ({"against": "everybody"}, "--against everybody: choose of published, limit"),
+        ({"against": "limit,distance"}, "--against distance: it is what is measured; leave it"),
+        (
+            {"against": "published", "scheme": "artifact"},
+            "--against published: it has no scheme but distance; leave it out",
+        ),
         ({"sweep": "dtype=float16"}, r"--sweep dtype=float16: give tile=32,64"),
         ({"sweep": "tile"}, "give whole numbers"),
         ({"sweep": "tile=a,b"}, "give whole numbers"),
