@@ -29,7 +29,7 @@ INSTALL = (
 USUAL_LEN = 256
 #: Tokens in one forward at least, unless the options say otherwise: 32 sequences of 256.
 DEFAULT_TOKENS = 8192
-#: Tiles of which `auto` takes the smallest that is about as fast as any: larger ones gain nothing
+#: Tiles of which `auto` takes the smallest that is about as fast as any of them
 #: (docs/benchmarks.md).
 TILES = (32, 64, 128, 256)
 #: Sequences in one forward that vLLM allows by itself.
