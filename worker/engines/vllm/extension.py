@@ -64,12 +64,12 @@ class PoCWorkerExtension:
         self.poc_device = _Device(self, tile, max_tokens, prunes=prunes)
         return self.poc_device.prepare(scheme)
 
-    def poc_time(self, tile: int, seq_len: int, forwards: int, scheme: str = DEFAULT) -> float:
-        """Seconds on the device of `forwards` of `tile` sequences, at most the tile prepared for.
+    def poc_time(self, tile: int, seq_len: int, count: int, scheme: str = DEFAULT) -> float:
+        """Seconds on the device of `count` forwards of `tile` sequences, at most the prepared tile.
 
         They are counted, not clocked: the ranks of a group must do equally many.
         """
-        return self.poc_device.time(tile, seq_len, forwards, scheme)
+        return self.poc_device.time(tile, seq_len, count, scheme)
 
     def poc_launch(self, handle: int, job: dict[str, Any]) -> bool:
         """Queue `job` (the fields of `Job`) under `handle`; whether the device still computes.
@@ -232,17 +232,17 @@ class _Device:
                 raise RuntimeError(f"edited layers change nothing: {apart:.1%}")
         log.info("a forward for %s is ready (after %.0f s)", scheme, time.perf_counter() - began)
 
-    def time(self, tile: int, seq_len: int, forwards: int, scheme: str) -> float:
-        """Seconds of `forwards` of `tile` sequences in a row, recorded if they can be."""
+    def time(self, tile: int, seq_len: int, count: int, scheme: str) -> float:
+        """Seconds of `count` forwards of `tile` sequences in a row, recorded if they can be."""
         try:
-            return self._time(tile, seq_len, forwards, scheme)
+            return self._time(tile, seq_len, count, scheme)
         except Exception as error:
             self._forget()
             self._end_if_lost(error)
             raise
 
     @torch.inference_mode()
-    def _time(self, tile: int, seq_len: int, forwards: int, scheme: str) -> float:
+    def _time(self, tile: int, seq_len: int, count: int, scheme: str) -> float:
         shape = tile, seq_len, self._hidden_size
         # Random, as in a round: what a GPU draws, and so its clock, depends on the numbers.
         inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
@@ -253,7 +253,7 @@ class _Device:
             for _ in range(FIRST_AFTER):
                 forward(inputs.clone())
         launched = _Launched(self._device)
-        for _ in range(forwards):
+        for _ in range(count):
             forward(inputs.clone())
         launched.close(None)
         return launched.result()[1]

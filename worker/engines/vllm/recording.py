@@ -42,7 +42,7 @@ class Recorder:
         self._shape, self._in_a_row = torch.Size(), 0
 
     def __call__(self, inputs: Tensor) -> Tensor | None:
-        """The logits for `inputs`, until the next call."""
+        """What the forward gives for `inputs`, until the next call."""
         recording = self._recording_of(inputs)
         return self.plain(inputs) if recording is None else recording(inputs)
 
@@ -111,7 +111,7 @@ class Recording:
         torch.cuda.current_stream(inputs.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool, stream=stream):
-            self._logits = forward(self._inputs)
+            self._output = forward(self._inputs)
         for _ in range(2):
             replayed = self(inputs)
             # As bits: NaN is not equal to itself.
@@ -120,10 +120,10 @@ class Recording:
                 or expected is None
                 or not torch.equal(replayed.view(torch.int16), expected.view(torch.int16))
             ):
-                raise RuntimeError("the recorded forward gives other logits than the plain one")
+                raise RuntimeError("the recorded forward gives other numbers than the plain one")
 
     def __call__(self, inputs: Tensor) -> Tensor | None:
-        """The logits for `inputs`, until the next call."""
+        """What the forward gives for `inputs`, until the next call."""
         self._inputs.copy_(inputs)
         self._graph.replay()
-        return self._logits
+        return self._output
