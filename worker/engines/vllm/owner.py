@@ -45,8 +45,8 @@ HEALTH_S = 1.0
 SHUTDOWN_S = 3
 #: Looks at whether vLLM still lives after a call that failed.
 LOOKS_AFTER_FAILURE = 3
-#: Share of the last job's time that the owner waits for another job before it waits for the
-#: device, which keeps jobs out. The device is busy for longer, however its times vary.
+#: Share of a job's time that the owner waits for another one before it waits for the device, which
+#: keeps jobs out. The device is busy for longer, however its times vary.
 WAIT_SHARE = 0.5
 #: Seconds that the first job is taken to last.
 FIRST_JOB_S = 0.1
@@ -58,6 +58,8 @@ class _Launched:
 
     handle: int
     parts: Sequence[Submitted]
+    #: That the device computes: those of whole tiles.
+    positions: int
     #: Whether the device still computes: a CPU has already done it when the launch returns.
     running: bool
 
@@ -77,7 +79,8 @@ class Owner:
         self.busy_seconds = 0.0
         #: Schemes that can't be computed, and why. The first job of one may add it.
         self.without: dict[str, str] = {}
-        self._job_seconds = FIRST_JOB_S
+        #: Seconds and positions of the last jobs that the device was through with.
+        self._pace = FIRST_JOB_S, 1
         self._handles = count()
         self._llm: Any = None
         self._queue: asyncio.Queue[Submitted] = asyncio.Queue()
@@ -272,7 +275,7 @@ class Owner:
         if last and last.parts[0].job.alone:
             return []  # it has the device for itself
         running = last is not None and last.running
-        wait_s = None if last is None else WAIT_SHARE * self._job_seconds * running
+        wait_s = None if last is None else WAIT_SHARE * self._seconds_of(last) * running
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while not self._backlog.is_full:
@@ -295,19 +298,31 @@ class Owner:
     def _tile_of(self, job: Job) -> int:
         return tile_of(*self._tile, job.seq_len)
 
+    def _positions_of(self, job: Job) -> int:
+        tile = self._tile_of(job)
+        return -(-len(job.nonces) // tile) * tile * job.seq_len
+
+    def _seconds_of(self, launched: _Launched) -> float:
+        """What it takes, by the last jobs' pace; as long as these if it is larger."""
+        seconds, positions = self._pace
+        return seconds * min(1.0, launched.positions / max(1, positions))
+
     async def _launch(self, parts: Sequence[Submitted]) -> _Launched | None:
         handle = next(self._handles)
         nonces = tuple(nonce for each in parts for nonce in each.job.nonces)
         job = replace(parts[0].job, nonces=nonces)
         running = await self._attempt(parts, "poc_launch", handle, asdict(job))
-        return None if running is None else _Launched(handle, parts, running[0])
+        if running is None:
+            return None
+        return _Launched(handle, parts, self._positions_of(job), running[0])
 
     async def _collect(self, launched: _Launched) -> None:
         answer = await self._attempt(launched.parts, "poc_collect", launched.handle)
         if answer is None:
             return
-        proofs, self._job_seconds = answer[0]  # rank 0 has logits in any case
-        self.busy_seconds += self._job_seconds
+        proofs, seconds = answer[0]  # rank 0 has logits in any case
+        self.busy_seconds += seconds
+        self._pace = seconds, launched.positions
         start = 0
         for each in launched.parts:
             stop = start + len(each.job.nonces)

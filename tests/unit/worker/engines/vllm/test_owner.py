@@ -29,9 +29,10 @@ ARGUMENTS = SimpleNamespace(model="m")
 
 
 class FakeVllm:
-    """A device that takes `SECONDS` a job, one after the other."""
+    """A device that takes `SECONDS` a job, or a nonce, one after the other."""
 
     def __init__(self) -> None:
+        self.seconds_a_nonce: float | None = None
         self.calls: list[str] = []
         #: The nonces of each launch.
         self.tiles: list[tuple[int, ...]] = []
@@ -59,13 +60,17 @@ class FakeVllm:
             self.tiles.append(nonces)
             if self.refused in nonces:
                 raise ValueError("loose wire")
-            self._free_at = self._done_at[ticket] = max(now, self._free_at) + SECONDS
+            self._free_at = self._done_at[ticket] = max(now, self._free_at) + self._takes(nonces)
             return [True]
         if self.hangs.is_set():
             await asyncio.sleep(3600)
         # As vLLM's process: while it waits for the device it hears of nothing else.
         await asyncio.to_thread(time.sleep, max(0.0, self._done_at[ticket] - now))
-        return [([float(nonce) for nonce in self.tiles[ticket]], SECONDS)]
+        nonces = self.tiles[ticket]
+        return [([float(nonce) for nonce in nonces], self._takes(nonces))]
+
+    def _takes(self, nonces: tuple[int, ...]) -> float:
+        return SECONDS if self.seconds_a_nonce is None else self.seconds_a_nonce * len(nonces)
 
     def shutdown(self) -> None:
         self.calls.append("shutdown")
@@ -115,6 +120,19 @@ def test_the_device_never_waits_for_a_manager_with_two_jobs(owner: Owner, fake: 
     # While one is waited for, which takes vLLM's whole attention, the next lies on the device.
     for k in range(7):
         assert fake.calls.index(f"launch {k + 1}") < fake.calls.index(f"collect {k}")
+
+
+def test_a_small_job_behind_a_large_one_is_answered_when_it_is_done(
+    owner: Owner, fake: FakeVllm
+) -> None:
+    """Given a functional check behind a chunk of thousands: nobody else is waited for as long."""
+    fake.seconds_a_nonce = 0.02
+    large = owner.submit(job(*range(50)))
+    small = owner.submit(job(1, seq_len=7))
+    large.result(timeout=10)
+    began = time.monotonic()
+    assert small.result(timeout=10) == [1.0]
+    assert time.monotonic() - began < 0.25  # half of what the large one took is 0.5
 
 
 def test_a_job_that_is_not_launched_can_be_cancelled(owner: Owner, fake: FakeVllm) -> None:
