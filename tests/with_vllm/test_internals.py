@@ -125,3 +125,42 @@ def test_the_kernels_of_quantized_products_are_named(
 
     monkeypatch.setattr("vllm.utils.deep_gemm.is_deep_gemm_e8m0_used", lambda: e8m0)
     assert internals.kernels(model_with(*methods)) == says
+
+
+class FlashAttentionImpl:
+    """What `direct_attention` looks at in the attention of a layer."""
+
+    def __init__(self, kv_cache_dtype: str = "auto", *, fa4_hd256: bool = False) -> None:
+        self.kv_cache_dtype, self.fa4_hd256 = kv_cache_dtype, fa4_hd256
+        self.attn_type, self.sliding_window = "decoder", (7, 0)
+
+
+class PagedImpl(FlashAttentionImpl):
+    """Another backend's."""
+
+
+class TestDirectAttention:
+    """Keys and values as they are computed, where that is known to be possible."""
+
+    def test_it_is_the_layers_own_with_its_window(self) -> None:
+        """The deployed one stays as it is."""
+        from worker.engines.vllm import internals
+
+        deployed = FlashAttentionImpl()
+        found = internals.direct_attention({"l": SimpleNamespace(impl=deployed)})
+        assert found is not None
+        assert (found["l"].attn_type, found["l"].sliding_window) == ("encoder_only", (7, 0))
+        assert deployed.attn_type == "decoder"
+
+    @pytest.mark.parametrize(
+        "other",
+        [PagedImpl(), FlashAttentionImpl("fp8"), FlashAttentionImpl(fa4_hd256=True)],
+        ids=["backend", "cache", "kernel"],
+    )
+    def test_one_layer_without_this_way_leaves_all_to_pages(
+        self, other: FlashAttentionImpl
+    ) -> None:
+        from worker.engines.vllm import internals
+
+        layers = {"a": SimpleNamespace(impl=FlashAttentionImpl())}
+        assert internals.direct_attention(layers | {"b": SimpleNamespace(impl=other)}) is None

@@ -162,6 +162,7 @@ class TransformersEngine:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
             problem = _out_of_memory(self._tiles.size, job.seq_len, error)
+            self._tiles.forget()
         except Exception as error:
             log.exception("the engine failed on a job of %d nonces", len(job.nonces))
             problem = EngineError(f"the model can't compute the batch: {first_line(error)}")

@@ -197,7 +197,8 @@ def direct_attention(layers: Mapping[str, Any]) -> dict[str, Any] | None:
     """Of each layer an attention over keys and values as they are computed, without any pages.
 
     It is the layer's own, taken for an encoder's, whose way this is; a window without a right
-    side makes that causal. None if one of the layers has a backend or a cache without this way.
+    side makes that causal. None if one of the layers has a backend, a kernel or a cache without
+    this way: that of FlashAttention 4 for heads of 256 takes windows with pages only.
 
     Source: `FlashAttentionImpl` in `vllm.v1.attention.backends.flash_attn`, its `forward`,
     `_forward_encoder_attention` and `do_kv_cache_update`.
@@ -205,7 +206,10 @@ def direct_attention(layers: Mapping[str, Any]) -> dict[str, Any] | None:
     found = {}
     for name, layer in layers.items():
         impl = layer.impl
-        if type(impl).__name__ != "FlashAttentionImpl" or impl.kv_cache_dtype != "auto":
+        knows = type(impl).__name__ == "FlashAttentionImpl" and not getattr(
+            impl, "fa4_hd256", False
+        )
+        if not knows or impl.kv_cache_dtype != "auto":
             return None
         found[name] = copy.copy(impl)
         found[name].attn_type = AttentionType.ENCODER_ONLY

@@ -208,7 +208,7 @@ class Owner:
             if feed:
                 feed.cancel()
                 await asyncio.gather(feed, return_exceptions=True)
-            self._clear()
+            await self._clear()
             if server and serving:
                 server.should_exit = True
                 await asyncio.gather(serving, return_exceptions=True)
@@ -374,13 +374,14 @@ class Owner:
         self._outstanding.discard(future)
         return future
 
-    def _clear(self) -> None:
+    async def _clear(self) -> None:
         """End all jobs: those that run fail, those that wait are cancelled: they are not to blame.
 
         In this order, so that who waits for one of them does not submit another meanwhile.
         """
         with self._lock:
             over = self._over = self._over or EngineDied("the engine's thread has ended")
+        await asyncio.sleep(0)  # what was submitted until now comes into the queue
         while not self._queue.empty():
             self._backlog.add(self._queue.get_nowait())
         for each in self._backlog.take_all():
