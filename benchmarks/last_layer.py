@@ -21,8 +21,8 @@ from typing import Any
 
 from shared.errors import PoCError
 from shared.settings import load_settings
-from worker.engines.vllm import options as vllm_options
 from worker.engines.vllm.engine import VllmEngine
+from worker.engines.vllm.options import extended_by
 
 
 def main() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--nonces", type=int, default=1024, help="whose distances are compared")
     options = parser.parse_args()
     # vLLM's process imports it by name, from beside this script.
-    vllm_options.EXTENSION = "last_layer_extension.LastLayerExtension"
     settings = load_settings(engine="vllm", model=options.model, tile=str(max(options.tiles)))
-    engine = VllmEngine(settings)
+    with extended_by("last_layer_extension.LastLayerExtension"):
+        engine = VllmEngine(settings)
     figures: dict[str, Any] = {}
     try:
         figures["compiled_s"] = engine.call("poc_first", options.tiles[0])

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from worker.engines.vllm import forwards
-from worker.engines.vllm.extension import PoCWorkerExtension, _Device
+from worker.engines.vllm.extension import PoCWorkerExtension
+from worker.engines.vllm.rank import Rank
 from worker.job import Job
 
 
@@ -20,46 +21,46 @@ class LastLayerExtension(PoCWorkerExtension):
 
         As long as the pruned one takes, which is compiled when the engine starts.
         """
-        vars(self).pop("poc_device").close()  # its memory
+        vars(self).pop("poc_rank").close()  # its memory
         self.poc_ours = forwards.whole(self, lambda _, layer: layer)
         began = time.perf_counter()
-        device = self._device("ours", tile)
-        device.time(tile, 256, 1, "distance")
+        rank = self._rank_of("ours", tile)
+        rank.time(tile, 256, 1, "distance")
         seconds = time.perf_counter() - began
-        device.close()
+        rank.close()
         return seconds
 
     def poc_turns(
         self, tile: int, seq_len: int, rounds: int, seconds: float, nonces: int
     ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         """Seconds of a forward in each turn, and distances, by the forward's name."""
-        devices = {name: self._device(name, tile) for name in ("vllm", "ours", "pruned")}
+        ranks = {name: self._rank_of(name, tile) for name in ("vllm", "ours", "pruned")}
         counts = {
-            name: max(1, int(seconds / (device.time(tile, seq_len, 5, "distance") / 5)))
-            for name, device in devices.items()
+            name: max(1, int(seconds / (rank.time(tile, seq_len, 5, "distance") / 5)))
+            for name, rank in ranks.items()
         }
-        turns: dict[str, list[float]] = {name: [] for name in devices}
+        turns: dict[str, list[float]] = {name: [] for name in ranks}
         for turn in range(rounds):
-            order = list(devices)
+            order = list(ranks)
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
-                spent = devices[name].time(tile, seq_len, counts[name], "distance")
+                spent = ranks[name].time(tile, seq_len, counts[name], "distance")
                 turns[name].append(spent / counts[name])
         job = Job("last layer", "node", tuple(range(nonces)), seq_len)
         distances = {}
-        for name, device in devices.items():
-            device.launch(0, job)
-            distances[name] = device.collect(0)[0]
-        for device in devices.values():
-            device.close()  # what their recordings hold, before another tile's
+        for name, rank in ranks.items():
+            rank.launch(0, job)
+            distances[name] = rank.collect(0)[0]
+        for rank in ranks.values():
+            rank.close()  # what their recordings hold, before another tile's
         return turns, distances
 
-    def _device(self, name: str, tile: int) -> Any:
+    def _rank_of(self, name: str, tile: int) -> Any:
         tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
-        device = _Device(self, tile, tokens, prunes=name == "pruned")
-        facts = device.prepare("distance")
+        rank = Rank(self, tile, tokens, prunes=name == "pruned")
+        facts = rank.prepare("distance")
         if name == "ours":
-            device._own = lambda scheme: self.poc_ours
+            rank._own = lambda scheme: self.poc_ours
         if facts["last_layer"] != ("pruned" if name == "pruned" else "whole"):
             raise RuntimeError("the last layer is not pruned; the log says why")
         torch.cuda.synchronize()
-        return device
+        return rank

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from shared.errors import PoCError
 from shared.settings import load_settings
 from worker.engines import Job
-from worker.engines.vllm import options as vllm_options
 from worker.engines.vllm.engine import VllmEngine
+from worker.engines.vllm.options import extended_by
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     options = parser.parse_args()
     # vLLM's process imports it by name, from beside this script.
-    vllm_options.EXTENSION = "timeline_extension.TimelineExtension"
-    engine = VllmEngine(load_settings(engine="vllm", model=options.model))
+    with extended_by("timeline_extension.TimelineExtension"):
+        engine = VllmEngine(load_settings(engine="vllm", model=options.model))
     job = Job("timeline", "node", tuple(range(options.batch_size)), options.seq_len)
     try:
         times = engine.call("poc_timeline", asdict(job))

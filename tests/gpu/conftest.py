@@ -13,6 +13,7 @@ from sizes import VOCAB_SIZE
 
 from shared.settings import load_settings
 from worker.engines.vllm.engine import VllmEngine
+from worker.engines.vllm.options import extended_by
 from worker.tools.make_model import make_model
 
 
@@ -45,8 +46,7 @@ def load() -> Iterator[Callable[..., Driver]]:
         given = {"max_model_len": 1024, "gpu_memory_utilization": 0.4}
         given |= {"vllm_options": json.dumps(options)}
         settings = load_settings({}, engine="vllm", model=str(model), **given | more)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("worker.engines.vllm.options.EXTENSION", "pages.ComparingExtension")
+        with extended_by("pages.ComparingExtension"):
             made.append(VllmEngine(settings))
         return Driver(made[-1])
 

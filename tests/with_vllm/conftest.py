@@ -17,6 +17,7 @@ from driver import Driver
 from small import CONFIGS, settings_of
 
 from worker.engines.vllm.engine import VllmEngine
+from worker.engines.vllm.options import extended_by
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +54,7 @@ def load() -> Iterator[Callable[..., VllmEngine]]:
 @pytest.fixture(scope="session")
 def shared_driver(checkpoint: Callable[[str], Path]) -> Iterator[Driver]:
     """One Qwen3 engine for all tests that leave it as it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.engines.vllm.options.EXTENSION", "faulty_extension.FaultyExtension")
+    with extended_by("faulty_extension.FaultyExtension"):
         engine = VllmEngine(settings_of(checkpoint("qwen3")))
     yield Driver(engine)
     engine.close()

@@ -43,17 +43,17 @@ class FaultyExtension(PublishedExtension):
         internals.swapped = _REAL["swapped"]
         forwards.pruned = _REAL["pruned"]
         forwards.whole = _REAL["whole"]
-        self.poc_device.facts["without"].clear()
+        self.poc_rank.facts["without"].clear()
         self.poc_forget_forwards()
 
     def poc_forget_forwards(self) -> None:
         """Those of schemes are made anew."""
         vars(self).pop("poc_own", None)
-        self.poc_device._forwards.clear()
+        self.poc_rank._forwards.clear()
 
     def poc_outlives(self) -> bool:
         """Whether the device is still there once another one is prepared in its place."""
-        before = weakref.ref(self.poc_device)
+        before = weakref.ref(self.poc_rank)
         gc.disable()
         try:
             self.poc_prepare(4, 8192)
@@ -107,7 +107,7 @@ class FaultyExtension(PublishedExtension):
 
     def poc_poison_scratch(self) -> None:
         """As a nonce without finite numbers leaves it."""
-        for pages in self.poc_device._scratch.values():
+        for pages in self.poc_rank._scratch.values():
             pages.fill_(float("nan"))
 
     def poc_shapes(self) -> list[list[int]]:
@@ -157,7 +157,7 @@ class FaultyExtension(PublishedExtension):
 
     def poc_rows(self, behind: int) -> int:
         """Rows that the second half of the last layer computes for `behind` sequences."""
-        pruned, seen = self.poc_device._own("distance"), []
+        pruned, seen = self.poc_rank._own("distance"), []
         second = pruned._tail
 
         def counted(attended: Any, residual: Any) -> Any:

@@ -16,7 +16,7 @@ from small import settings_of
 from shared.errors import EngineDied, EngineError
 from worker.engines import JobCancelled
 from worker.engines.vllm.engine import VllmEngine
-from worker.engines.vllm.options import reserve_bytes
+from worker.engines.vllm.options import extended_by, reserve_bytes
 
 pytestmark = [
     pytest.mark.vllm,
@@ -25,7 +25,6 @@ pytestmark = [
 ]
 
 #: Which extension vLLM loads.
-EXTENSION = "worker.engines.vllm.options.EXTENSION"
 
 
 def test_the_first_batch_of_a_scheme_that_it_was_not_made_ready_for(driver: Driver) -> None:
@@ -60,13 +59,13 @@ class TestTiles:
         assert driver.engine.info.profile["tile"] == "4"
 
     def test_a_forward_has_no_more_tokens_than_vllm_measured_memory_for(
-        self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+        self, checkpoint: Callable[[str], Path]
     ) -> None:
         """A tile of 8 with 128 tokens: three sequences of 40, one of 128, none longer."""
-        monkeypatch.setattr(EXTENSION, "faulty_extension.FaultyExtension")
         options = {"max_num_batched_tokens": 128, "max_num_seqs": 16}
         settings = settings_of(checkpoint("qwen3"), options, max_model_len=256, tile="auto")
-        engine = VllmEngine(settings)
+        with extended_by("faulty_extension.FaultyExtension"):
+            engine = VllmEngine(settings)
         try:
             driver = Driver(engine)
             driver.call("poc_shapes")
@@ -181,11 +180,11 @@ class TestQueue:
         assert driver.engine.busy_seconds == after
 
     def test_close_ends_the_running_job_and_the_queued_ones(
-        self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+        self, checkpoint: Callable[[str], Path]
     ) -> None:
         """At once: the processes that compute are ended."""
-        monkeypatch.setattr(EXTENSION, "faulty_extension.FaultyExtension")
-        engine = VllmEngine(settings_of(checkpoint("qwen3")))
+        with extended_by("faulty_extension.FaultyExtension"):
+            engine = VllmEngine(settings_of(checkpoint("qwen3")))
         Driver(engine).call("poc_dawdle", 60.0)
         running, waiting = (engine.submit(job(*range(4))) for _ in range(2))
         time.sleep(0.3)
@@ -201,11 +200,11 @@ class TestQueue:
         engine.close()  # twice is once
 
     def test_a_process_that_dies_ends_the_engine_for_good(
-        self, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+        self, checkpoint: Callable[[str], Path]
     ) -> None:
         """Nobody waits for ever: running, waiting and later jobs all learn of it."""
-        monkeypatch.setattr(EXTENSION, "faulty_extension.FaultyExtension")
-        engine = VllmEngine(settings_of(checkpoint("qwen3")))
+        with extended_by("faulty_extension.FaultyExtension"):
+            engine = VllmEngine(settings_of(checkpoint("qwen3")))
         try:
             driver = Driver(engine)
             driver.call("poc_dawdle", 2.0)

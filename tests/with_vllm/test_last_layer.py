@@ -13,6 +13,7 @@ from driver import Driver, job
 from small import settings_of
 
 from worker.engines.vllm.engine import VllmEngine
+from worker.engines.vllm.options import extended_by
 
 pytestmark = [
     pytest.mark.vllm,
@@ -63,8 +64,7 @@ def test_a_layer_of_another_kind_stays_whole(
 @pytest.fixture(scope="module")
 def compiled(checkpoint: Callable[[str], Path]) -> Iterator[Driver]:
     """One compiled Qwen3 engine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.engines.vllm.options.EXTENSION", "faulty_extension.FaultyExtension")
+    with extended_by("faulty_extension.FaultyExtension"):
         engine = VllmEngine(settings_of(checkpoint("qwen3"), COMPILED))
     yield Driver(engine)
     engine.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,8 @@ DEFAULT_SEQUENCES = 128
 #: Bytes of KV cache on a CPU, where the engine is for trying things out.
 CPU_KV_CACHE = 1 << 30
 
-EXTENSION = f"{__package__}.extension.PoCWorkerExtension"
+#: What vLLM mixes into its worker.
+_extension = f"{__package__}.extension.PoCWorkerExtension"
 
 #: Options of vLLM that are settings here.
 _SETTINGS = {
@@ -84,6 +87,20 @@ class Device:
     kind: str
     total: int
     width: int
+
+
+@contextmanager
+def extended_by(name: str) -> Iterator[None]:
+    """Load engines with another extension, for measurements and tests: a class of ours that is one.
+
+    Holds for the whole process while it lasts. vLLM's process imports the class by `name`.
+    """
+    global _extension
+    before, _extension = _extension, name
+    try:
+        yield
+    finally:
+        _extension = before
 
 
 def installed() -> tuple[str, str] | None:
@@ -336,7 +353,7 @@ def engine_arguments(
             load_format="safetensors",
             # Without it the compiled forward takes token ids only.
             enable_prompt_embeds=True,
-            worker_extension_cls=EXTENSION,
+            worker_extension_cls=_extension,
         )
     except Exception as error:
         raise EngineError(f"POC_VLLM_OPTIONS: vLLM refuses them ({cause_of(error)})") from error

@@ -21,7 +21,7 @@ class PublishedExtension(PoCWorkerExtension):
         self, block_hash: str, public_key: str, nonces: Sequence[int], seq_len: int
     ) -> list[float]:
         """Distances of `nonces`, a tile at a time, by the published algorithm."""
-        ours, facts = self.poc_device, self.poc_device.facts
+        ours, facts = self.poc_rank, self.poc_rank.facts
         sizes = facts["hidden_size"], facts["vocab_size"]
         published = Published(*sizes, ours._device, ours._dtype, ours._forward(DEFAULT))
         target = published.target(block_hash)

@@ -22,7 +22,7 @@ from shared.schemes.distance import r_target_for
 from shared.settings import Settings, load_settings
 from worker.engines import Engine, EngineInfo
 from worker.engines.base import TimesForwards
-from worker.engines.vllm import options as vllm_options
+from worker.engines.vllm.options import extended_by
 from worker.node.node import Node
 from worker.queue.app import pin
 from worker.queue.beside import worker_beside
@@ -111,13 +111,14 @@ def run(plan: Plan, *, json: bool = False, picture: Path | None = None) -> int:
         tempfile.TemporaryDirectory(prefix="poc-bench-") as directory,
         EmbeddedRedis() as server,
         news.status("loading") as status,
+        ExitStack() as stack,
     ):
         points: list[Point] = []
         model = plan.model or _make_model(Path(directory) / "model", status, gpu=plan.gpu)
         if "published" in plan.against:
             from worker.tools.bench.opponents import EXTENSION
 
-            vllm_options.EXTENSION = EXTENSION
+            stack.enter_context(extended_by(EXTENSION))
         for tile in plan.tiles or (None,):
             status.update("loading" if tile is None else f"loading, with tiles of {tile}")
             given: dict[str, Any] = {} if tile is None else {"tile": tile}
