@@ -32,6 +32,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 #: prctl(2): the signal that the kernel sends to a process when its parent ends.
@@ -42,12 +43,38 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+def aside(call: Callable[[], object]) -> None:
+    """Have `call` called soon, in a thread that is there for that.
+
+    For what a signal has to do: it interrupts the main thread anywhere, with any lock held, and
+    a second signal interrupts what the first one does.
+    """
+    _calls().put(call)
+
+
+@functools.cache
+def _calls() -> SimpleQueue[Callable[[], object]]:
+    calls: SimpleQueue[Callable[[], object]] = SimpleQueue()  # whose put takes no lock
+
+    def follow() -> None:
+        while True:
+            calls.get()()
+
+    threading.Thread(target=follow, name="poc-signals", daemon=True).start()
+    return calls
+
+
 def on_end_signal(handler: Callable[[signal.Signals], object]) -> None:
-    """Have `handler` called for each signal by which this process is told to end."""
+    """Have `handler` called `aside` for each signal by which this process is told to end."""
+
+    def told(number: int, _: object) -> None:
+        aside(lambda: handler(signal.Signals(number)))
+
+    _calls()  # its thread is not to be started by a signal
     for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # Of SIGHUP that is nohup's wish; SIGINT is ignored by all that a script starts with &.
         if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, lambda number, _: handler(signal.Signals(number)))
+            signal.signal(each, told)
 
 
 def spawn(

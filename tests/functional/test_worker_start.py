@@ -61,6 +61,15 @@ def test_a_worker_that_is_told_to_end_while_it_loads(number: int, start_worker: 
     assert "ends before the model was loaded, as a signal asked" in worker.log
 
 
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_at_once_changes_nothing(second: int, start_worker: Any) -> None:
+    """It may come while the first one is handled."""
+    worker = start_worker()
+    worker.process.send_signal(signal.SIGINT)
+    worker.process.send_signal(second)
+    assert worker.process.wait(20) == 0, worker.log
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root would be warned")
 def test_a_worker_of_root_is_not_warned_of_pickles(start_worker: Any) -> None:
     """Celery's warning is about what nobody here reads."""

@@ -25,7 +25,7 @@ from shared.broker import celery_app
 from shared.errors import ConfigError, Hung, Quarantined, StoreError, defect
 from shared.receivers import Receivers
 from shared.settings import EVERY_GPU, Settings
-from worker.children import kill_spawned
+from worker.children import aside, kill_spawned
 from worker.manager import PoCManager
 from worker.node.node import Node
 from worker.node.threads import Repeating
@@ -162,7 +162,7 @@ def create_app(settings: Settings) -> Celery:
     take_no_more()
     app.manager = None  # until the worker is ready
     app.on_start_error = _say_why
-    app.signalled = threading.Event()
+    app.signalled = False
     # By nohup, say. Before Celery installs a handler of its own.
     app.outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     # Of a worker that runs as root. It is about pickles, which nobody here reads.
@@ -174,8 +174,8 @@ def create_app(settings: Settings) -> Celery:
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def close(**_: Any) -> None:
         # Celery only takes a note of a signal: a worker that waits for Redis has to be told.
-        app.signalled.set()
-        app.node.closing.set()
+        app.signalled = True
+        aside(app.node.closing.set)
         if app.node.loading.is_set():
             log.warning("ends before the model was loaded, as a signal asked")
             _end_at_once(0)
@@ -209,7 +209,7 @@ def run_app(app: Celery) -> int:
         except StoreError as error:
             log.warning("%s: commands that this worker took are put back by the next one", error)
         app.node.store.close()
-    if worker.exitcode not in (FAILED, QUARANTINED) and app.signalled.is_set():
+    if worker.exitcode not in (FAILED, QUARANTINED) and app.signalled:
         return 0  # Celery gives 1 after SIGINT, as after a crash
     return int(worker.exitcode or 0)
 

@@ -141,7 +141,6 @@ class _Workers:
         if self._ending.is_set():
             return
         self._supervisor.stopping()
-        # Before it takes the lock, which a second signal in this thread would wait for in vain.
         self._ending.set()
         with self._lock:
             _say(f"{number.name}: waits for {len(self._running)} to end")

@@ -6,14 +6,44 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import psutil
 import pytest
 
 from support import ROOT, assert_gone, wait_until
+from worker.children import on_end_signal
 
 pytestmark = pytest.mark.functional
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of signals, as they were before the test."""
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_may_come_while_what_its_handler_takes_is_held() -> None:
+    """By the main thread, which it interrupts: a second Ctrl-C comes while the first is handled."""
+    lock, seen = threading.Lock(), SimpleQueue[signal.Signals]()
+
+    def handler(number: signal.Signals) -> None:
+        with lock:
+            seen.put(number)
+
+    on_end_signal(handler)
+    with lock:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert [seen.get(timeout=5), seen.get(timeout=5)] == [signal.SIGTERM, signal.SIGINT]
 
 
 def running_script(
