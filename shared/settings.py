@@ -45,6 +45,9 @@ PREFIX = "POC_"
 #: Sequences in one forward at most.
 MOST_TOGETHER = 4096
 
+#: Positions of each nonce in the functional check, whose distances all workers must agree on.
+CHECK_LEN = 64
+
 #: What `poc worker` takes as the GPU to run a worker on each that there is.
 EVERY_GPU = "all"
 
@@ -173,7 +176,10 @@ class Settings(BaseModel):
         1, ge=1, le=64, description="vllm: GPUs that the model is spread over"
     )
     max_model_len: int | None = Field(
-        None, ge=1, description="vllm: positions of a sequence at most; default the model's"
+        None,
+        ge=CHECK_LEN,
+        description="vllm: positions of a sequence at most, as many as the functional check has at "
+        "least; default the model's",
     )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="vllm: share of the GPU's memory that the worker takes"

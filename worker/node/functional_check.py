@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from shared.errors import EngineDied, EngineError, Quarantined
-from shared.settings import Settings
+from shared.settings import CHECK_LEN, Settings
 from shared.status import Commit
 from shared.store import Reference
 from worker.engines import Engine, Job, JobCancelled
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 #: What is computed: one small tile, of a block that no chain has. Settings know how many.
 BLOCK_HASH = PUBLIC_KEY = "poc-functional-check"
 NONCES = tuple(range(8))
-SEQ_LEN = 64
+SEQ_LEN = CHECK_LEN
 #: How far distances of two honest engines may lie from each other, in units of 1/sqrt(vocab_size):
 #: their noise has a standard deviation of 0.013 (docs/numerics.md), two models differ by 1.
 TOLERANCE = 0.2

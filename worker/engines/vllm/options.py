@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from shared.errors import EngineError
 from shared.schemes import terms_of
-from shared.settings import Settings
+from shared.settings import CHECK_LEN, Settings
 from worker.engines.base import DEFAULT_TILE
 from worker.engines.checkpoint import first_line, longest
 
@@ -277,9 +277,9 @@ def check_options(settings: Settings) -> dict[str, Any]:
         if name not in _OPTIONS:
             known = ", ".join(sorted(_OPTIONS))
             raise EngineError(f"POC_VLLM_OPTIONS: {name} can't be set; what can is {known}")
-    for name in ("max_num_batched_tokens", "max_num_seqs"):
-        if name in given and (type(given[name]) is not int or given[name] < 1):
-            raise EngineError(f"POC_VLLM_OPTIONS: {name} is no number of 1 or more")
+    for name, least in (("max_num_batched_tokens", CHECK_LEN), ("max_num_seqs", 1)):
+        if name in given and (type(given[name]) is not int or given[name] < least):
+            raise EngineError(f"POC_VLLM_OPTIONS: {name} is no number of {least} or more")
     return given
 
 
@@ -323,11 +323,13 @@ def engine_arguments(
     # Of its own accord vLLM would multiply them by a factor of the rotary positions.
     limit = longest(config)
     max_model_len = settings.max_model_len or limit
-    if limit < config.max_position_embeddings and max_model_len > limit:
-        raise EngineError(
-            f"POC_MAX_MODEL_LEN={max_model_len}: beyond its original {limit} positions this model "
-            "(longrope) is another one for each engine; lower it"
+    if max_model_len > limit:
+        is_another = (
+            "beyond its original length this model (longrope) is another one for each engine"
+            if limit < config.max_position_embeddings
+            else "the model has no more"
         )
+        raise EngineError(f"POC_MAX_MODEL_LEN={max_model_len}: set {limit} or less; {is_another}")
     from vllm import AsyncEngineArgs
 
     try:

@@ -125,8 +125,8 @@ def test_other_versions_are_refused(version: str, monkeypatch: pytest.MonkeyPatc
     [
         ({"dtype": "float32"}, "dtype is a setting; use POC_DTYPE"),
         ({"trust_remote_code": True}, "trust_remote_code can't be set; what can is .*block_size"),
-        ({"max_num_batched_tokens": True}, "max_num_batched_tokens is no number of 1 or more"),
-        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens is no number of 1 or more"),
+        ({"max_num_batched_tokens": True}, "max_num_batched_tokens is no number of 64 or more"),
+        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens is no number of 64 or more"),
         ({"max_num_seqs": "8"}, "max_num_seqs is no number of 1 or more"),
     ],
 )
