@@ -111,9 +111,16 @@ def test_a_demo_that_is_ended_leaves_nothing_running(
     assert not alive
 
 
-def test_the_benchmark_of_a_model_that_is_not_there() -> None:
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [(["--model=/nowhere/model"], {}), ([], {"POC_MODEL": "/nowhere/model"})],
+    ids=["option", "variable"],
+)
+def test_the_benchmark_of_a_model_that_is_not_there(
+    words: list[str], variables: dict[str, str]
+) -> None:
     """It is an option that is wrong: status 2, one line."""
-    done = preloaded.run(["bench", "--model=/nowhere/model"], env=clean_environment(), cwd=ROOT)
+    done = preloaded.run(["bench", *words], env=clean_environment(**variables), cwd=ROOT)
     assert done.returncode == 2, done.stderr
     assert "error: /nowhere/model: there is no such directory" in done.stderr
     assert "Traceback" not in done.stderr

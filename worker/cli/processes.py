@@ -282,15 +282,16 @@ def make_model(
             seed=seed,
             dtype=dtype,
         )
-    show.out.print(f"made {made}. Use it: poc worker --model {made}", soft_wrap=True)
+    show.out.print(f"made {made}. Use it: poc worker --embedded --model {made}", soft_wrap=True)
 
 
 def bench(
     model: Annotated[
         str | None,
         typer.Option(
+            envvar="POC_MODEL",
             help="Directory or hub id. Unless given a random one: small, or with --gpu of the "
-            "shape of Qwen3-0.6B."
+            "shape of Qwen3-0.6B.",
         ),
     ] = None,
     scheme: Scheme = DEFAULT,

@@ -159,7 +159,10 @@ def _refusal(
             f"use a model of one of {', '.join(sorted(architectures))}"
         )
     if quantization is not None and not quantized:
-        return "is quantized, which this engine is not tested with; use full weights"
+        return (
+            "is quantized, which this engine is not tested with; use full weights, or "
+            "POC_ENGINE=vllm, which takes some kinds"
+        )
     if _asks_for_a_quantized_cache(quantization):
         return "asks for a quantized KV cache, which is not tested; use a checkpoint without one"
     return agreement.refusal(config, raw)

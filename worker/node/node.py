@@ -107,6 +107,10 @@ class Node:
             time.monotonic() - began,
             engine.info.fingerprint,
         )
+        profile = ", ".join(
+            f"{name} {value}" for name, value in engine.info.profile.items() if value
+        )
+        log.info("it computes with %s", profile or "what its engine does not tell")
         self._watchdog.start()
         with self._watchdog.watching():
             check.begin()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -39,6 +41,24 @@ if TYPE_CHECKING:
 
 out = Console()
 news = Console(stderr=True)
+
+
+@contextmanager
+def out_alone() -> Iterator[None]:
+    """Send what is written to standard output meanwhile to standard error: vLLM logs to it.
+
+    Processes that are started in it keep that.
+    """
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(ours, 1)
+        os.close(ours)
+
 
 #: Incidents on one screen.
 INCIDENTS = 3

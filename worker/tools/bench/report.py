@@ -30,6 +30,8 @@ LABELS = {
     "published_our_forward": "published, our forward",
     "published": "published",
 }
+#: How far the turns of one candidate may be apart, as a ratio, on a machine that is ours.
+STEADY = 1.5
 #: The ratios that matter: one candidate over another.
 RATIOS = (
     ("round", "forward"),
@@ -121,10 +123,21 @@ def show_table(points: Sequence[Point]) -> None:
         out.print(Text(_title(point), style="bold"))
         out.print(_rates_table(point))
         out.print(_ratios_table(point))
+        if (apart := max(_apart(each) for each in point.rates.values())) > STEADY:
+            out.print(
+                f"Turns of one candidate differ by up to {apart:.1f} times: something else has "
+                "this machine. Run it again when it is quiet, or with more --rounds."
+            )
         out.print()
     if len({each.loaded_tile for each in points}) > 1:
         out.print("Each tile was loaded and measured after the one before: in other turns.")
     out.print(Text(f"on {_where(points)}"))
+
+
+def _apart(rates: Rates) -> float:
+    """How many times as fast the fastest turn is as the slowest."""
+    low, high = rates.spread
+    return high / low
 
 
 def _title(point: Point) -> str:

@@ -27,12 +27,12 @@ from worker.node.node import Node
 from worker.queue.app import pin
 from worker.queue.beside import worker_beside
 from worker.tools.bench.candidates import EngineAlone, Forward, Round
-from worker.tools.bench.report import Point, picture_of, show_json, show_table
+from worker.tools.bench.report import LABELS, Point, picture_of, show_json, show_table
 from worker.tools.bench.turns import Candidate, interleave
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.extras import require_installed
 from worker.tools.make_model import SHAPES, make_model
-from worker.tools.show import news
+from worker.tools.show import news, out_alone
 
 #: The share of nonces that is valid, as in a real round.
 VALID_SHARE = 0.001
@@ -69,7 +69,7 @@ class Plan:
         """
         named = {each.strip() for each in against.split(",") if each.strip()}
         if unknown := sorted(named - {*OPPONENTS}):
-            raise ConfigError(f"--against {unknown[0]}: choose of {', '.join(OPPONENTS)}")
+            raise ConfigError(f"--against {unknown[0]}: choose from {', '.join(OPPONENTS)}")
         swept, _, values = sweep.partition("=")
         if sweep and swept not in SWEPT:
             raise ConfigError(f"--sweep {sweep}: give tile=32,64 or seq_len=128,256, say")
@@ -108,6 +108,7 @@ def run(plan: Plan, *, json: bool = False, picture: Path | None = None) -> int:
     if picture and not picture.absolute().parent.is_dir():
         raise ConfigError(f"--picture {picture}: there is no directory for it")
     with (
+        out_alone(),
         tempfile.TemporaryDirectory(prefix="poc-bench-") as directory,
         EmbeddedRedis() as server,
         news.status("loading") as status,
@@ -181,7 +182,8 @@ def _measure(
         candidates.append(Round(node, client, distance, name="distance"))
 
     def say(what: str) -> None:
-        status.update(f"seq_len {seq_len}, {what}")
+        before, _, name = what.rpartition(": ")
+        status.update(f"seq_len {seq_len}, {before}: {LABELS[name]}")
 
     rates = interleave(candidates, plan.seconds / plan.rounds, plan.rounds, say)
     return Point(info, config, rates, missing | left_out, whole.samples[1:], whole.start_s[1:])

@@ -66,7 +66,7 @@ def interleave(
     for index in range(rounds):
         first = index % len(candidates)
         for each in (*candidates[first:], *candidates[:first]):
-            say(f"round {index + 1} of {rounds}: {each.name}")
+            say(f"turn {index + 1} of {rounds}: {each.name}")
             nonces, spent = each.turn(seconds)
             turns[each.name].append(nonces / spent)
     return {name: Rates(tuple(rates)) for name, rates in turns.items()}

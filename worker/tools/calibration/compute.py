@@ -15,6 +15,7 @@ from worker.engines import Engine, Job, load_engine
 from worker.engines.base import finite
 from worker.engines.tile import cut
 from worker.node.pipeline import depth_of
+from worker.tools.show import out_alone
 
 #: Of a setting that is left out here, what a worker would do: a measurement serves no requests.
 _NOT_HERE = ("serve_host", "serve_port")
@@ -37,13 +38,15 @@ def loaded(settings: Settings) -> Iterator[Engine]:
     Raises `ConfigError` if it can't be loaded: the options of the command are wrong.
     """
     try:
-        engine = load_engine(changed(settings))
+        with out_alone():
+            engine = load_engine(changed(settings))
     except EngineError as error:
         raise ConfigError(str(error)) from None
     try:
         yield engine
     finally:
-        engine.close()
+        with out_alone():
+            engine.close()
 
 
 def proofs(

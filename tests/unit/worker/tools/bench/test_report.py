@@ -52,6 +52,16 @@ def test_a_table_says_what_was_not_measured(
     assert "nobody knows" in said
 
 
+def test_a_table_warns_of_a_machine_that_is_busy(
+    point: Point, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given turns that are far apart, the figures are worth little."""
+    show_table([point])
+    assert "differ by up to 2.0 times" in " ".join(capsys.readouterr().out.split())
+    show_table([replace(point, rates={"round": Rates((90.0, 88.0, 80.0))})])
+    assert "differ by" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("loaded", [("8", "8"), ("8", "16")], ids=["one engine", "two engines"])
 def test_points_of_several_engines_are_told_apart(
     loaded: tuple[str, str], point: Point, capsys: pytest.CaptureFixture[str]

@@ -29,7 +29,7 @@ def test_a_gpu_asks_for_all_opponents() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ({"against": "everybody"}, "--against everybody: choose of published, limit"),
+        ({"against": "everybody"}, "--against everybody: choose from published, limit"),
         ({"against": "limit,distance"}, "--against distance: it is what is measured; leave it"),
         (
             {"against": "published", "scheme": "artifact"},

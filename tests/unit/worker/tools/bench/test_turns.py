@@ -52,4 +52,4 @@ def test_it_is_told_what_comes() -> None:
     """What takes long says what it does."""
     said: list[str] = []
     interleave([Scripted("a", [], 1, 1)], seconds=1.0, rounds=1, say=said.append)
-    assert said == ["warming up: a", "round 1 of 1: a"]
+    assert said == ["warming up: a", "turn 1 of 1: a"]
