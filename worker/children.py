@@ -43,13 +43,14 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def aside(call: Callable[[], object]) -> None:
-    """Have `call` called soon, in a thread that is there for that.
+def aside(call: Callable[..., object]) -> Callable[..., None]:
+    """What has `call` called soon, in a thread that is there for that, and takes no lock.
 
     For what a signal has to do: it interrupts the main thread anywhere, with any lock held, and
     a second signal interrupts what the first one does.
     """
-    _calls().put(call)
+    calls = _calls()
+    return lambda *args: calls.put(functools.partial(call, *args))
 
 
 @functools.cache
@@ -60,21 +61,17 @@ def _calls() -> SimpleQueue[Callable[[], object]]:
         while True:
             calls.get()()
 
-    threading.Thread(target=follow, name="poc-signals", daemon=True).start()
+    threading.Thread(target=follow, name="signals", daemon=True).start()
     return calls
 
 
 def on_end_signal(handler: Callable[[signal.Signals], object]) -> None:
     """Have `handler` called `aside` for each signal by which this process is told to end."""
-
-    def told(number: int, _: object) -> None:
-        aside(lambda: handler(signal.Signals(number)))
-
-    _calls()  # its thread is not to be started by a signal
+    told = aside(lambda number: handler(signal.Signals(number)))
     for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # Of SIGHUP that is nohup's wish; SIGINT is ignored by all that a script starts with &.
         if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, told)
+            signal.signal(each, lambda number, _: told(number))
 
 
 def spawn(

@@ -61,6 +61,8 @@ def find(model: str | None, *, serving: bool = False) -> Path:
     directory = Path(model).expanduser()
     if directory.is_dir():
         return directory
+    if directory.is_file():
+        raise EngineError(f"{model}: is a file; set POC_MODEL to the directory that it is in")
     if names_a_path(model):
         raise EngineError(f"{model}: there is no such directory; {REMEDY}")
     try:

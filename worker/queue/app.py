@@ -171,11 +171,13 @@ def create_app(settings: Settings) -> Celery:
     app.steps["consumer"].add(Wakeup)
     tasks.register(app)
 
+    close_node = aside(app.node.closing.set)
+
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def close(**_: Any) -> None:
         # Celery only takes a note of a signal: a worker that waits for Redis has to be told.
         app.signalled = True
-        aside(app.node.closing.set)
+        close_node()
         if app.node.loading.is_set():
             log.warning("ends before the model was loaded, as a signal asked")
             _end_at_once(0)

@@ -104,7 +104,7 @@ class VllmEngine:
             facts = self._owner.start(arguments, tiles, listener, tokens)
             self._info = EngineInfo(
                 model=str(settings.model),
-                device=f"{kind} (vLLM {version}, {facts['tensor_parallel']} ranks)",
+                device=f"{kind} (vLLM {version}, tensor parallel {facts['tensor_parallel']})",
                 fingerprint=fingerprint,
                 vocab_size=facts["vocab_size"],
                 hidden_size=facts["hidden_size"],

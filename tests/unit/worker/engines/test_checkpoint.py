@@ -52,6 +52,10 @@ class TestRefusals:
         with pytest.raises(EngineError, match="there is no such directory; set POC_MODEL"):
             load(tmp_path / "nothing")
 
+    def test_a_file_of_a_model(self, model_dir: Path, load: LoadEngine) -> None:
+        with pytest.raises(EngineError, match="is a file; set POC_MODEL to the directory"):
+            load(model_dir / "model.safetensors")
+
     def test_a_hub_id_without_the_libraries_that_ask_the_hub(
         self, load: LoadEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -280,7 +280,8 @@ class TestStop:
         checked(store, 8)
         running.node.stop()
         assert listed(store) == []
-        assert threads() == []
+        # The sender's pool may be with a Redis or a name server, and is not waited for.
+        wait_until(lambda: threads() == [], 10, "the end of all threads")
         assert running.node.pipeline.tokens == []
         with pytest.raises(EngineError, match="closed"):
             running.engine.submit(Job("b", "k", (1,), 8))
