@@ -111,7 +111,8 @@ def run(
 def _become(
     words: list[str], env: dict[str, str], cwd: Path, streams: tuple[Path, Path, Path]
 ) -> None:
-    os.setsid()  # a Ctrl-C is for whoever started it
+    if os.getsid(0) != os.getpid():  # beside vLLM each fork leads one already
+        os.setsid()  # a Ctrl-C is for whoever started it
     if (ask_the_kernel := _die_with(os.getppid())) is not None:
         ask_the_kernel()
     append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
