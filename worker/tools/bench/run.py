@@ -181,9 +181,8 @@ def _measure(
         distance = _config(plan, DEFAULT, info, seq_len)
         candidates.append(Round(node, client, distance, name="distance"))
 
-    def say(what: str) -> None:
-        before, _, name = what.rpartition(": ")
-        status.update(f"seq_len {seq_len}, {before}: {LABELS[name]}")
+    def say(turn: str, name: str) -> None:
+        status.update(f"seq_len {seq_len}, {turn}: {LABELS[name]}")
 
     rates = interleave(candidates, plan.seconds / plan.rounds, plan.rounds, say)
     return Point(info, config, rates, missing | left_out, whole.samples[1:], whole.start_s[1:])

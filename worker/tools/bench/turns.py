@@ -53,20 +53,20 @@ def interleave(
     candidates: Sequence[Candidate],
     seconds: float,
     rounds: int,
-    say: Callable[[str], object] = lambda _: None,
+    say: Callable[[str, str], object] = lambda *_: None,
 ) -> Mapping[str, Rates]:
     """The rates of `candidates` by name, each measured in `rounds` turns of `seconds`.
 
-    `say` is told of each turn before it begins.
+    `say` is told of each turn before it begins: which, and whose.
     """
     for each in candidates:
-        say(f"warming up: {each.name}")
+        say("warming up", each.name)
         each.turn(min(seconds, WARM_UP_S))
     turns: dict[str, list[float]] = {each.name: [] for each in candidates}
     for index in range(rounds):
         first = index % len(candidates)
         for each in (*candidates[first:], *candidates[:first]):
-            say(f"turn {index + 1} of {rounds}: {each.name}")
+            say(f"turn {index + 1} of {rounds}", each.name)
             nonces, spent = each.turn(seconds)
             turns[each.name].append(nonces / spent)
     return {name: Rates(tuple(rates)) for name, rates in turns.items()}

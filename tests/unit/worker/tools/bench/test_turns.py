@@ -51,5 +51,9 @@ def test_a_ratio_is_of_turns_side_by_side() -> None:
 def test_it_is_told_what_comes() -> None:
     """What takes long says what it does."""
     said: list[str] = []
-    interleave([Scripted("a", [], 1, 1)], seconds=1.0, rounds=1, say=said.append)
+
+    def say(turn: str, name: str) -> None:
+        said.append(f"{turn}: {name}")
+
+    interleave([Scripted("a", [], 1, 1)], seconds=1.0, rounds=1, say=say)
     assert said == ["warming up: a", "turn 1 of 1: a"]
