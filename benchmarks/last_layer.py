@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
     parser.add_argument("--nonces", type=int, default=1024, help="whose distances are compared")
     options = parser.parse_args()
-    # vLLM's process imports it by name, from beside this script.
     settings = load_settings(engine="vllm", model=options.model, tile=str(max(options.tiles)))
+    # vLLM's process imports it by name, from beside this script.
     with extended_by("last_layer_extension.LastLayerExtension"):
         engine = VllmEngine(settings)
     figures: dict[str, Any] = {}

@@ -97,8 +97,9 @@ class Followed(Generic[Answer]):
         self._asked: Asked[Answer] = asked
         self._traceparent = about().traceparent
         self._resend_s = RESEND_S[0]
+        #: When it is to be sent again; 0 until it was sent.
         self._send_at = 0.0
-        self._sent = self._accepted = False
+        self._accepted = False
         #: What a worker said when it took the command on, such as the `round_id`.
         self.said: dict[str, Any] = {}
         self._began = time.monotonic()
@@ -168,7 +169,7 @@ class Followed(Generic[Answer]):
             )
         if time.monotonic() < self._send_at:
             return
-        if self._sent and self._line.has_more():
+        if self._send_at and self._line.has_more():
             # It may be in there. If it was lost, that shows when workers have taken the rest.
             self._send_at = time.monotonic() + self._resend_s
             return
@@ -177,7 +178,6 @@ class Followed(Generic[Answer]):
             # Redis forgot it. It may begin again, but must not replace what came since.
             kwargs = {name: value for name, value in kwargs.items() if name != "replace"}
         self._line.send(self.id, self._asked.task, kwargs, self._traceparent)
-        self._sent = True
         self._send_at = time.monotonic() + self._resend_s
         self._resend_s = min(self._resend_s * 2, RESEND_S[1])
 

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 #: What is computed: one small tile, of a block that no chain has. Settings know how many.
 BLOCK_HASH = PUBLIC_KEY = "poc-functional-check"
 NONCES = tuple(range(8))
-SEQ_LEN = CHECK_LEN
 #: How far distances of two honest engines may lie from each other, in units of 1/sqrt(vocab_size):
 #: their noise has a standard deviation of 0.013 (docs/numerics.md), two models differ by 1.
 TOLERANCE = 0.2
@@ -43,7 +42,7 @@ class FunctionalCheck:
         self._pinned = settings.model_distances
         # Memory that another process took is no reason to call a device wrong.
         self._job = Job(
-            BLOCK_HASH, PUBLIC_KEY, NONCES, min(SEQ_LEN, info.max_seq_len), whole_tiles=True
+            BLOCK_HASH, PUBLIC_KEY, NONCES, min(CHECK_LEN, info.max_seq_len), whole_tiles=True
         )
         self._tolerance = TOLERANCE / math.sqrt(info.vocab_size)
         self._due_at = 0.0

@@ -206,10 +206,9 @@ def direct_attention(layers: Mapping[str, Any]) -> dict[str, Any] | None:
     found = {}
     for name, layer in layers.items():
         impl = layer.impl
-        knows = type(impl).__name__ == "FlashAttentionImpl" and not getattr(
-            impl, "fa4_hd256", False
-        )
-        if not knows or impl.kv_cache_dtype != "auto":
+        if type(impl).__name__ != "FlashAttentionImpl" or impl.kv_cache_dtype != "auto":
+            return None
+        if getattr(impl, "fa4_hd256", False):
             return None
         found[name] = copy.copy(impl)
         found[name].attn_type = AttentionType.ENCODER_ONLY
