@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worker.children import _die_with
+from worker.children import _lead_and_follow
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -111,10 +111,7 @@ def run(
 def _become(
     words: list[str], env: dict[str, str], cwd: Path, streams: tuple[Path, Path, Path]
 ) -> None:
-    if os.getsid(0) != os.getpid():  # beside vLLM each fork leads one already
-        os.setsid()  # a Ctrl-C is for whoever started it
-    if (ask_the_kernel := _die_with(os.getppid())) is not None:
-        ask_the_kernel()
+    _lead_and_follow(os.getppid())  # a Ctrl-C is for whoever started it
     append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     for descriptor, (path, flags) in enumerate(
         zip(streams, (os.O_RDONLY, append, append), strict=True)

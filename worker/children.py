@@ -170,8 +170,7 @@ class Forks(multiprocessing.context.ForkServerContext):
 
         def run(self) -> None:
             """In the child."""
-            if os.getsid(0) != os.getpid():  # the server could not import its module
-                _lead_and_follow(os.getppid())
+            _lead_and_follow(os.getppid())  # should the server not have imported its module
             os.environ.clear()
             os.environ.update(self._environment)
             super().run()
@@ -215,6 +214,9 @@ def lead_and_follow() -> None:
 
 
 def _lead_and_follow(parent: int) -> None:
+    """Unless this process does so already: a fork never leads a session at first."""
+    if os.getsid(0) == os.getpid():
+        return
     os.setsid()
     if (ask := _die_with(parent)) is not None:
         ask()
