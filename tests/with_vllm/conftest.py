@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from driver import Driver
+from driver import Driver, faulty
 from small import CONFIGS, settings_of
 
 from worker.engines.vllm.engine import VllmEngine
-from worker.engines.vllm.options import extended_by
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +53,7 @@ def load() -> Iterator[Callable[..., VllmEngine]]:
 @pytest.fixture(scope="session")
 def shared_driver(checkpoint: Callable[[str], Path]) -> Iterator[Driver]:
     """One Qwen3 engine for all tests that leave it as it was."""
-    with extended_by("faulty_extension.FaultyExtension"):
-        engine = VllmEngine(settings_of(checkpoint("qwen3")))
+    engine = faulty(settings_of(checkpoint("qwen3")))
     yield Driver(engine)
     engine.close()
 

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from shared.settings import Settings
 from worker.engines.vllm.engine import VllmEngine
+from worker.engines.vllm.options import extended_by
 from worker.job import Job
 
 
@@ -33,6 +35,12 @@ class Driver:
     def llm(self) -> Any:
         """The engine of vLLM itself."""
         return self.engine._owner._llm
+
+
+def faulty(settings: Settings) -> VllmEngine:
+    """An engine with what tests do to it in vLLM's own process."""
+    with extended_by("faulty_extension.FaultyExtension"):
+        return VllmEngine(settings)
 
 
 def job(*nonces: int, **changes: Any) -> Job:

@@ -10,13 +10,12 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
-from driver import Driver, job
+from driver import Driver, faulty, job
 from small import settings_of
 
 from shared.errors import EngineDied, EngineError
 from worker.engines import JobCancelled
-from worker.engines.vllm.engine import VllmEngine
-from worker.engines.vllm.options import extended_by, reserve_bytes
+from worker.engines.vllm.options import reserve_bytes
 
 pytestmark = [
     pytest.mark.vllm,
@@ -64,8 +63,7 @@ class TestTiles:
         """A tile of 8 with 128 tokens: three sequences of 40, one of 128, none longer."""
         options = {"max_num_batched_tokens": 128, "max_num_seqs": 16}
         settings = settings_of(checkpoint("qwen3"), options, max_model_len=256, tile="auto")
-        with extended_by("faulty_extension.FaultyExtension"):
-            engine = VllmEngine(settings)
+        engine = faulty(settings)
         try:
             driver = Driver(engine)
             driver.call("poc_shapes")
@@ -183,8 +181,7 @@ class TestQueue:
         self, checkpoint: Callable[[str], Path]
     ) -> None:
         """At once: the processes that compute are ended."""
-        with extended_by("faulty_extension.FaultyExtension"):
-            engine = VllmEngine(settings_of(checkpoint("qwen3")))
+        engine = faulty(settings_of(checkpoint("qwen3")))
         Driver(engine).call("poc_dawdle", 60.0)
         running, waiting = (engine.submit(job(*range(4))) for _ in range(2))
         time.sleep(0.3)
@@ -203,8 +200,7 @@ class TestQueue:
         self, checkpoint: Callable[[str], Path]
     ) -> None:
         """Nobody waits for ever: running, waiting and later jobs all learn of it."""
-        with extended_by("faulty_extension.FaultyExtension"):
-            engine = VllmEngine(settings_of(checkpoint("qwen3")))
+        engine = faulty(settings_of(checkpoint("qwen3")))
         try:
             driver = Driver(engine)
             driver.call("poc_dawdle", 2.0)

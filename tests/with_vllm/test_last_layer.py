@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import Driver, job
+from driver import Driver, faulty, job
 from small import settings_of
 
 from worker.engines.vllm.engine import VllmEngine
-from worker.engines.vllm.options import extended_by
 
 pytestmark = [
     pytest.mark.vllm,
@@ -64,8 +63,7 @@ def test_a_layer_of_another_kind_stays_whole(
 @pytest.fixture(scope="module")
 def compiled(checkpoint: Callable[[str], Path]) -> Iterator[Driver]:
     """One compiled Qwen3 engine."""
-    with extended_by("faulty_extension.FaultyExtension"):
-        engine = VllmEngine(settings_of(checkpoint("qwen3"), COMPILED))
+    engine = faulty(settings_of(checkpoint("qwen3"), COMPILED))
     yield Driver(engine)
     engine.close()
 
