@@ -7,6 +7,12 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from shared.gateway.in_time import ANSWER_S
+
+#: Seconds within which whoever does not ask to wait is answered, also where other tests take the
+#: processor: whoever had to wait twice would need longer.
+IN_TIME = 2 * ANSWER_S
+
 #: Makes a client of a gateway with these settings.
 Gateway = Callable[..., TestClient]
 

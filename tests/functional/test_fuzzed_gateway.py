@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode as Mode
 from schemathesis.checks import negative_data_rejection, positive_data_acceptance
 
-from calls import BLOCK, POW
+from calls import BLOCK, IN_TIME, POW
 from computing import computing
 from fuzzed import Served, answer_to, few, request
 from serving_api import serving_gateway
@@ -35,8 +35,6 @@ from worker.tools.make_model import make_model
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(3600)]
 
-#: Seconds within which whoever does not ask to wait is answered.
-IN_TIME = 2.0
 #: MiB that the gateway may grow by.
 GROWTH = 60
 TOKEN = "a-token-of-the-fuzzer-0123456789"

@@ -20,7 +20,7 @@ import httpx
 import pytest
 import redis
 
-from calls import POW
+from calls import IN_TIME, POW
 from computing import computing
 from preloaded import Fork
 from receiver import Receiver
@@ -44,10 +44,6 @@ ROUND: dict[str, Any] = {
     "node_count": 1,
     "params": {"model": "net/model", "seq_len": 16},
 }
-
-
-#: Seconds within which whoever does not ask to wait is answered, on a machine that has other tests.
-IN_TIME = ANSWER_S + 0.5
 
 
 @pytest.fixture(scope="module")

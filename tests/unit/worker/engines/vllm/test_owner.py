@@ -127,12 +127,12 @@ def test_a_small_job_behind_a_large_one_is_answered_when_it_is_done(
 ) -> None:
     """Given a functional check behind a chunk of thousands: nobody else is waited for as long."""
     fake.seconds_a_nonce = 0.02
-    large = owner.submit(job(*range(50)))
+    large = owner.submit(job(*range(100)))
     small = owner.submit(job(1, seq_len=7))
     large.result(timeout=10)
     began = time.monotonic()
     assert small.result(timeout=10) == [1.0]
-    assert time.monotonic() - began < 0.25  # half of what the large one took is 0.5
+    assert time.monotonic() - began < 0.8  # half of what the large one took is 1.0
 
 
 def test_a_job_that_is_not_launched_can_be_cancelled(owner: Owner, fake: FakeVllm) -> None:
