@@ -530,10 +530,17 @@ def table() -> str:
     """All settings as a Markdown table, as docs/settings.md has it."""
     rows = ["| variable | default | what it is |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        shown = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        default = "" if field.default is None else f"`{shown}`"
+        default = f"`{shown}`" if (shown := default_of(name)) else ""
         rows.append(f"| `{_variable(name)}` | {default} | {field.description} |")
     return "\n".join(rows)
+
+
+def default_of(name: str) -> str:
+    """The default of a setting, as one would write it; empty without one."""
+    default = Settings.model_fields[name].default
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "" if default is None else str(default)
 
 
 if __name__ == "__main__":

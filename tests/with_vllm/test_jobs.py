@@ -75,6 +75,21 @@ class TestTiles:
         finally:
             engine.close()
 
+    def test_a_tile_that_was_asked_for_is_not_cut_in_silence(
+        self, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Said once of each length: a tile of 4 with 1,024 tokens has three sequences of 257."""
+        options = {"max_num_batched_tokens": 1024, "max_num_seqs": 16}
+        engine = faulty(settings_of(checkpoint("qwen3"), options, max_model_len=512))
+        try:
+            for seq_len in (257, 256, 257):
+                engine.submit(job(1, seq_len=seq_len)).result()
+        finally:
+            engine.close()
+        (said,) = [each for each in caplog.messages if each.startswith("POC_TILE=4")]
+        assert "sequences of 257 go 3 at a time, in 1024 tokens" in said
+        assert "max_num_batched_tokens to 1028" in said
+
     @pytest.mark.parametrize("seq_len", [0, 129])
     def test_a_sequence_that_the_model_has_no_positions_for(
         self, seq_len: int, driver: Driver

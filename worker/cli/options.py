@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from shared.config import PoCConfig
 from shared.errors import ConfigError, InvalidRequest
 from shared.schemes import DEFAULT, SCHEMES, terms_of
-from shared.settings import PREFIX, Settings, load_settings
+from shared.settings import PREFIX, Settings, default_of, load_settings
 
 Command = Callable[..., None]
 
@@ -99,13 +99,13 @@ def takes_settings(
     *names: str, build: Callable[..., Any] = load_settings
 ) -> Callable[[Command], Command]:
     """Give a command the options `names` and, as `settings`, what `build` makes of them."""
+
+    def said(name: str) -> str:
+        default = f"; default {shown}" if (shown := default_of(name)) else ""
+        return f"{Settings.model_fields[name].description} ({PREFIX}{name.upper()}{default})"
+
     options = [
-        _option(
-            name,
-            Settings.model_fields[name].annotation,
-            f"{Settings.model_fields[name].description} ({PREFIX}{name.upper()})",
-            "Settings",
-        )
+        _option(name, Settings.model_fields[name].annotation, said(name), "Settings")
         for name in names
     ]
     return _gathers("settings", options, lambda given: build(**given))

@@ -76,6 +76,9 @@ class VllmEngine:
         Raises `EngineError` that says what is wrong; then no process of vLLM is left.
         """
         version, options = check_version(), check_options(settings)
+        #: The tile that was asked for, and the lengths of which it was told that it is cut.
+        self._asked = 0 if settings.tile == "auto" else settings.tile
+        self._told: set[int] = set()
         with contextlib.ExitStack() as undo:
             # Which has vLLM imported from now on.
             self._owner = Owner(str(settings.model), settings.scheme)
@@ -154,7 +157,23 @@ class VllmEngine:
             job.seq_len,
             or_else="raise POC_MAX_MODEL_LEN, or max_num_batched_tokens in POC_VLLM_OPTIONS",
         )
+        self._tell_of_cut(job.seq_len)
         return FuturePending(self._owner.submit(job))
+
+    def _tell_of_cut(self, seq_len: int) -> None:
+        """Say, once for each length, that sequences of it go together in less than the tile."""
+        tile = tile_of(self._info.tile, self._info.max_tokens, seq_len)
+        if tile < self._asked and seq_len not in self._told:
+            self._told.add(seq_len)
+            log.warning(
+                "POC_TILE=%d: sequences of %d go %d at a time, in %d tokens; for whole tiles set "
+                "max_num_batched_tokens to %d in POC_VLLM_OPTIONS",
+                self._asked,
+                seq_len,
+                tile,
+                self._info.max_tokens,
+                self._asked * seq_len,
+            )
 
     def time_forwards(
         self, seq_len: int, seconds: float, scheme: str = DEFAULT

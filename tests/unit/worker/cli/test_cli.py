@@ -97,6 +97,14 @@ def test_the_help_fits_a_narrow_terminal(
     assert " range>" not in ran.out
 
 
+def test_the_help_has_the_default_of_each_setting(poc: Poc) -> None:
+    """As a line of the environment would have it, and none where there is none."""
+    said = " ".join(poc("worker", "--help").out.split())
+    assert "(POC_TILE; default auto)" in said
+    assert "(POC_RUN_CALLBACKS; default true)" in said
+    assert "(POC_MODEL_FINGERPRINT)" in said
+
+
 def test_completion_is_offered(poc: Poc) -> None:
     """As other commands have it."""
     ran = poc("--help")
