@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ ROUND = PoCConfig(block_hash="b", block_height=1, public_key="k", r_target=1.9, 
 ASKED = {"model": "m", "messages": [], "stream": True}
 CHAT = "/v1/chat/completions"
 GATED = {"POC_GATE_CHAT": "true"}
+#: How long the proxy waits for the gateway.
+GATE = timedelta(seconds=1)
 
 StartWorker = Callable[..., Any]
 StartGateway = Callable[..., Fork]
@@ -87,8 +90,17 @@ def generate(client: PoCClient, start_worker: StartWorker) -> Callable[[], None]
     return generate
 
 
-def refused(answer: httpx.Response) -> bool:
-    """Whether this is what the network's nodes answer while they generate."""
+def refused(client: httpx.Client) -> bool:
+    """Whether chat is answered as the network's nodes do while they generate.
+
+    Other tests may take so much of the processor that the gateway is too late, and chat goes on: it
+    is asked again, then.
+    """
+    answer = client.post(CHAT, json=ASKED)
+    for _ in range(10):
+        if answer.elapsed < GATE:
+            break
+        answer = client.post(CHAT, json=ASKED)
     if answer.status_code != 503:
         return False
     said = answer.json()
@@ -176,7 +188,7 @@ def test_chat_is_refused_while_a_round_generates(
     start_gateway(**GATED)
     assert passed(through.post(CHAT, json=ASKED))
     generate()
-    assert refused(through.post(CHAT, json=ASKED))
+    assert refused(through)
     client.stop()
     assert passed(through.post(CHAT, json=ASKED))
 
@@ -195,7 +207,7 @@ def test_an_answer_under_way_is_not_cut_when_a_round_begins(
     start_gateway(**GATED)
     with answering(port, tmp_path) as (client, chat, pieces):
         generate()
-        assert refused(client.post(CHAT, json=ASKED))
+        assert refused(client)
         chat.let_go.set()
         assert b"".join(pieces) == LAST
 
@@ -207,7 +219,7 @@ def test_who_has_no_token_of_the_gateway_is_asked_the_same(
     start_gateway(**GATED, POC_GATEWAY_TOKENS="a-token-for-commands", POC_GATEWAY_RATE="1")
     generate()
     for _ in range(5):
-        assert refused(through.post(CHAT, json=ASKED))
+        assert refused(through)
 
 
 def test_a_killed_gateway_shuts_nothing(
@@ -220,7 +232,7 @@ def test_a_killed_gateway_shuts_nothing(
     """Chat is open while it is away, even in a round; it is as before when it is there again."""
     gateway = start_gateway(**GATED)
     generate()
-    assert refused(through.post(CHAT, json=ASKED))
+    assert refused(through)
     gateway.kill()
     gateway.wait()
     long = ASKED | {"messages": ["x" * 2_000_000]}
@@ -228,7 +240,7 @@ def test_a_killed_gateway_shuts_nothing(
     assert len(chat.requests[-1][2]) > 2_000_000
     assert through.get("/api/v1/pow/status").status_code == 502
     start_gateway(**GATED)
-    assert refused(through.post(CHAT, json=ASKED))
+    assert refused(through)
     client.stop()
     assert passed(through.post(CHAT, json=long))
     assert len(chat.requests[-1][2]) > 2_000_000
@@ -242,7 +254,7 @@ def test_an_outage_of_redis_shuts_nothing(
 ) -> None:
     start_gateway(**GATED)
     generate()
-    assert refused(through.post(CHAT, json=ASKED))
+    assert refused(through)
     redis_server.kill()
     wait_until(lambda: passed(through.post(CHAT, json=ASKED)), 5, "chat to be open")
 
