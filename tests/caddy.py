@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from caller import caller
 from support import ROOT, free_port, running
 
 
@@ -27,6 +28,6 @@ def proxy(gateway: int, directory: Path, *workers: str) -> Iterator[httpx.Client
     log = directory / "caddy.log"
     with (
         running(command, "serving initial configuration", log, env=variables, cwd=directory),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        caller(f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
         yield client

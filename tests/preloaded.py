@@ -19,22 +19,29 @@ from pathlib import Path
 from worker.children import _lead_and_follow
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "celery.apps.worker",
-        "celery.worker.components",
-        "fake_engine",
-        "kombu.transport.redis",
-        "shared.api",
-        "shared.client",
-        "shared.gateway",
-        "transformers.models.qwen3.modeling_qwen3",
-        "worker.cli.app",
-        "worker.engines.tile",
-        "worker.engines.weights",
-        "worker.queue.app",
-    ]
-)
+#: What any of them needs, and what one with a model needs besides.
+_ALWAYS = [
+    "celery.apps.worker",
+    "celery.worker.components",
+    "fake_engine",
+    "kombu.transport.redis",
+    "shared.api",
+    "shared.client",
+    "shared.gateway",
+    "worker.cli.app",
+    "worker.queue.app",
+]
+_MODELS = [
+    "transformers.models.qwen3.modeling_qwen3",
+    "worker.engines.tile",
+    "worker.engines.weights",
+]
+_CONTEXT.set_forkserver_preload([*_ALWAYS, *_MODELS])
+
+
+def without_models() -> None:
+    """Import less, where all engines are fake ones; before the first fork."""
+    _CONTEXT.set_forkserver_preload(_ALWAYS)
 
 
 class Fork:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import preloaded
 from faults.run import Options, Report, Run
 from faults.sabotage import SABOTAGE
 from faults.saboteur import FAULTS, PHASES
@@ -40,6 +41,7 @@ Exit status: 0 all invariants held, 1 one did not (it is named, with the seed; l
 def main() -> int:
     """Run, print the report, give the exit status."""
     options = _options()
+    preloaded.without_models()
     out = Console(soft_wrap=True, highlight=False)
     directory = Path(tempfile.mkdtemp(prefix="poc-faults-"))
     out.print(f"seed {options.seed}, {options.seconds:g} s; logs in {directory}")

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from caller import caller
 from preloaded import Fork
 from serving_api import serving_api
 from shared.config import MAX_NONCE, PoCConfig
@@ -75,7 +76,7 @@ def serving(redis_url: str, tmp_path: Path, **variables: str) -> Iterator[Api]:
     log_path = tmp_path / "api.log"
     with (
         serving_api(redis_url, log_path, **variables) as (process, url),
-        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+        caller(url) as client,
     ):
         yield Api(process, client, log_path)
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
 import preloaded
+from caller import caller
 from preloaded import Fork
 from shared.client import PoCClient
 from shared.config import PoCConfig
@@ -59,21 +59,23 @@ def test_the_demo_shows_a_round_stays_and_leaves_nothing_running(tmp_path: Path)
     does not end that.
     """
     log = tmp_path / "out"
-    with running(
-        [sys.executable, "-m", "worker.cli", "demo", "--seconds=2", "--stay"],
-        r"watch them at (http://\S+)",
-        log,
-        timeout=150,
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    ) as (process, found):
+    with (
+        running(
+            [sys.executable, "-m", "worker.cli", "demo", "--seconds=2", "--stay"],
+            r"watch them at (http://\S+)",
+            log,
+            timeout=150,
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+        ) as (process, found),
+        caller(found[1]) as page,
+    ):
         children = _descendants(process.pid)
         assert len(children) >= 4, "a server, two workers and an API"
-        assert "<title>Proof of Compute</title>" in httpx.get(found[1], trust_env=False).text
-        overview = f"{found[1]}api/v1/pow/overview"
+        assert "<title>Proof of Compute</title>" in page.get("").text
 
         def seen() -> dict[str, Any]:
-            return dict(httpx.get(overview, trust_env=False).json())
+            return dict(page.get("api/v1/pow/overview").json())
 
         wait_until(
             lambda: seen()["node"]["block_height"] == 2 and seen()["node"]["total_checked"],

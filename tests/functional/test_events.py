@@ -15,6 +15,7 @@ import httpx
 import pytest
 import redis
 
+from caller import caller
 from serving_api import serving_api
 from shared.config import PoCConfig
 from shared.overview import Overview
@@ -59,7 +60,7 @@ class Page:
 def opened(url: str, **headers: str) -> Iterator[Page]:
     """A page on a connection of its own."""
     with (
-        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+        caller(url) as client,
         client.stream("GET", EVENTS, headers=headers) as response,
     ):
         yield Page(response)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from flower.urls import handlers
 
+from caller import caller
 from shared.client import PoCClient
 from shared.settings import Settings
 from shared.store import Store
@@ -40,7 +41,7 @@ def serving(settings: Settings, tmp_path: Path, *more: str) -> Iterator[httpx.Cl
     # It looks for workers before it has read its first event.
     with (
         running(command, "Connected to redis", tmp_path / "flower.log", cwd=tmp_path),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client,
+        caller(f"http://127.0.0.1:{port}") as client,
     ):
         yield client
 

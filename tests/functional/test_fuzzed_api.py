@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode as Mode
 from schemathesis.checks import negative_data_rejection
 
+from caller import caller
 from fuzzed import Served, answer_to, few, request
 from serving_api import serving_api
 from shared.config import MAX_NONCE, PoCConfig
@@ -130,7 +131,7 @@ methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "T
 
 @pytest.fixture(scope="module")
 def client(api: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=api.url, headers=BEARER, timeout=30, trust_env=False) as client:
+    with caller(api.url, headers=BEARER) as client:
         yield client
 
 

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode as Mode
 from schemathesis.checks import negative_data_rejection, positive_data_acceptance
 
+from caller import caller
 from calls import BLOCK, IN_TIME, POW
 from computing import computing
 from fuzzed import Served, answer_to, few, request
@@ -80,7 +81,7 @@ def node(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def client(node: Node) -> Iterator[httpx.Client]:
     """A caller that may command."""
-    with httpx.Client(base_url=node.gateway.url, headers=BEARER, timeout=30) as client:
+    with caller(node.gateway.url, headers=BEARER) as client:
         yield client
         client.post(f"{POW}/stop")
 
@@ -391,7 +392,7 @@ def test_many_callers_are_answered_in_time(node: Node, client: httpx.Client) -> 
     assert client.post(BEGIN, json=ROUND | {"block_hash": "busy"}).status_code == 200
 
     def call(number: int) -> tuple[int, float]:
-        with httpx.Client(base_url=node.gateway.url, headers=BEARER, timeout=30) as one:
+        with caller(node.gateway.url, headers=BEARER) as one:
             slowest, statuses = 0.0, set()
             for at in range(10):
                 job = one.post(ASK, json=JOB | {"nonces": [100 * number + at]})

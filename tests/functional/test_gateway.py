@@ -20,6 +20,7 @@ import httpx
 import pytest
 import redis
 
+from caller import caller
 from calls import IN_TIME, POW
 from computing import computing
 from preloaded import Fork
@@ -83,7 +84,7 @@ def calling(server: EmbeddedRedis, log: Path, **variables: str) -> Iterator[http
     variables = {"POC_GATEWAY_MODEL": "net/model", **variables}
     with (
         serving_gateway(server.url, log, **variables) as (_, url),
-        httpx.Client(base_url=f"{url}{POW}", timeout=60) as client,
+        caller(f"{url}{POW}", timeout=60) as client,
     ):
         yield client
 
@@ -374,7 +375,7 @@ def test_the_status_api_can_be_beside_it_with_its_own_tokens(
     """Its page and its events, too, which end with the process."""
     tokens = {"POC_API_TOKENS": 16 * "a", "POC_GATEWAY_TOKENS": 16 * "g"}
     serves = serving_gateway(server.url, tmp_path / "both.log", "--with-api", **tokens)
-    with serves as (process, url), httpx.Client(base_url=url) as client:
+    with serves as (process, url), caller(url) as client:
         assert client.get("/node/").status_code == 200
         path, reads = "/node/api/v1/pow/status", {"Authorization": f"Bearer {16 * 'a'}"}
         assert client.get(path).status_code == 401

@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from caller import caller
 from serving_api import serving_api
 from shared.client import PoCClient
 from shared.config import PoCConfig
@@ -35,7 +35,7 @@ def scrape(settings: Settings, tmp_path: Path) -> Iterator[Scrape]:
     """A scrape of the settings' node."""
     with (
         serving_api(settings.redis_url, tmp_path / "api.log") as (_, url),
-        httpx.Client(base_url=url, timeout=30, trust_env=False) as http,
+        caller(url) as http,
     ):
 
         def scrape() -> tuple[Series, Series]:
@@ -132,7 +132,7 @@ def test_prometheus_scrapes_it_as_the_compose_file_has_it_do(
         log = tmp_path / "prometheus.log"
         with (
             running(command, "ready to receive web requests", log),
-            httpx.Client(base_url=base, timeout=30, trust_env=False) as prometheus,
+            caller(base) as prometheus,
         ):
 
             def ask(what: str, **params: str) -> Any:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import redis
 from celery import Celery
 
 import preloaded
+from caller import caller
 from calls import BLOCK, POW
 from serving_api import serving_gateway
 from shared.client import PoCClient
@@ -137,13 +137,8 @@ def test_a_whole_round_with_each_process_as_its_user(
             of_flower,
             _,
         ),
-        httpx.Client(base_url=url[0], timeout=30, trust_env=False) as api,
-        httpx.Client(
-            base_url=f"http://127.0.0.1:{flower_port}",
-            auth=("u", "p"),
-            timeout=30,
-            trust_env=False,
-        ) as flower,
+        caller(url[0]) as api,
+        caller(f"http://127.0.0.1:{flower_port}", auth=("u", "p")) as flower,
     ):
         assert api.get("/readyz").status_code == 200
         # A receiver that is not there: the worker also keeps an outbox.
@@ -199,7 +194,7 @@ def test_the_gateway_is_a_controller(
     asked = {**BLOCK, "node_id": 0, "node_count": 1, "params": {"model": "m", "seq_len": 8}}
     with (
         serving_gateway(url, tmp_path / "gateway.log", "--with-api", **variables) as (_, at),
-        httpx.Client(base_url=at, timeout=30) as gateway,
+        caller(at) as gateway,
     ):
 
         def said(method: str, path: str, **body: Any) -> Any:

@@ -15,15 +15,15 @@ from small import settings_of
 
 from shared.errors import EngineDied, EngineError
 from worker.engines import JobCancelled
+from worker.engines.vllm.engine import VllmEngine
 from worker.engines.vllm.options import reserve_bytes
+from worker.tools.make_model import make_model
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.timeout(300),
 ]
-
-#: Which extension vLLM loads.
 
 
 def test_the_first_batch_of_a_scheme_that_it_was_not_made_ready_for(driver: Driver) -> None:
@@ -76,16 +76,15 @@ class TestTiles:
             engine.close()
 
     def test_a_tile_that_was_asked_for_is_not_cut_in_silence(
-        self, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+        self, load: Callable[..., VllmEngine], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Said once of each length: a tile of 4 with 1,024 tokens has three sequences of 257."""
+        """Said once of each length: 1,024 tokens are three sequences of 257."""
+        model = make_model(tmp_path / "model", head_dim=32, vocab_size=160, max_seq_len=512)
         options = {"max_num_batched_tokens": 1024, "max_num_seqs": 16}
-        engine = faulty(settings_of(checkpoint("qwen3"), options, max_model_len=512))
-        try:
+        engine = load(model, options, max_model_len=512)
+        with caplog.at_level("WARNING"):
             for seq_len in (257, 256, 257):
                 engine.submit(job(1, seq_len=seq_len)).result()
-        finally:
-            engine.close()
         (said,) = [each for each in caplog.messages if each.startswith("POC_TILE=4")]
         assert "sequences of 257 go 3 at a time, in 1024 tokens" in said
         assert "max_num_batched_tokens to 1028" in said

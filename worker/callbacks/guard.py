@@ -41,7 +41,7 @@ def guarded_transport(
 
     `context` is what TLS with them rests on.
     """
-    transport = httpx.AsyncHTTPTransport(trust_env=False)
+    transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
     # httpx has no public way to its connections; the tests would see it if this one ended.
     transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001
         ssl_context=context,
