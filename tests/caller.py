@@ -8,5 +8,5 @@ import httpx
 
 
 def caller(url: str, **options: Any) -> httpx.Client:
-    """It trusts no CA, which take 25 ms to load, and knows no proxy; `options` are of httpx."""
+    """It loads no CAs, which takes 25 ms, and knows no proxy; `options` are those of httpx."""
     return httpx.Client(base_url=url, verify=False, trust_env=False, **{"timeout": 30} | options)

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import redis
 
 import preloaded
+from caller import caller
 from receiver import Receiver
 from shared.broker import celery_app
 from shared.settings import load_settings
@@ -143,19 +143,14 @@ def test_a_node_gives_no_secret_away(tmp_path: Path, receiver_url: str) -> None:
         has_said("flower", "Connected to redis")
 
         api = stack.enter_context(
-            httpx.Client(
-                base_url=f"http://127.0.0.1:{env['POC_API_PORT']}",
+            caller(
+                f"http://127.0.0.1:{env['POC_API_PORT']}",
                 headers={"Authorization": f"Bearer {SECRETS['an API token']}"},
-                trust_env=False,
-                timeout=30,
             )
         )
         flower = stack.enter_context(
-            httpx.Client(
-                base_url=f"http://127.0.0.1:{env['FLOWER_PORT']}",
-                auth=("u", SECRETS["Flower's password"]),
-                trust_env=False,
-                timeout=30,
+            caller(
+                f"http://127.0.0.1:{env['FLOWER_PORT']}", auth=("u", SECRETS["Flower's password"])
             )
         )
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import pytest
 import redis
 
 import preloaded
+from caller import caller
 from exactness import counted, generating, without_gap
 from functional.conftest import StartWorker, WorkerProcess
 from serving_api import serving_api
@@ -135,7 +135,7 @@ def test_a_round_goes_on_at_the_replica(
     The worker takes its commands there as it did, and what is no command ends it as little.
     """
     worker = start_worker("w0", seconds=0.02)
-    with serving_api(watched.url, tmp_path / "api.log") as (_, api):
+    with serving_api(watched.url, tmp_path / "api.log") as (_, url), caller(url) as api:
         generating(client, store)
         watched.primary.kill()
         with contextlib.closing(watched.direct(watched.replica)) as direct:
@@ -143,7 +143,7 @@ def test_a_round_goes_on_at_the_replica(
             kept = int(direct.hget("poc:test:status", "total_checked") or 0)  # type: ignore[arg-type]
 
             def more() -> int:
-                answer = httpx.get(f"{api}/api/v1/pow/status")
+                answer = api.get("/api/v1/pow/status")
                 return answer.status_code == 200 and answer.json()["total_checked"] > kept + 40
 
             wait_until(more, PATIENCE, "the round to go on", every=0.2)
