@@ -5,8 +5,8 @@
     poc bench --gpu --model DIR
 
 Random weights of the shape, made on the GPU, quantized as the published ones are: each product but
-the head and the router, by the largest number of its block. With `--plain DIR` the same weights are
-written in bfloat16 beside it, to compare with.
+the head and the router, by the largest number of its block. The config names what is not quantized.
+With `--plain DIR` the same weights are written in bfloat16 beside it, to compare with.
 """
 
 from __future__ import annotations
@@ -84,12 +84,14 @@ def config_of(shape: str, layers: int | None = None) -> Any:
 def write(weights: dict[str, Tensor], config: Any, directory: Path) -> None:
     """A checkpoint of `weights`, its products quantized."""
     found: dict[str, Tensor] = {}
+    left = []
     for name, weight in weights.items():
         for each, part in parts(name, weight):
             if each.endswith("proj.weight"):
                 found[each], found[f"{each}_scale_inv"] = quantized(part)
             else:
                 found[each] = part
+                left.append(each.removesuffix(".weight"))
     directory.mkdir(parents=True, exist_ok=True)
     save_file({name: each.contiguous().cpu() for name, each in found.items()},
               directory / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
@@ -103,6 +105,7 @@ def write(weights: dict[str, Tensor], config: Any, directory: Path) -> None:
             "fmt": "e4m3",
             "activation_scheme": "dynamic",
             "weight_block_size": [BLOCK, BLOCK],
+            "modules_to_not_convert": left,
         }
     }
     text = json.dumps(fields, default=lambda value: str(value).removeprefix("torch."))

@@ -29,6 +29,12 @@ INTERNALS = [
     ("model_executor/layers/quantization/fp8.py", "Fp8LinearMethod", {"fp8_linear"}),
     ("model_executor/layers/quantization/fp8.py", "Fp8MoEMethod", {"fp8_backend"}),
     ("utils/deep_gemm.py", "", {"is_deep_gemm_e8m0_used"}),
+    # unset_scale
+    (
+        "model_executor/layers/quantization/utils/fp8_utils.py",
+        "create_fp8_scale_parameter",
+        {"finfo"},
+    ),
     # kv_groups
     (
         "v1/worker/utils.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -125,6 +126,37 @@ def test_the_kernels_of_quantized_products_are_named(
 
     monkeypatch.setattr("vllm.utils.deep_gemm.is_deep_gemm_e8m0_used", lambda: e8m0)
     assert internals.kernels(model_with(*methods)) == says
+
+
+SCALES = torch.tensor([[0.5, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("scale", "is_unset"),
+    [
+        (SCALES, False),
+        (SCALES.bfloat16(), False),
+        (torch.tensor([torch.finfo(torch.float32).min, 0.5]), True),
+        (torch.tensor([0.5, math.nan]), True),
+        (torch.tensor([0.5, math.inf], dtype=torch.bfloat16), True),
+        # Packed for a kernel.
+        (torch.tensor([-1], dtype=torch.int32), False),
+        (torch.tensor([-1.0]).to(torch.float8_e4m3fn), False),
+    ],
+    ids=["float32", "bfloat16", "lowest", "nan", "infinite", "packed", "float8"],
+)
+def test_a_layer_without_the_scale_of_its_weights_is_named(
+    scale: torch.Tensor, is_unset: bool
+) -> None:
+    from worker.engines.vllm import internals
+
+    model = torch.nn.ModuleDict({"one": torch.nn.Module(), "gate": torch.nn.Module()})
+    for layer, values in (("one", SCALES), ("gate", scale)):
+        for name in ("weight", "weight_scale_inv"):
+            made = torch.nn.Parameter(values.clone(), requires_grad=False)
+            model[layer].register_parameter(name, made)
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
+    assert internals.unset_scale(worker) == ("gate" if is_unset else None)
 
 
 class FlashAttentionImpl:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
 #: Embeddings [tokens, hidden_size], positions int64 [tokens] and rows int64 [sequences] to normed
 #: hidden states at these rows, [sequences, hidden_size].
 HiddenAt = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_WHOLE_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,23 @@ def kernels(worker: Any) -> str:
         if is_deep_gemm_e8m0_used():
             found.add("E8M0")
     return "+".join(sorted(found))
+
+
+def unset_scale(worker: Any) -> str | None:
+    """The first layer whose weights have no scale from the checkpoint; None if all have theirs.
+
+    vLLM serves such a model, with the lowest number that there is in place of a scale.
+
+    Source: `create_fp8_scale_parameter` in `vllm.model_executor.layers.quantization.utils`.
+    """
+    for name, parameter in model_of(worker).named_parameters():
+        layer, _, last = name.rpartition(".")
+        # Scales in fewer bits are packed in ways that make any pattern of bits a proper one.
+        if "weight_scale" in last and parameter.dtype in _WHOLE_FLOATS:
+            proper = (parameter >= 0) & (parameter < math.inf)
+            if not proper.all():
+                return str(layer)
+    return None
 
 
 def kv_groups(worker: Any, block_table_width: int) -> list[KVGroup]:

@@ -44,6 +44,12 @@ class Rank:
     def __init__(self, worker: Any, tile: int, max_tokens: int, *, prunes: bool) -> None:
         self._worker, self._device = worker, internals.device_of(worker)
         facts = internals.facts(worker)
+        if unset := internals.unset_scale(worker):
+            raise EngineError(
+                f"the checkpoint has no scale for the weights of {unset}, which its config.json "
+                "says are quantized: name the layer in modules_to_not_convert of "
+                "quantization_config, or make the checkpoint again"
+            )
         facts["max_tokens"] = min(facts["max_tokens"], max_tokens)
         self._max_tokens: int = facts["max_tokens"]
         self._hidden_size: int = facts["hidden_size"]
