@@ -27,13 +27,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, help="a whole tile unless given")
     parser.add_argument("--seq-len", type=int, default=256)
     options = parser.parse_args()
     # vLLM's process imports it by name, from beside this script.
     with extended_by("timeline_extension.TimelineExtension"):
         engine = VllmEngine(load_settings(engine="vllm", model=options.model))
-    job = Job("timeline", "node", tuple(range(options.batch_size)), options.seq_len)
+    nonces = range(options.batch_size or engine.info.tile)
+    job = Job("timeline", "node", tuple(nonces), options.seq_len)
     try:
         times = engine.call("poc_timeline", asdict(job))
     finally:
