@@ -57,12 +57,8 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 @pytest.fixture(scope="module")
 def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In float8; in `exact` beside it what its numbers are, in float32."""
-    directory, config = tmp_path_factory.mktemp("float8"), CONFIGS[kind.architecture]()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    write(made.state_dict(), config, directory / "float8")
-    made.float()
+    directory = tmp_path_factory.mktemp("float8")
+    made = written(kind.architecture, directory / "float8").float()
     with torch.no_grad():
         for name, weight in made.named_parameters():
             for each, part in parts(name, weight):
@@ -70,6 +66,16 @@ def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     part.copy_(_seen_by_kernels(part))
     made.save_pretrained(directory / "exact")
     return directory / "float8"
+
+
+def written(architecture: str, directory: Path) -> Any:
+    """A random model in bfloat16, of which a checkpoint in float8 is written."""
+    config = CONFIGS[architecture]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    write(made.state_dict(), config, directory)
+    return made
 
 
 def _seen_by_kernels(weight: Tensor) -> Tensor:
@@ -113,11 +119,8 @@ def test_artifacts_are_those_of_the_same_weights_but_for_noise(
 def test_a_router_that_is_said_to_be_quantized_is_refused(
     load: Callable[..., Driver], tmp_path: Path
 ) -> None:
-    """VLLM itself serves it, with experts chosen by a scale that there is not."""
-    config = CONFIGS["qwen3_moe"]()
-    with torch.random.fork_rng(devices=[]):
-        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    write(made.state_dict(), config, tmp_path)
+    """By itself vLLM serves it, with experts chosen by a scale that there is not."""
+    written("qwen3_moe", tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     del fields["quantization_config"]["modules_to_not_convert"]
     (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")

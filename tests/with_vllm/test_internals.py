@@ -85,7 +85,11 @@ class Backend(Enum):
 def model_with(*methods: tuple[str, Any]) -> Any:
     """A worker whose model has layers that are quantized so; each names the attribute it is in."""
     layers = [SimpleNamespace(**{name: method}) for name, method in methods]
-    model = SimpleNamespace(modules=lambda: [SimpleNamespace(), *layers])
+    return worker_of(SimpleNamespace(modules=lambda: [SimpleNamespace(), *layers]))
+
+
+def worker_of(model: Any) -> Any:
+    """VLLM's worker, as far as it is looked at here."""
     return SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
 
 
@@ -155,8 +159,7 @@ def test_a_layer_without_the_scale_of_its_weights_is_named(
         for name in ("weight", "weight_scale_inv"):
             made = torch.nn.Parameter(values.clone(), requires_grad=False)
             model[layer].register_parameter(name, made)
-    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
-    assert internals.unset_scale(worker) == ("gate" if is_unset else None)
+    assert internals.unset_scale(worker_of(model)) == ("gate" if is_unset else None)
 
 
 class FlashAttentionImpl:

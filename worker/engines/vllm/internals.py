@@ -28,8 +28,6 @@ from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
 #: hidden states at these rows, [sequences, hidden_size].
 HiddenAt = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-_WHOLE_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
@@ -126,8 +124,8 @@ def unset_scale(worker: Any) -> str | None:
     """
     for name, parameter in model_of(worker).named_parameters():
         layer, _, last = name.rpartition(".")
-        # Scales in fewer bits are packed in ways that make any pattern of bits a proper one.
-        if "weight_scale" in last and parameter.dtype in _WHOLE_FLOATS:
+        # Scales of one byte are packed in ways that make any pattern of bits a proper one.
+        if "weight_scale" in last and parameter.is_floating_point() and parameter.itemsize > 1:
             proper = (parameter >= 0) & (parameter < math.inf)
             if not proper.all():
                 return str(layer)
