@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -31,19 +32,30 @@ NONCES = 64
 
 
 class Kind(NamedTuple):
-    """An architecture, the kernels that are asked for, and what vLLM calls them."""
+    """An architecture, the kernels that are asked for, and what the profile calls them."""
 
     architecture: str
     options: dict[str, str]
     kernels: str
+    #: How far its artifacts are from exact ones on average, at most.
+    apart: float
 
 
+CUTLASS = {"linear_backend": "cutlass"}
 KINDS = {
-    "dense": Kind("qwen3", {"linear_backend": "cutlass"}, "CutlassFp8BlockScaledMMKernel"),
+    "dense": Kind("qwen3", CUTLASS, r"CutlassFp8BlockScaledMMKernel", 0.04),
     "experts": Kind(
         "qwen3_moe",
         {"linear_backend": "triton", "moe_backend": "triton"},
-        "TRITON+TritonFp8BlockScaledMMKernel",
+        r"TRITON\+TritonFp8BlockScaledMMKernel",
+        0.04,  # with a router that chooses anything it would be 0.08
+    ),
+    "experts by default": Kind(
+        "qwen3_moe",
+        CUTLASS,
+        # Where there is a DeepGEMM.
+        r"CutlassFp8BlockScaledMMKernel\+(DEEPGEMM\+E8M0|TRITON)",
+        0.04,
     ),
 }
 
@@ -87,12 +99,13 @@ def _seen_by_kernels(weight: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def driver(load: Callable[..., Driver], kind: Kind, model: Path) -> Driver:
     """An engine that is made ready for artifacts."""
-    return load(model, kind.options, tile="32", scheme="artifact", gpu_memory_utilization=0.3)
+    return load(model, kind.options, tile="32", scheme="artifact", gpu_memory_utilization=0.2)
 
 
 def test_the_profile_names_the_kernels(driver: Driver, kind: Kind) -> None:
     profile = driver.engine.info.profile
-    assert (profile["quantization"], profile["kernels"]) == ("fp8", kind.kernels)
+    assert profile["quantization"] == "fp8"
+    assert re.fullmatch(kind.kernels, profile["kernels"])
 
 
 @pytest.mark.parametrize("scheme", [{}, ARTIFACT], ids=["distance", "artifact"])
@@ -111,8 +124,9 @@ def test_artifacts_are_those_of_the_same_weights_but_for_noise(
     apart = l2(ours, [encoded(each) for each in exact])
     with capsys.disabled():
         mean, largest = statistics.mean(apart), max(apart)
-        print(f"\n{kind.kernels} / float32: L2 {mean:.3g}, largest {largest:.3g}")
-    assert mean < 0.04  # with a router that chooses anything it would be 0.08
+        kernels = driver.engine.info.profile["kernels"]
+        print(f"\n{kernels} / float32: L2 {mean:.3g}, largest {largest:.3g}")
+    assert mean < kind.apart
     assert statistics.mean(l2(ours, elsewhere)) > 1.0
 
 
@@ -125,4 +139,4 @@ def test_a_router_that_is_said_to_be_quantized_is_refused(
     del fields["quantization_config"]["modules_to_not_convert"]
     (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     with pytest.raises(EngineError, match=r"no scale for the weights of .*mlp\.gate, .*config"):
-        load(tmp_path, {"enforce_eager": True}, tile="32", gpu_memory_utilization=0.3)
+        load(tmp_path, {"enforce_eager": True}, tile="32", gpu_memory_utilization=0.2)

@@ -111,6 +111,16 @@ INTERNALS = [
         "Platform",
         {"is_unspecified", "device_type", "get_device_total_memory"},
     ),
+    # deep_gemm_has_experts
+    ("platforms/interface.py", "Platform", {"is_device_capability"}),
+    ("utils/deep_gemm.py", "", {"is_deep_gemm_supported"}),
+    ("envs.py", "", {"VLLM_MOE_USE_DEEP_GEMM"}),
+    (
+        "model_executor/layers/fused_moe/oracle/fp8.py",
+        "_get_priority_backends",
+        {"is_device_capability", "TRITON"},
+    ),
+    ("model_executor/layers/fused_moe/oracle/fp8.py", "map_fp8_backend", {"DEEPGEMM"}),
     # openai_app
     ("entrypoints/openai/api_server.py", "", {"build_app", "init_app_state"}),
     ("entrypoints/cli/serve.py", "", {"make_arg_parser"}),

@@ -22,7 +22,6 @@ from shared.settings import Settings
 from worker.engines import checkpoint
 from worker.engines.base import EngineInfo, FuturePending, tile_of
 from worker.engines.vllm.options import (
-    Device,
     check_options,
     check_version,
     device_of,
@@ -94,20 +93,20 @@ class VllmEngine:
             fingerprint = checkpoint.fingerprint(directory)
             if settings.quantization:
                 fingerprint += f"+{settings.quantization}"  # other weights, made from the same
-            kind, total = device_of(settings)
             size = sum(path.stat().st_size for path in checkpoint.weight_files(directory))
             # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
             dtype = checkpoint.dtype_of(directory, config, settings.dtype)
-            device = Device(kind, total, 4 if dtype == "float32" else 2)
+            device = device_of(settings, dtype)
             tiles = tiles_of(settings, options, config, device, size)
             arguments = engine_arguments(
                 settings, options, directory, config, device, dtype, tiles[-1]
             )
             tokens = options.get("max_num_batched_tokens")
             facts = self._owner.start(arguments, tiles, listener, tokens)
+            ranks = facts["tensor_parallel"]
             self._info = EngineInfo(
                 model=str(settings.model),
-                device=f"{kind} (vLLM {version}, tensor parallel {facts['tensor_parallel']})",
+                device=f"{device.kind} (vLLM {version}, tensor parallel {ranks})",
                 fingerprint=fingerprint,
                 vocab_size=facts["vocab_size"],
                 hidden_size=facts["hidden_size"],
@@ -118,14 +117,14 @@ class VllmEngine:
                     "generator": facts["generator"],
                     "forward": "compiled" if facts["compiled"] else "eager",
                     "dtype": facts["dtype"],
-                    "device": kind,
+                    "device": device.kind,
                     "attention": facts["attention"],
                     "keys_and_values": facts["keys_and_values"],
                     "last_layer": facts["last_layer"],
                     # Sequences in one forward: fewer where they would have more tokens together.
                     "tile": str(facts["tile"]),
                     "max_tokens": str(facts["max_tokens"]),
-                    "tensor_parallel": str(facts["tensor_parallel"]),
+                    "tensor_parallel": str(ranks),
                     "quantization": facts["quantization"],
                     "kernels": facts["kernels"],
                     "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0"),

@@ -2,7 +2,7 @@
 
 Those that a forward of our own is put together from are in `parts`. Nothing else in the project
 names vLLM's internals, so these are the pages to read when vLLM changes; each name has a contract
-test (`tests/with_vllm/test_contract.py`). All but the last four functions run in vLLM's worker
+test (`tests/with_vllm/test_contract.py`). All but the last five functions run in vLLM's worker
 process, where `worker` is vLLM's own (`vllm.v1.worker.gpu_worker.Worker`, or the CPU's). Read in
 vLLM 0.26.0, 0.32.0 and 0.33.0.
 """
@@ -381,6 +381,22 @@ def platform() -> tuple[str, int]:
     if current_platform.is_unspecified():
         return "", 0
     return current_platform.device_type, int(current_platform.get_device_total_memory())
+
+
+def deep_gemm_has_experts() -> bool:
+    """Whether DeepGEMM is there for experts in FP8 blocks, on a device where vLLM takes Triton.
+
+    That is Hopper. Elsewhere vLLM chooses by speed. Whether its own switches are off is seen here.
+
+    Source: `is_deep_gemm_supported` in `vllm.utils.deep_gemm`, `_get_priority_backends` in
+    `vllm.model_executor.layers.fused_moe.oracle.fp8`.
+    """
+    from vllm import envs
+    from vllm.platforms import current_platform
+    from vllm.utils.deep_gemm import is_deep_gemm_supported
+
+    is_hopper: bool = current_platform.is_device_capability(90)
+    return is_hopper and envs.VLLM_MOE_USE_DEEP_GEMM and is_deep_gemm_supported()
 
 
 async def openai_app(llm: Any, directory: str, name: str) -> Any:

@@ -82,11 +82,14 @@ _CAPTURES = {"cudagraph_capture_sizes", "max_cudagraph_capture_size", "compilati
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a model computes on: cuda or cpu, its bytes, and those of one of the model's numbers."""
+    """What a model computes on: cuda or cpu, and its bytes."""
 
     kind: str
     total: int
+    #: Bytes of one of the model's numbers.
     width: int
+    #: Whether DeepGEMM can compute experts on it that vLLM would leave to Triton.
+    deep_gemm: bool = False
 
 
 @contextmanager
@@ -218,12 +221,13 @@ def _positions(tile: int) -> int:
     return tile * USUAL_LEN
 
 
-def device_of(settings: Settings) -> tuple[str, int]:
-    """What the installed vLLM computes on, and its bytes. Refused if it is not as asked for."""
+def device_of(settings: Settings, dtype: str) -> Device:
+    """What the installed vLLM computes on. Refused if it is not as asked for."""
     try:
-        from worker.engines.vllm.internals import platform
+        from worker.engines.vllm.internals import deep_gemm_has_experts, platform
 
         kind, total = platform()
+        deep_gemm = kind == "cuda" and deep_gemm_has_experts()
     except Exception as error:  # whatever a half-installed vLLM makes of its import
         if settings.gpu is not None and "NVML" in type(error).__name__:
             raise EngineError(
@@ -253,12 +257,20 @@ def device_of(settings: Settings) -> tuple[str, int]:
             f"POC_DEVICE={wanted}: the installed vLLM computes on {kind}; {INSTALL}, "
             "or set POC_ENGINE=transformers"
         )
-    return kind, total
+    return Device(kind, total, 4 if dtype == "float32" else 2, deep_gemm)
 
 
-def _in_blocks(config: Any) -> bool:
+def _for_blocks(config: Any, device: Device, ranks: int) -> dict[str, Any]:
+    """Options for weights in float8 with a scale for each block: what was measured as fastest."""
     quantization = getattr(config, "quantization_config", None) or {}
-    return quantization.get("quant_method") == "fp8" and "weight_block_size" in quantization
+    block = quantization.get("weight_block_size")
+    if quantization.get("quant_method") != "fp8" or not block:
+        return {}
+    options: dict[str, Any] = {"compilation_config": _UNFUSED}
+    experts = getattr(config, "moe_intermediate_size", None)
+    if experts and device.deep_gemm and experts // ranks % block[0] == 0:
+        options["moe_backend"] = "deep_gemm"
+    return options
 
 
 def check_options(settings: Settings) -> dict[str, Any]:
@@ -298,8 +310,7 @@ def engine_arguments(
         budgets["max_num_seqs"] = tile
     if settings.serve_port is None and not options.keys() & _CAPTURES:
         budgets["cudagraph_capture_sizes"] = [1]  # vLLM's graphs are for the steps of requests
-    if _in_blocks(config):
-        budgets["compilation_config"] = _UNFUSED
+    budgets |= _for_blocks(config, device, settings.tensor_parallel)
     budgets |= options
     reserve = reserve_bytes(
         config,

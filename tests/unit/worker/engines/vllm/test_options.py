@@ -144,6 +144,11 @@ def test_a_scheme_that_there_is_not() -> None:
         check_options(settings)
 
 
+#: Float8 with a scale for each block, and experts in it.
+BLOCKS = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+EXPERTS = BLOCKS | {"moe_intermediate_size": 768}
+
+
 class TestArguments:
     """What vLLM is started with, seen without it."""
 
@@ -154,12 +159,18 @@ class TestArguments:
         vllm.AsyncEngineArgs = dict  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "vllm", vllm)
 
-        def arguments(tile: int = 32, quantization: object = None, **more: Any) -> dict[str, Any]:
-            config = SimpleNamespace(**vars(CONFIG), quantization_config=quantization)
+        def arguments(
+            tile: int = 32,
+            config: dict[str, Any] | None = None,
+            deep_gemm: bool = False,
+            **more: Any,
+        ) -> dict[str, Any]:
+            model = SimpleNamespace(**vars(CONFIG), **(config or {}))
             settings = load_settings({}, engine="vllm", **more)
             options = check_options(settings)
+            device = Device("cuda", 80 << 30, 2, deep_gemm)
             given: dict[str, Any] = engine_arguments(
-                settings, options, Path(), config, Device("cuda", 80 << 30, 2), "bfloat16", tile
+                settings, options, Path(), model, device, "bfloat16", tile
             )
             return given
 
@@ -188,9 +199,35 @@ class TestArguments:
         self, arguments: Callable[..., dict[str, Any]]
     ) -> None:
         """Unless the operator says how to compile."""
-        blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
         passes = {"fuse_norm_quant": False, "fuse_act_quant": False}
-        assert arguments(quantization=blocks)["compilation_config"]["pass_config"] == passes
-        assert "compilation_config" not in arguments(quantization={"quant_method": "fp8"})
-        mine = arguments(quantization=blocks, vllm_options='{"compilation_config": {"mode": 3}}')
+        assert arguments(config=BLOCKS)["compilation_config"]["pass_config"] == passes
+        tensors = {"quantization_config": {"quant_method": "fp8"}}
+        assert "compilation_config" not in arguments(config=tensors)
+        mine = arguments(config=BLOCKS, vllm_options='{"compilation_config": {"mode": 3}}')
         assert mine["compilation_config"] == {"mode": 3}
+
+    @pytest.mark.parametrize(
+        ("config", "more", "backend"),
+        [
+            (EXPERTS, {"deep_gemm": True}, "deep_gemm"),
+            (EXPERTS, {"deep_gemm": True, "tensor_parallel": 3}, "deep_gemm"),
+            (EXPERTS, {"deep_gemm": True, "tensor_parallel": 4}, None),
+            (EXPERTS, {}, None),
+            (BLOCKS, {"deep_gemm": True}, None),
+            (
+                EXPERTS,
+                {"deep_gemm": True, "vllm_options": '{"moe_backend": "triton"}'},
+                "triton",
+            ),
+        ],
+        ids=["there", "whole blocks", "parts of blocks", "missing", "dense", "the operator's"],
+    )
+    def test_experts_in_blocks_are_left_to_deep_gemm(
+        self,
+        arguments: Callable[..., dict[str, Any]],
+        config: dict[str, Any],
+        more: dict[str, Any],
+        backend: str | None,
+    ) -> None:
+        """Where it is there, each device has whole blocks, and the operator says nothing else."""
+        assert arguments(config=config, **more).get("moe_backend") == backend
