@@ -132,6 +132,37 @@ def test_the_kernels_of_quantized_products_are_named(
     assert internals.kernels(model_with(*methods)) == says
 
 
+@pytest.mark.parametrize(
+    ("is_hopper", "e8m0", "switch", "expected"),
+    [
+        (True, True, {}, True),
+        (False, True, {}, False),
+        (True, False, {}, False),
+        (True, True, {"VLLM_MOE_USE_DEEP_GEMM": "0"}, False),
+        (True, True, {"VLLM_BATCH_INVARIANT": "1"}, False),
+    ],
+    ids=["Hopper", "another card", "not there", "switched off", "batch invariant"],
+)
+def test_where_experts_are_left_to_deep_gemm(
+    *,
+    is_hopper: bool,
+    e8m0: bool,
+    switch: dict[str, str],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.platforms import current_platform
+
+    from worker.engines.vllm import internals
+
+    kind = type(current_platform)
+    monkeypatch.setattr(kind, "is_device_capability", lambda *_: is_hopper)
+    monkeypatch.setattr("vllm.utils.deep_gemm.is_deep_gemm_e8m0_used", lambda: e8m0)
+    for name, value in switch.items():
+        monkeypatch.setenv(name, value)
+    assert internals.deep_gemm_instead_of_triton() is expected
+
+
 SCALES = torch.tensor([[0.5, 0.0]])
 
 

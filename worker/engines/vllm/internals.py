@@ -383,20 +383,25 @@ def platform() -> tuple[str, int]:
     return current_platform.device_type, int(current_platform.get_device_total_memory())
 
 
-def deep_gemm_has_experts() -> bool:
-    """Whether DeepGEMM is there for experts in FP8 blocks, on a device where vLLM takes Triton.
+def deep_gemm_instead_of_triton() -> bool:
+    """Whether DeepGEMM can compute experts in float8 on a device where vLLM takes Triton: Hopper.
 
-    That is Hopper. Elsewhere vLLM chooses by speed. Whether its own switches are off is seen here.
+    It must be possible to import it, and none of vLLM's switches may be against it. Without scales
+    that are powers of two vLLM would still take Triton for some numbers of tokens.
 
-    Source: `is_deep_gemm_supported` in `vllm.utils.deep_gemm`, `_get_priority_backends` in
-    `vllm.model_executor.layers.fused_moe.oracle.fp8`.
+    Source: `is_deep_gemm_e8m0_used` in `vllm.utils.deep_gemm`, `select_fp8_moe_backend` in
+    `vllm.model_executor.layers.fused_moe.oracle.fp8`, and the experts that it chooses from.
     """
     from vllm import envs
     from vllm.platforms import current_platform
-    from vllm.utils.deep_gemm import is_deep_gemm_supported
+    from vllm.utils.deep_gemm import is_deep_gemm_e8m0_used
 
-    is_hopper: bool = current_platform.is_device_capability(90)
-    return is_hopper and envs.VLLM_MOE_USE_DEEP_GEMM and is_deep_gemm_supported()
+    return bool(
+        current_platform.is_device_capability(90)
+        and envs.VLLM_MOE_USE_DEEP_GEMM
+        and not envs.VLLM_BATCH_INVARIANT
+        and is_deep_gemm_e8m0_used()
+    )
 
 
 async def openai_app(llm: Any, directory: str, name: str) -> Any:

@@ -88,8 +88,6 @@ class Device:
     total: int
     #: Bytes of one of the model's numbers.
     width: int
-    #: Whether DeepGEMM can compute experts on it that vLLM would leave to Triton.
-    deep_gemm: bool = False
 
 
 @contextmanager
@@ -224,10 +222,9 @@ def _positions(tile: int) -> int:
 def device_of(settings: Settings, dtype: str) -> Device:
     """What the installed vLLM computes on. Refused if it is not as asked for."""
     try:
-        from worker.engines.vllm.internals import deep_gemm_has_experts, platform
+        from worker.engines.vllm.internals import platform
 
         kind, total = platform()
-        deep_gemm = kind == "cuda" and deep_gemm_has_experts()
     except Exception as error:  # whatever a half-installed vLLM makes of its import
         if settings.gpu is not None and "NVML" in type(error).__name__:
             raise EngineError(
@@ -257,20 +254,36 @@ def device_of(settings: Settings, dtype: str) -> Device:
             f"POC_DEVICE={wanted}: the installed vLLM computes on {kind}; {INSTALL}, "
             "or set POC_ENGINE=transformers"
         )
-    return Device(kind, total, 4 if dtype == "float32" else 2, deep_gemm)
+    return Device(kind, total, 4 if dtype == "float32" else 2)
 
 
-def _for_blocks(config: Any, device: Device, ranks: int) -> dict[str, Any]:
-    """Options for weights in float8 with a scale for each block: what was measured as fastest."""
+def _float8_options(config: Any, device: Device, dtype: str, ranks: int) -> dict[str, Any]:
+    """For weights in float8 with a scale for each block: what was measured as the fastest."""
     quantization = getattr(config, "quantization_config", None) or {}
     block = quantization.get("weight_block_size")
     if quantization.get("quant_method") != "fp8" or not block:
         return {}
     options: dict[str, Any] = {"compilation_config": _UNFUSED}
-    experts = getattr(config, "moe_intermediate_size", None)
-    if experts and device.deep_gemm and experts // ranks % block[0] == 0:
+    experts = getattr(config, "moe_intermediate_size", 0)
+    whole = quantization.get("modules_to_not_convert") or ()
+    if (
+        experts
+        and device.kind == "cuda"
+        # vLLM refuses to start with what DeepGEMM can't compute, once it is asked for.
+        and dtype == "bfloat16"
+        and list(block) == [128, 128]
+        and experts // ranks % 128 == 0
+        and not any("experts" in name for name in whole)
+        and _deep_gemm_is_better()
+    ):
         options["moe_backend"] = "deep_gemm"
     return options
+
+
+def _deep_gemm_is_better() -> bool:
+    from worker.engines.vllm.internals import deep_gemm_instead_of_triton
+
+    return deep_gemm_instead_of_triton()
 
 
 def check_options(settings: Settings) -> dict[str, Any]:
@@ -310,7 +323,7 @@ def engine_arguments(
         budgets["max_num_seqs"] = tile
     if settings.serve_port is None and not options.keys() & _CAPTURES:
         budgets["cudagraph_capture_sizes"] = [1]  # vLLM's graphs are for the steps of requests
-    budgets |= _for_blocks(config, device, settings.tensor_parallel)
+    budgets |= _float8_options(config, device, dtype, settings.tensor_parallel)
     budgets |= options
     reserve = reserve_bytes(
         config,

@@ -67,12 +67,12 @@ class _Launched:
 class Owner:
     """The one thread that talks to vLLM: it starts it, feeds it jobs, serves it, and ends it."""
 
-    def __init__(self, served_name: str, scheme: str = DEFAULT) -> None:
+    def __init__(self, served_name: str, scheme: str = DEFAULT, *, serves: bool = False) -> None:
         """Begin to import vLLM, in a process that its own will be forks of.
 
-        `scheme` is the one that its forward is made ready for.
+        `scheme` is the one that its forward is made ready for; with `serves` it takes requests.
         """
-        self._served_name, self._scheme = served_name, scheme
+        self._served_name, self._scheme, self._serves = served_name, scheme, serves
         #: What it is started with; cancelled if it never is.
         self._given: Future[tuple[Any, Sequence[int], socket.socket | None, int | None]] = Future()
         self._loop: Any = None
@@ -167,7 +167,7 @@ class Owner:
     def _run(self) -> None:
         try:
             log.info("importing vLLM")
-            self._forks = _forks()
+            self._forks = _forks(serves=self._serves)
             try:
                 self._arguments, self._tiles, self._listener, self._tokens = self._given.result()
             except CancelledError:
@@ -396,11 +396,14 @@ def _named(parts: Sequence[Submitted]) -> str:
     return "a job" if len(parts) == 1 else f"{len(parts)} jobs at once, so one by one"
 
 
-def _forks() -> Forks:
+def _forks(*, serves: bool) -> Forks:
     """What vLLM takes its process from: it ends with the calling thread."""
     # For the ranks of a group: their process has threads, and may have started CUDA.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # an operator who wants to report may
+    if not serves:
+        # For minutes it would compile kernels for all numbers of tokens that requests may have.
+        os.environ.setdefault("VLLM_DEEP_GEMM_WARMUP", "skip")
     return forks_of(f"{__package__}.forked")
 
 

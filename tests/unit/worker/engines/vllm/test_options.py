@@ -144,9 +144,14 @@ def test_a_scheme_that_there_is_not() -> None:
         check_options(settings)
 
 
-#: Float8 with a scale for each block, and experts in it.
+#: Float8 with a scale for each block.
 BLOCKS = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-EXPERTS = BLOCKS | {"moe_intermediate_size": 768}
+
+
+def experts_in(**quantization: Any) -> dict[str, Any]:
+    """Fields of a config of experts in such blocks, but for what is given."""
+    blocks = BLOCKS["quantization_config"] | quantization
+    return {"quantization_config": blocks, "moe_intermediate_size": 768}
 
 
 class TestArguments:
@@ -162,15 +167,15 @@ class TestArguments:
         def arguments(
             tile: int = 32,
             config: dict[str, Any] | None = None,
-            deep_gemm: bool = False,
+            dtype: str = "bfloat16",
             **more: Any,
         ) -> dict[str, Any]:
             model = SimpleNamespace(**vars(CONFIG), **(config or {}))
             settings = load_settings({}, engine="vllm", **more)
             options = check_options(settings)
-            device = Device("cuda", 80 << 30, 2, deep_gemm)
+            device = Device("cuda", 80 << 30, 2)
             given: dict[str, Any] = engine_arguments(
-                settings, options, Path(), model, device, "bfloat16", tile
+                settings, options, Path(), model, device, dtype, tile
             )
             return given
 
@@ -207,27 +212,53 @@ class TestArguments:
         assert mine["compilation_config"] == {"mode": 3}
 
     @pytest.mark.parametrize(
-        ("config", "more", "backend"),
+        ("quantization", "more"),
         [
-            (EXPERTS, {"deep_gemm": True}, "deep_gemm"),
-            (EXPERTS, {"deep_gemm": True, "tensor_parallel": 3}, "deep_gemm"),
-            (EXPERTS, {"deep_gemm": True, "tensor_parallel": 4}, None),
-            (EXPERTS, {}, None),
-            (BLOCKS, {"deep_gemm": True}, None),
-            (
-                EXPERTS,
-                {"deep_gemm": True, "vllm_options": '{"moe_backend": "triton"}'},
-                "triton",
-            ),
+            ({}, {}),
+            ({"modules_to_not_convert": ["model.layers.0.mlp.gate"]}, {}),
+            ({}, {"tensor_parallel": 3}),
         ],
-        ids=["there", "whole blocks", "parts of blocks", "missing", "dense", "the operator's"],
+        ids=["plain", "a whole router", "whole blocks"],
     )
     def test_experts_in_blocks_are_left_to_deep_gemm(
         self,
         arguments: Callable[..., dict[str, Any]],
-        config: dict[str, Any],
+        quantization: dict[str, Any],
         more: dict[str, Any],
-        backend: str | None,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Where it is there, each device has whole blocks, and the operator says nothing else."""
-        assert arguments(config=config, **more).get("moe_backend") == backend
+        """Unless the operator says something else."""
+        monkeypatch.setattr(module, "_deep_gemm_is_better", lambda: True)
+        experts = experts_in(**quantization)
+        assert arguments(config=experts, **more)["moe_backend"] == "deep_gemm"
+        mine = arguments(config=experts, vllm_options='{"moe_backend": "triton"}')
+        assert mine["moe_backend"] == "triton"
+
+    @pytest.mark.parametrize(
+        ("quantization", "more", "is_better"),
+        [
+            ({}, {}, False),
+            ({}, {"dtype": "float16"}, True),
+            ({}, {"tensor_parallel": 4}, True),
+            ({"weight_block_size": [128, 64]}, {}, True),
+            ({"modules_to_not_convert": ["model.layers.0.mlp.experts"]}, {}, True),
+        ],
+        ids=["no DeepGEMM", "float16", "parts of blocks", "other blocks", "experts left whole"],
+    )
+    def test_what_deep_gemm_can_not_compute_is_not_left_to_it(
+        self,
+        arguments: Callable[..., dict[str, Any]],
+        quantization: dict[str, Any],
+        more: dict[str, Any],
+        is_better: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Else vLLM would refuse to start."""
+        monkeypatch.setattr(module, "_deep_gemm_is_better", lambda: is_better)
+        assert "moe_backend" not in arguments(config=experts_in(**quantization), **more)
+
+    def test_dense_layers_are_left_to_vllm(
+        self, arguments: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_deep_gemm_is_better", lambda: True)
+        assert "moe_backend" not in arguments(config=BLOCKS)

@@ -79,7 +79,7 @@ class FakeVllm:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
     fake = FakeVllm()
-    monkeypatch.setattr(module, "_forks", lambda: None)
+    monkeypatch.setattr(module, "_forks", lambda *, serves: None)
     monkeypatch.setattr(module, "_start_vllm", lambda *_: fake)
     monkeypatch.setattr(module, "HEALTH_S", 0.05)
     return fake
@@ -426,7 +426,7 @@ def test_what_fails_at_the_start_is_told_and_leaves_no_thread(
     def fail(*_: Any) -> Any:
         raise kind("Engine core initialization failed")
 
-    monkeypatch.setattr(module, "_forks", lambda: None)
+    monkeypatch.setattr(module, "_forks", lambda *, serves: None)
     monkeypatch.setattr(module, "_start_vllm", fail)
     owner = Owner("m")
     with pytest.raises(EngineError, match=r"m: vLLM can't start .*initialization failed.*above"):
@@ -440,3 +440,19 @@ def test_an_owner_that_is_never_started_ends(fake: FakeVllm) -> None:
     owner.close()
     assert not owner._thread.is_alive()
     assert not fake.calls
+
+
+@pytest.mark.parametrize(
+    ("serves", "said", "found"),
+    [(False, None, "skip"), (True, None, None), (False, "full", "full")],
+    ids=["rounds only", "requests", "the operator's"],
+)
+def test_kernels_for_requests_are_compiled_for_requests_only(
+    serves: bool, said: str | None, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of DeepGEMM take minutes."""
+    name = "VLLM_DEEP_GEMM_WARMUP"
+    monkeypatch.setattr(module, "forks_of", lambda _: None)
+    monkeypatch.setattr(module.os, "environ", {} if said is None else {name: said})
+    module._forks(serves=serves)
+    assert module.os.environ.get(name) == found

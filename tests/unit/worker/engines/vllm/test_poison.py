@@ -76,7 +76,7 @@ class MortalEngine:
 
 @pytest.fixture
 def new_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[], MortalEngine]:
-    monkeypatch.setattr(module, "_forks", lambda: None)
+    monkeypatch.setattr(module, "_forks", lambda *, serves: None)
     monkeypatch.setattr(module, "_start_vllm", lambda *_: MortalVllm())
     monkeypatch.setattr(module, "HEALTH_S", 0.02)
     return MortalEngine
