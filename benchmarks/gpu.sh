@@ -8,9 +8,9 @@
 #   rounds     whole rounds of the 0.6B and the 8B shape             6
 #   bench      a round beside its forward, the published algorithm and a limit: poc bench  ~14
 #   timeline   what the device does in one batch of the 0.6B shape   2
-#   last_layer forwards whole and with a pruned last layer, of the 0.6B and the 8B shape     6
+#   last_layer forwards whole, pruned and fused, of the 0.6B and the 8B shape               ~8
 #   float8     rounds with float8 weights, by each family of kernels: poc bench            ~10
-#   numerics   the tables of docs/numerics.md                      ~20
+#   numerics   the tables of docs/numerics.md                      ~35
 # Logs and figures go to the directory OUT; models are made in a temporary one. A stage that
 # fails does not keep the others from running; the exit status says whether one did.
 set -uo pipefail
@@ -93,6 +93,8 @@ last_layer() {
     step "last-layer-$shape" "${VLLM[@]}" POC_GPU_MEMORY_UTILIZATION=0.6 \
       python3 benchmarks/last_layer.py --model "$models/$shape"
   done
+  step gated-0.6B python3 benchmarks/gated.py
+  step gated-8B python3 benchmarks/gated.py --hidden-size 4096 --intermediate-size 12288
 }
 
 float8() {
@@ -143,6 +145,7 @@ numerics() {
   report artifacts artifact artifact-tiles artifact-float32 artifact-float16 artifact-half
 
   step float8-0.6B float8_model float8-0.6B 0.6B
+  step float8-experts float8_model float8-experts experts
   for scheme in distance artifact; do
     local v=("${VLLM[@]}" POC_TILE=32 "${n[@]}" compute --scheme $scheme --engine vllm
       --nonces 2048 --batches 32,7)
@@ -153,6 +156,16 @@ numerics() {
     done
     report "$scheme-bfloat16" $scheme-{plain,cutlass,triton,deep_gemm}
     report "$scheme-kernels" $scheme-{cutlass,triton,deep_gemm}
+
+    step "experts-$scheme-plain" "${v[@]}" --model "$models/float8-experts-plain" \
+      "$out/experts-$scheme-plain.json"
+    for family in triton deep_gemm; do
+      step "experts-$scheme-$family" \
+        env POC_VLLM_OPTIONS="{\"linear_backend\": \"cutlass\", \"moe_backend\": \"$family\"}" \
+        "${v[@]}" --model "$models/float8-experts" "$out/experts-$scheme-$family.json"
+    done
+    report "experts-$scheme-bfloat16" experts-$scheme-{plain,triton,deep_gemm}
+    report "experts-$scheme-kernels" experts-$scheme-{triton,deep_gemm}
   done
 }
 

@@ -1,14 +1,15 @@
-"""What the last layer costs where nobody reads it: forwards whole and pruned, by turns on a GPU.
+"""What forwards of our own gain: forwards whole, pruned and fused, by turns on a GPU.
 
     python benchmarks/gpu_round.py --make DIR --shape 0.6B
     python benchmarks/last_layer.py --model DIR
 
-All forwards are of one process and one model, each recorded: vLLM's own, ours as one graph of the
-same layers, and ours in pieces, with its last layer pruned. A figure is the median of a
-forward's turns, a ratio that over turns side by side. Then the same nonces by each of them: how
-many have the same distance as by vLLM's own, to the last bit, and how far others are from it.
+All forwards are of one process and one model, each recorded: vLLM's own; ours as one graph of the
+same layers; ours in pieces, with its last layer pruned; and the same with the first half of each
+MLP in one kernel, where the model has it. A figure is the median of a forward's turns, a ratio that
+over turns side by side. Then the same nonces by each of them: how many have the same distance as by
+vLLM's own, to the last bit, and how far others are from it.
 Prints a table, and JSON last. Settings come from the environment (POC_GPU_MEMORY_UTILIZATION, ...);
-three recordings need some GB beside vLLM's share.
+four recordings need some GB beside vLLM's share.
 """
 
 from __future__ import annotations

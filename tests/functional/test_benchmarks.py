@@ -70,6 +70,7 @@ def test_what_counting_costs(
         (("gpu_round.py",), "sees no GPU"),
         (("gpu_round.py", "--make", "{tmp}/model"), "sees no GPU"),
         (("block_fp8.py", "{tmp}/model"), "sees no GPU"),
+        (("gated.py",), "sees no GPU"),
         (("timeline.py", "--model", "{tmp}"), "vLLM is not installed, and 0.26 up to"),
         (("last_layer.py", "--model", "{tmp}"), "vLLM is not installed, and 0.26 up to"),
         (

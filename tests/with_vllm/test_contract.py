@@ -111,10 +111,13 @@ INTERNALS = [
         "Platform",
         {"is_unspecified", "device_type", "get_device_total_memory"},
     ),
-    # deep_gemm_has_experts
+    # deep_gemm_instead_of_triton
     ("platforms/interface.py", "Platform", {"is_device_capability"}),
-    ("utils/deep_gemm.py", "", {"is_deep_gemm_supported"}),
-    ("envs.py", "", {"VLLM_MOE_USE_DEEP_GEMM"}),
+    (
+        "envs.py",
+        "",
+        {"VLLM_MOE_USE_DEEP_GEMM", "VLLM_DEEP_GEMM_WARMUP", "VLLM_BATCH_INVARIANT"},
+    ),
     (
         "model_executor/layers/fused_moe/oracle/fp8.py",
         "_get_priority_backends",
@@ -156,6 +159,13 @@ PARTS = [
         "LlamaModel",
         {"layers", "norm", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"},
     ),
+    # parts_of
+    (
+        "model_executor/layers/linear.py",
+        "UnquantizedLinearMethod.apply",
+        {"layer", "x", "bias", "weight", "VLLM_BATCH_INVARIANT"},
+    ),
+    ("model_executor/layers/activation.py", "", {"SiluAndMul"}),
     # Turns
     (
         "model_executor/layers/rotary_embedding/base.py",

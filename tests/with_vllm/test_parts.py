@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from contract import parsed, sources
 
 pytestmark = pytest.mark.vllm
@@ -36,6 +38,21 @@ def test_plain_layers_are_plain(name: str, source: Path) -> None:
     assert returns == "return output"
 
 
+@pytest.mark.parametrize("source", sources(), ids=str)
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+def test_mlps_are_plain(name: str, source: Path) -> None:
+    """A product, its activation, a product: the first two may be one kernel."""
+    models = parsed(source / f"model_executor/models/{name}.py")
+    kinds = [node for node in models.body if isinstance(node, ast.ClassDef)]
+    mlp = next(kind for kind in kinds if kind.name.endswith("MLP"))
+    forward = next(each for each in mlp.body if getattr(each, "name", "") == "forward")
+    widens, activates, narrows, returns = map(ast.unparse, forward.body)
+    assert widens.endswith(", _ = self.gate_up_proj(x)")
+    assert activates.startswith(("x = self.act_fn(", "x = maybe_fused_act_quant(self.act_fn, "))
+    assert narrows == "x, _ = self.down_proj(x)"
+    assert returns == "return x"
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_layer_of_another_kind_is_not_parted() -> None:
     """Whatever it has, and though it is derived from a plain one."""
@@ -49,4 +66,51 @@ def test_a_layer_of_another_kind_is_not_parted() -> None:
         pass
 
     for kind in (Gemma3DecoderLayer, Qwen3MoeDecoderLayer, Derived):
-        assert parts_of(kind.__new__(kind), Turns()) is None
+        assert parts_of(kind.__new__(kind), Turns(), fuses=False) is None
+
+
+class OnGPU(torch.nn.Parameter):
+    """A weight that says so."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["", "bias", "act_fn", "quant_method", "weight", "VLLM_BATCH_INVARIANT"],
+    ids=lambda change: change or "none",
+)
+def test_an_mlp_is_fused_if_it_is_plain(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a bias, with the one activation, on weights that the kernel is made for."""
+    from vllm.model_executor.layers.activation import SiluAndMul
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    from worker.engines.vllm import gated
+    from worker.engines.vllm.parts import _fused
+
+    class Other(SiluAndMul):  # type: ignore[misc]
+        pass
+
+    class OtherMethod(UnquantizedLinearMethod):  # type: ignore[misc]
+        pass
+
+    monkeypatch.setattr(gated, "fits", lambda _: change != "weight")
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", str(int(change == "VLLM_BATCH_INVARIANT")))
+    mlp = torch.nn.Module()
+    wide = torch.nn.Module()
+    wide.weight = OnGPU(torch.ones(4, 2))
+    wide.bias = torch.nn.Parameter(torch.ones(4)) if change == "bias" else None
+    method = OtherMethod if change == "quant_method" else UnquantizedLinearMethod
+    wide.quant_method = method.__new__(method)
+    activation = Other if change == "act_fn" else SiluAndMul
+    mlp.act_fn = torch.nn.Module.__new__(activation)
+    torch.nn.Module.__init__(mlp.act_fn)
+    mlp.gate_up_proj, mlp.down_proj = wide, torch.nn.Linear(2, 2)
+    fused: Any = _fused(mlp)
+    if change:
+        assert fused is None
+    else:
+        assert isinstance(fused.gate_up_proj, gated.GatedProjection)
+        assert fused.gate_up_proj.weight is wide.weight
+        assert fused.down_proj is mlp.down_proj
+        assert mlp.gate_up_proj is wide

@@ -80,7 +80,9 @@ class VllmEngine:
         self._told: set[int] = set()
         with contextlib.ExitStack() as undo:
             # Which has vLLM imported from now on.
-            self._owner = Owner(str(settings.model), settings.scheme)
+            self._owner = Owner(
+                str(settings.model), settings.scheme, serves=settings.serve_port is not None
+            )
             undo.callback(self._owner.close)
             from worker.engines import weights  # which needs torch, and a doctor may have none
 
@@ -121,6 +123,7 @@ class VllmEngine:
                     "attention": facts["attention"],
                     "keys_and_values": facts["keys_and_values"],
                     "last_layer": facts["last_layer"],
+                    "mlp": facts["mlp"],
                     # Sequences in one forward: fewer where they would have more tokens together.
                     "tile": str(facts["tile"]),
                     "max_tokens": str(facts["max_tokens"]),

@@ -1,9 +1,9 @@
 """Forwards of our own on the deployed weights, beside the one that vLLM compiled.
 
-There are two reasons for one. A scheme may edit what layers give. And nobody reads what the last
+There are three reasons for one. A scheme may edit what layers give. Nobody reads what the last
 layer makes of positions but the last: its attention needs the keys and values of all of them, but
 from there on each position is by itself, so `o_proj`, the MLP and the final norm are for the last
-position of each sequence alone.
+position of each sequence alone. And the activation of an MLP can be a part of its first product.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from worker.schemes.layers import Edit, decoder_layers
 #: Rows in one go behind the last attention, always: a product of another number of rows may be
 #: summed in another order, and a proof must not feel its tile.
 ROWS = 32
+#: What a profile says of a forward whose layers are vLLM's: the last one is computed at all
+#: positions, and the first product of an MLP and its activation are kernels of their own.
+WHOLE = {"last_layer": "whole", "mlp": "separate"}
 
 
 class OwnForward:
@@ -38,9 +41,11 @@ class OwnForward:
     normed hidden states.
     """
 
-    def __init__(self, layers: Layers, tail: Callable[..., Tensor], last_layer: str) -> None:
-        """`last_layer` is what a profile says of it: pruned, or whole."""
-        self._layers, self._tail, self.last_layer = layers, tail, last_layer
+    def __init__(
+        self, layers: Layers, tail: Callable[..., Tensor], facts: dict[str, str] = WHOLE
+    ) -> None:
+        """`facts` are what a profile says of it."""
+        self._layers, self._tail, self.facts = layers, tail, facts
 
     def __call__(self, embeddings: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """Normed hidden states at `rows`, [rows, hidden_size]."""
@@ -51,15 +56,27 @@ class OwnForward:
         return torch.cat(parts)[:count]
 
 
+def fused(worker: Any, edit: Edit) -> OwnForward | None:
+    """As `pruned`, each MLP's first product and activation in one kernel.
+
+    None if that is not for all layers.
+    """
+    return _in_pieces(worker, edit, fuses=True)
+
+
 def pruned(worker: Any, edit: Edit) -> OwnForward | None:
     """The forward of the deployed model with edited layers, the last one pruned.
 
     It is compiled in pieces from one attention to the next: they are alike, so that one is compiled
     for all. None if its layers are of an unknown kind.
     """
+    return _in_pieces(worker, edit, fuses=False)
+
+
+def _in_pieces(worker: Any, edit: Edit, *, fuses: bool) -> OwnForward | None:
     inner, turns = internals.inner_model(worker), Turns()
     deployed = decoder_layers(internals.model_of(worker))
-    parts = [each for layer in deployed if (each := parts_of(layer, turns))]
+    parts = [each for layer in deployed if (each := parts_of(layer, turns, fuses=fuses))]
     if len(parts) < len(deployed):
         return None
     # What an edit makes of the values of any layer, it makes of those of one that changes nothing.
@@ -79,7 +96,8 @@ def pruned(worker: Any, edit: Edit) -> OwnForward | None:
         normed: Tensor = inner.norm(*edits[-1](*last))[0]
         return normed
 
-    return OwnForward(layers, compiled(worker, tail, dynamic=False), "pruned")
+    facts = {"last_layer": "pruned", "mlp": "fused" if fuses else "separate"}
+    return OwnForward(layers, compiled(worker, tail, dynamic=False), facts)
 
 
 def _first(before: nn.Module, embeddings: Tensor, positions: Tensor) -> Any:
@@ -110,4 +128,4 @@ def whole(worker: Any, edit: Edit) -> OwnForward:
         normed: Tensor = norm(hidden, residual)[0]
         return normed
 
-    return OwnForward(own_layers(worker, edit), compiled(worker, tail, dynamic=False), "whole")
+    return OwnForward(own_layers(worker, edit), compiled(worker, tail, dynamic=False))

@@ -128,12 +128,14 @@ class Parts:
     before: nn.Module
     #: Of q, k and v: [tokens, heads * head_dim].
     attend: nn.Module
-    #: The layer itself, for `after_attention`.
+    #: The layer itself, or its twin with a fused MLP, for `after_attention`.
     layer: Any
 
 
-def parts_of(layer: Any, turns: Turns) -> Parts | None:
+def parts_of(layer: Any, turns: Turns, *, fuses: bool) -> Parts | None:
     """The parts of a layer; None if it is of an unknown kind. `turns` takes its positions in.
+
+    With `fuses` the first half of its MLP is one kernel; None if it can't be.
 
     Source: the layers named above, in `vllm.model_executor.models`.
     """
@@ -150,7 +152,39 @@ def parts_of(layer: Any, turns: Turns) -> Parts | None:
         post_attention_layernorm=AsTwo(),
         mlp=nn.Identity(),
     )
+    if fuses:
+        mlp = _fused(layer.mlp)
+        if mlp is None:
+            return None
+        layer = twin(layer, mlp=mlp)
     return Parts(before, layer.self_attn.attn, layer)
+
+
+def _fused(mlp: Any) -> nn.Module | None:
+    """The same with its first product and its activation in one kernel; None if it can't be.
+
+    Source: `forward` of the `...MLP` classes beside the layers, `UnquantizedLinearMethod` in
+    `vllm.model_executor.layers.linear`.
+    """
+    from vllm import envs
+    from vllm.model_executor.layers.activation import SiluAndMul
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    wide = mlp.gate_up_proj
+    if not wide.weight.is_cuda:  # nor need there be a Triton
+        return None
+    from worker.engines.vllm.gated import GatedProjection, fits
+
+    if (
+        type(mlp.act_fn) is not SiluAndMul
+        or type(wide.quant_method) is not UnquantizedLinearMethod
+        or wide.bias is not None
+        or envs.VLLM_BATCH_INVARIANT
+        or not fits(wide.weight)
+    ):
+        return None
+    made: nn.Module = twin(mlp, gate_up_proj=GatedProjection(wide.weight), act_fn=nn.Identity())
+    return made
 
 
 def after_attention(layer: Any, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ class Rank:
             prunes and self._alone and facts["compiled"] and facts["quantization"] == "none"
         )
         self.facts = facts | {
-            "last_layer": "whole",
+            **forwards.WHOLE,
             "tile": self._tiles.size,
             "generator": self._tiles.generator,
             "without": refused(internals.model_of(worker), self._tiles.tensors),
@@ -122,7 +122,7 @@ class Rank:
     def prepare(self, scheme: str) -> dict[str, Any]:
         """Compile the forward of a scheme; the facts, with what came of it."""
         own = self._own(scheme)
-        self.facts["last_layer"] = "whole" if own is None else own.last_layer
+        self.facts |= forwards.WHOLE if own is None else own.facts
         return self.facts
 
     def _own(self, scheme: str) -> forwards.OwnForward | None:
@@ -143,7 +143,8 @@ class Rank:
 
     def _make(self, scheme: str, tensors: Tensors) -> forwards.OwnForward | None:
         why, out_of_memory = "", False
-        for make in (forwards.pruned,) * self._prunes + (forwards.whole,) * tensors.edits:
+        ours = (forwards.fused, forwards.pruned) * self._prunes + (forwards.whole,) * tensors.edits
+        for make in ours:
             try:
                 own = make(self._worker, tensors.edit)
                 if own is None:
@@ -152,7 +153,7 @@ class Rank:
             except Exception as error:  # noqa: BLE001 - whatever a compiler makes of a model
                 why = first_line(error)
                 out_of_memory |= isinstance(error, torch.OutOfMemoryError)
-                log.warning("no forward for %s, %s last layer: %s", scheme, make.__name__, why)
+                log.warning("no %s forward for %s: %s", make.__name__, scheme, why)
             else:
                 return own
         if not tensors.edits:
