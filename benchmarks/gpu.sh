@@ -64,6 +64,12 @@ float8_model() { # NAME SHAPE [LAYERS]: random weights in float8, and in bfloat1
     --plain "$models/$1-plain" "$models/$1"
 }
 
+experts_by() { # FAMILY COMMAND...: with experts by these kernels, and all else by CUTLASS
+  local family=$1
+  shift
+  env POC_VLLM_OPTIONS="{\"linear_backend\": \"cutlass\", \"moe_backend\": \"$family\"}" "$@"
+}
+
 bench() {
   step model-0.6B model 0.6B 0.6B
   step bench-0.6B "${VLLM[@]}" python3 -m worker.cli bench --gpu --model "$models/0.6B" \
@@ -109,9 +115,7 @@ float8() {
   step float8-experts float8_model float8-experts experts
   step float8-experts-plain "${b[@]}" "$models/float8-experts-plain"
   for family in triton deep_gemm; do
-    step "float8-experts-$family" \
-      env POC_VLLM_OPTIONS="{\"linear_backend\": \"cutlass\", \"moe_backend\": \"$family\"}" \
-      "${b[@]}" "$models/float8-experts"
+    step "float8-experts-$family" experts_by "$family" "${b[@]}" "$models/float8-experts"
   done
 }
 
@@ -160,8 +164,7 @@ numerics() {
     step "experts-$scheme-plain" "${v[@]}" --model "$models/float8-experts-plain" \
       "$out/experts-$scheme-plain.json"
     for family in triton deep_gemm; do
-      step "experts-$scheme-$family" \
-        env POC_VLLM_OPTIONS="{\"linear_backend\": \"cutlass\", \"moe_backend\": \"$family\"}" \
+      step "experts-$scheme-$family" experts_by "$family" \
         "${v[@]}" --model "$models/float8-experts" "$out/experts-$scheme-$family.json"
     done
     report "experts-$scheme-bfloat16" experts-$scheme-{plain,triton,deep_gemm}

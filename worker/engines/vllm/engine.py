@@ -78,15 +78,14 @@ class VllmEngine:
         #: The tile that was asked for, and the lengths of which it was told that it is cut.
         self._asked = 0 if settings.tile == "auto" else settings.tile
         self._told: set[int] = set()
+        serves = settings.serve_port is not None
         with contextlib.ExitStack() as undo:
             # Which has vLLM imported from now on.
-            self._owner = Owner(
-                str(settings.model), settings.scheme, serves=settings.serve_port is not None
-            )
+            self._owner = Owner(str(settings.model), settings.scheme, serves=serves)
             undo.callback(self._owner.close)
             from worker.engines import weights  # which needs torch, and a doctor may have none
 
-            directory = checkpoint.find(settings.model, serving=settings.serve_port is not None)
+            directory = checkpoint.find(settings.model, serving=serves)
             log.info("checking %s", directory)
             config = checkpoint.read_config(directory, ARCHITECTURES, quantized=True)
             weights.check(directory, config)  # its messages say more than vLLM's

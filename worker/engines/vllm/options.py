@@ -257,7 +257,7 @@ def device_of(settings: Settings, dtype: str) -> Device:
     return Device(kind, total, 4 if dtype == "float32" else 2)
 
 
-def _float8_options(config: Any, device: Device, dtype: str, ranks: int) -> dict[str, Any]:
+def _float8_options(config: Any, dtype: str, ranks: int) -> dict[str, Any]:
     """For weights in float8 with a scale for each block: what was measured as the fastest."""
     quantization = getattr(config, "quantization_config", None) or {}
     block = quantization.get("weight_block_size")
@@ -268,7 +268,6 @@ def _float8_options(config: Any, device: Device, dtype: str, ranks: int) -> dict
     whole = quantization.get("modules_to_not_convert") or ()
     if (
         experts
-        and device.kind == "cuda"
         # vLLM refuses to start with what DeepGEMM can't compute, once it is asked for.
         and dtype == "bfloat16"
         and list(block) == [128, 128]
@@ -323,7 +322,7 @@ def engine_arguments(
         budgets["max_num_seqs"] = tile
     if settings.serve_port is None and not options.keys() & _CAPTURES:
         budgets["cudagraph_capture_sizes"] = [1]  # vLLM's graphs are for the steps of requests
-    budgets |= _float8_options(config, device, dtype, settings.tensor_parallel)
+    budgets |= _float8_options(config, dtype, settings.tensor_parallel)
     budgets |= options
     reserve = reserve_bytes(
         config,

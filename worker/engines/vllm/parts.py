@@ -144,6 +144,11 @@ def parts_of(layer: Any, turns: Turns, *, fuses: bool) -> Parts | None:
         return None
     if getattr(layer, "ada_rms_norm_t_cond", None) is not None:  # Mistral's, for audio
         return None
+    if fuses:
+        mlp = _fused(layer.mlp)
+        if mlp is None:
+            return None
+        layer = twin(layer, mlp=mlp)
     rotary = turns.of(layer.self_attn.rotary_emb)
     stops = {"attn": _AsThree(), "o_proj": _NoProjection(), "rotary_emb": rotary}
     before = twin(
@@ -152,11 +157,6 @@ def parts_of(layer: Any, turns: Turns, *, fuses: bool) -> Parts | None:
         post_attention_layernorm=AsTwo(),
         mlp=nn.Identity(),
     )
-    if fuses:
-        mlp = _fused(layer.mlp)
-        if mlp is None:
-            return None
-        layer = twin(layer, mlp=mlp)
     return Parts(before, layer.self_attn.attn, layer)
 
 
