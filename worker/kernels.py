@@ -34,12 +34,13 @@ from triton.language.extra import libdevice
 from worker import gpu_random
 
 #: Pairs of normals that one program makes, and entries of the vocabulary that one scatters.
-_PAIRS, _BLOCK = 512, 1024
+_PAIRS, _BLOCK = 512, 512
 #: Hashes that a bucket holds, and the share of them that is filled on average at most. The larger
 #: the table, the slower the scatter; with twice the slots no bucket would ever spill.
 _SLOTS, _FILL = 128, 5 / 8
-#: Rows that are scattered at a time: as many as the cache of an H100 holds.
-_ROWS = 32
+#: How far the counters of two buckets are apart: 32 bytes, since a GPU adds to one such sector at a
+#: time, whichever of its words it is.
+_APART = tl.constexpr(8)
 #: Spilled hashes that are looked at together.
 _CHUNK = 64
 
@@ -85,7 +86,8 @@ class Permutations:
     seeds: Tensor
     #: int32 bits [rows, buckets, slots].
     table: Tensor
-    #: int32 [rows, buckets + 1]; the last one is that of what spilled.
+    #: int32 [rows, buckets + 1, 8], of which the first of each 8 counts; the last bucket is that of
+    #: what spilled.
     counts: Tensor
     #: int32 [rows, buckets]: the rank of each bucket's first hash.
     offsets: Tensor
@@ -116,18 +118,15 @@ def generate_permutations(
     made = Permutations(
         seeds=seeds,
         table=empty(rows, buckets, slots),
-        counts=empty(rows, buckets + 1).zero_(),
+        counts=empty(rows, buckets + 1, _APART.value).zero_(),
         offsets=empty(rows, buckets),
         spill=empty(rows, vocab_size),
     )
     bits, blocks = buckets.bit_length() - 1, triton.cdiv(vocab_size, _BLOCK)
-    for start in range(0, rows, _ROWS):
-        part = slice(start, start + _ROWS)
-        grid = (blocks, len(seeds[part]))
-        _scatter[grid](
-            seeds[part], made.table[part], made.counts[part], made.spill[part], vocab_size,
-            BITS=bits, SLOTS=slots, BLOCK=_BLOCK,
-        )  # fmt: skip
+    _scatter[(blocks, rows)](
+        seeds, made.table, made.counts, made.spill, vocab_size,
+        BITS=bits, SLOTS=slots, BLOCK=_BLOCK,
+    )  # fmt: skip
     _offsets[(rows,)](made.counts, made.offsets, BUCKETS=buckets)
     return made
 
@@ -212,6 +211,12 @@ def _inputs(out, seeds, n, segments, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _counter(counts, row, bucket, BUCKETS: tl.constexpr):
+    """Where the hashes of a bucket of a row are counted; bucket BUCKETS is what spilled."""
+    return counts + row * ((BUCKETS + 1) * _APART) + bucket * _APART
+
+
+@triton.jit
 def _scatter(
     seeds, table, counts, spill, vocab_size,
     BITS: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -225,12 +230,12 @@ def _scatter(
     hashes = _hash(at.to(tl.uint32), seed)
     bucket = (hashes >> (32 - BITS)).to(tl.int32)
     bits = hashes.to(tl.int32, bitcast=True)
-    count = counts + row * (buckets + 1)
-    slot = tl.atomic_add(count + bucket, 1, there, sem="relaxed")
+    slot = tl.atomic_add(_counter(counts, row, bucket, buckets), 1, there, sem="relaxed")
     fits = there & (slot < SLOTS)
     tl.store(table + (row * buckets + bucket) * SLOTS + slot, bits, fits)
     over = there & (slot >= SLOTS)
-    place = tl.atomic_add(count + buckets + tl.zeros_like(at), 1, over, sem="relaxed")
+    spilled = _counter(counts, row, buckets + tl.zeros_like(at), buckets)
+    place = tl.atomic_add(spilled, 1, over, sem="relaxed")
     tl.store(spill + row * vocab_size + place, bits, over)
 
 
@@ -238,7 +243,7 @@ def _scatter(
 def _offsets(counts, offsets, BUCKETS: tl.constexpr):
     """The rank of each bucket's first hash."""
     row, at = tl.program_id(0), tl.arange(0, BUCKETS)
-    count = tl.load(counts + row * (BUCKETS + 1) + at)
+    count = tl.load(_counter(counts, row, at, BUCKETS))
     tl.store(offsets + row * BUCKETS + at, tl.cumsum(count, 0) - count)
 
 
@@ -259,7 +264,7 @@ def _rank(
     """The sums of one bucket: once it is sorted, each of its hashes knows its rank."""
     bucket, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     buckets: tl.constexpr = 1 << BITS
-    count = tl.load(counts + row * (buckets + 1) + bucket)
+    count = tl.load(_counter(counts, row, bucket, buckets))
     if count <= SLOTS:
         seed = tl.load(seeds + row).to(tl.uint32, bitcast=True)
         slot = tl.arange(0, SLOTS)
@@ -282,7 +287,7 @@ def _spilled(
     """The sums of buckets that have more than their slots: each hash is compared with all."""
     row = tl.program_id(0).to(tl.int64)
     buckets: tl.constexpr = 1 << BITS
-    spilled = tl.load(counts + row * (buckets + 1) + buckets)
+    spilled = tl.load(_counter(counts, row, buckets, buckets))
     if spilled > 0:
         seed = tl.load(seeds + row).to(tl.uint32, bitcast=True)
         slot, chunk = tl.arange(0, SLOTS), tl.arange(0, CHUNK)
@@ -290,7 +295,7 @@ def _spilled(
         logits += row * stride
         spill += row * vocab_size
         for bucket in range(buckets):
-            if tl.load(counts + row * (buckets + 1) + bucket) > SLOTS:
+            if tl.load(_counter(counts, row, bucket, buckets)) > SLOTS:
                 held = tl.load(table + (row * buckets + bucket) * SLOTS + slot)
                 held = held.to(tl.uint32, bitcast=True)
                 offset = tl.load(offsets + row * buckets + bucket)
