@@ -77,12 +77,12 @@ bench() {
   step bench-0.6B-tiles "${VLLM[@]}" python3 -m worker.cli bench --gpu --model "$models/0.6B" \
     --seconds 10 --sweep tile=16,32,64
   step bench-0.6B-artifact "${VLLM[@]}" python3 -m worker.cli bench --gpu --scheme artifact \
-    --against distance --model "$models/0.6B" --seconds 12 --rounds 6
+    --model "$models/0.6B" --seconds 12 --rounds 6
   step model-8B model 8B 8B
   local b8=("${VLLM[@]}" POC_TILE=32 POC_GPU_MEMORY_UTILIZATION=0.6 python3 -m worker.cli bench
     --gpu --model "$models/8B" --seconds 12 --rounds 6)
   step bench-8B "${b8[@]}"
-  step bench-8B-artifact "${b8[@]}" --scheme artifact --against distance
+  step bench-8B-artifact "${b8[@]}" --scheme artifact
   step generator python3 benchmarks/generator.py --device cuda --nonces 32
   step generator-8B python3 benchmarks/generator.py --device cuda --nonces 32 --hidden-size 4096
 }

@@ -22,7 +22,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, pstdev
 from typing import Any
 
 from shared.data import PROBABILITY_MISMATCH
@@ -106,8 +106,8 @@ class Compared:
 
     @property
     def sd(self) -> float:
-        """The deltas' root mean square."""
-        return math.sqrt(sum(d * d for d in self.deltas) / len(self.deltas))
+        """The deltas' standard deviation."""
+        return pstdev(self.deltas)
 
     @property
     def largest(self) -> float:

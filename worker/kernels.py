@@ -44,8 +44,8 @@ _APART = tl.constexpr(8)
 #: Spilled hashes that are looked at together.
 _CHUNK = 64
 
-#: CUDA's own functions, which torch calls, too: those of Triton are faster and other ones, and the
-#: logarithm is far off near 1. An interpreter has none of them.
+#: Whether Triton interprets: then there are none of CUDA's own functions, which give torch's bits.
+#: Triton's are faster, with other bits, and its logarithm is far off near 1.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 _MIN_UNIFORM = tl.constexpr(gpu_random.MIN_UNIFORM)

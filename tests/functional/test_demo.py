@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,17 @@ def test_the_benchmark_prints_its_figures(tmp_path: Path) -> None:
     assert 0 < figures["engine_busy_share"] <= 1
     assert figures["batches"] > 0
     assert picture.read_text().startswith("<svg")
+
+
+def test_a_benchmark_that_is_killed_leaves_no_model(tmp_path: Path) -> None:
+    """It may be large."""
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "bench"], cwd=ROOT, env=env, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_until(lambda: [*tmp_path.glob("poc-bench-*/model/*.json")], 60, "a model")
+        process.kill()
+    wait_until(lambda: not [*tmp_path.glob("poc-*")], 10, "it to be gone")
 
 
 def test_a_benchmark_over_tiles_loads_an_engine_for_each() -> None:

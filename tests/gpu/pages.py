@@ -15,7 +15,7 @@ class ComparingExtension(FaultyExtension):
 
     def poc_record(self, records: bool) -> bool:
         """Whether a forward was recorded; from now on forwards are, or are not."""
-        forward = self.poc_rank._forward("distance")
+        forward = self.poc_rank.forward("distance")
         recorded = forward.recorded is not None
         forward.records = records
         if not records:

@@ -28,7 +28,7 @@ def parsed(file: Path) -> ast.Module:
 
 
 def names_of(file: Path, where: str) -> set[str]:
-    """Of a module, a class or a function: what it defines, takes and sets."""
+    """Of a module, a class or a function: what it defines, takes, sets and reads."""
     node: ast.AST = parsed(file)
     for part in filter(None, where.split(".")):
         node = next(

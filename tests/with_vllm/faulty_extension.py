@@ -19,7 +19,11 @@ from worker import cpu_random
 from worker.engines.vllm import forwards, internals
 from worker.tools.bench.published_extension import PublishedExtension
 
+# Tests make forwards anew more often than the compiler expects of one function.
+torch._dynamo.config.recompile_limit = 64
+
 _REAL = {
+    "fused": forwards.fused,
     "generate_inputs": cpu_random.generate_inputs,
     "last_hidden": internals.last_hidden,
     "pruned": forwards.pruned,
@@ -33,6 +37,25 @@ def _not_swapped(*_: Any) -> Iterator[None]:
     yield
 
 
+def _badly(scale: float | None) -> Any:
+    """What makes a pruned forward that gives other values, or raises."""
+
+    def broken(worker: Any, edit: Any) -> Any:
+        own = _REAL["pruned"](worker, edit)
+        real = own._tail
+
+        def tail(*args: Any) -> Any:
+            if scale is None:
+                raise ValueError("there is no compiler")
+            return real(*args) * scale
+
+        own._tail = tail
+        own.facts = own.facts | {"mlp": "fused"}
+        return own
+
+    return broken
+
+
 class FaultyExtension(PublishedExtension):
     """The real one, with knobs."""
 
@@ -41,6 +64,7 @@ class FaultyExtension(PublishedExtension):
         cpu_random.generate_inputs = _REAL["generate_inputs"]
         internals.last_hidden = _REAL["last_hidden"]
         internals.swapped = _REAL["swapped"]
+        forwards.fused = _REAL["fused"]
         forwards.pruned = _REAL["pruned"]
         forwards.whole = _REAL["whole"]
         self.poc_rank.facts["without"].clear()
@@ -124,18 +148,19 @@ class FaultyExtension(PublishedExtension):
 
     def poc_prune_badly(self, scale: float | None) -> None:
         """From the next `poc_prepare` on the pruned forward gives other values; None: it raises."""
+        forwards.pruned = _badly(scale)
+        self.poc_forget_forwards()
 
-        def pruned(worker: Any, edit: Any) -> Any:
-            own = _REAL["pruned"](worker, edit)
-            real = own._tail
+    def poc_fuse_badly(self, scale: float | None) -> None:
+        """The like of the forward with fused MLPs, which a CPU does not have."""
+        forwards.fused = _badly(scale)
+        self.poc_forget_forwards()
 
-            def tail(*args: Any) -> Any:
-                if scale is None:
-                    raise ValueError("there is no compiler")
-                return real(*args) * scale
+    def poc_prune_without_memory(self) -> None:
+        """No forward can be made for want of memory."""
 
-            own._tail = tail
-            return own
+        def pruned(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("9 GiB")
 
         forwards.pruned = pruned
         self.poc_forget_forwards()

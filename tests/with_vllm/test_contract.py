@@ -29,12 +29,10 @@ INTERNALS = [
     ("model_executor/layers/quantization/fp8.py", "Fp8LinearMethod", {"fp8_linear"}),
     ("model_executor/layers/quantization/fp8.py", "Fp8MoEMethod", {"fp8_backend"}),
     ("utils/deep_gemm.py", "", {"is_deep_gemm_e8m0_used"}),
-    # unset_scale
-    (
-        "model_executor/layers/quantization/utils/fp8_utils.py",
-        "create_fp8_scale_parameter",
-        {"finfo"},
-    ),
+    # float8_layers
+    ("model_executor/layers/quantization/fp8.py", "Fp8Config", {"is_checkpoint_fp8_serialized"}),
+    ("model_executor/models/qwen3_moe.py", "Qwen3MoeForCausalLM", {"packed_modules_mapping"}),
+    ("config/vllm.py", "VllmConfig", {"quant_config"}),
     # kv_groups
     (
         "v1/worker/utils.py",
@@ -166,6 +164,7 @@ PARTS = [
         {"layer", "x", "bias", "weight", "VLLM_BATCH_INVARIANT"},
     ),
     ("model_executor/layers/activation.py", "", {"SiluAndMul"}),
+    ("model_executor/models/mistral.py", "MistralDecoderLayer", {"ada_rms_norm_t_cond"}),
     # Turns
     (
         "model_executor/layers/rotary_embedding/base.py",
@@ -177,6 +176,7 @@ PARTS = [
         "RotaryEmbedding.forward_static",
         {"cos_sin_cache", "index_select"},
     ),
+    ("model_executor/custom_op.py", "CustomOp.forward", {"_forward_method"}),
     # compiled
     ("config/compilation.py", "CompilationConfig", {"inductor_compile_config"}),
     ("ir/__init__.py", "", {"enable_torch_wrap"}),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,9 @@ import pytest
 import torch
 from contract import sources
 
+from shared.errors import EngineError
 from support import ROOT
+from worker.engines.vllm import options
 
 pytestmark = pytest.mark.vllm
 
@@ -163,34 +165,54 @@ def test_where_experts_are_left_to_deep_gemm(
     assert internals.deep_gemm_instead_of_triton() is expected
 
 
-SCALES = torch.tensor([[0.5, 0.0]])
+def test_deep_gemm_is_asked_for_in_another_process() -> None:
+    """Since its import starts CUDA; here there is none."""
+    assert options._deep_gemm_is_better() is False
 
 
 @pytest.mark.parametrize(
-    ("scale", "is_unset"),
-    [
-        (SCALES, False),
-        (SCALES.bfloat16(), False),
-        (torch.tensor([torch.finfo(torch.float32).min, 0.5]), True),
-        (torch.tensor([0.5, math.nan]), True),
-        (torch.tensor([0.5, math.inf], dtype=torch.bfloat16), True),
-        # Packed for a kernel.
-        (torch.tensor([-1], dtype=torch.int32), False),
-        (torch.tensor([-1.0]).to(torch.float8_e4m3fn), False),
-    ],
-    ids=["float32", "bfloat16", "lowest", "nan", "infinite", "packed", "float8"],
+    ("error", "expected"), [(BrokenProcessPool(), False), (ValueError("'off'"), EngineError)]
 )
-def test_a_layer_without_the_scale_of_its_weights_is_named(
-    scale: torch.Tensor, is_unset: bool
+def test_a_process_that_can_not_tell_of_deep_gemm(
+    error: Exception, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One that dies of the import, and one where a switch of vLLM's is no number."""
+
+    def submit(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(options.ProcessPoolExecutor, "submit", submit)
+    if expected is False:
+        assert options._deep_gemm_is_better() is False
+        return
+    with pytest.raises(expected, match=r"VLLM_.* \('off'\)"):
+        options._deep_gemm_is_better()
+
+
+@pytest.mark.parametrize("serialized", [True, False])
+def test_layers_that_vllm_takes_for_float8_are_named_as_the_files_name_them(
+    serialized: bool,
+) -> None:
+    """What is joined by each of its names, experts by one; nothing where vLLM makes float8."""
+    from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
+
     from worker.engines.vllm import internals
 
-    model = torch.nn.ModuleDict({"one": torch.nn.Module(), "gate": torch.nn.Module()})
-    for layer, values in (("one", SCALES), ("gate", scale)):
-        for name in ("weight", "weight_scale_inv"):
-            made = torch.nn.Parameter(values.clone(), requires_grad=False)
-            model[layer].register_parameter(name, made)
-    assert internals.unset_scale(worker_of(model)) == ("gate" if is_unset else None)
+    methods = {
+        "qkv_proj": Fp8LinearMethod, "o_proj": Fp8LinearMethod, "experts": Fp8MoEMethod, "gate": str
+    }  # fmt: skip
+    layer = torch.nn.Module()
+    for name, method in methods.items():
+        part = torch.nn.Module()
+        part.quant_method = object.__new__(method) if method is not str else ""
+        layer.add_module(name, part)
+    model = torch.nn.ModuleDict({"layer": layer})
+    model.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    worker = worker_of(model)
+    config = SimpleNamespace(is_checkpoint_fp8_serialized=serialized)
+    worker.vllm_config = SimpleNamespace(quant_config=config)
+    expected = ["q_proj", "k_proj", "v_proj", "o_proj", "experts"] if serialized else []
+    assert internals.float8_layers(worker) == [f"layer.{each}" for each in expected]
 
 
 class FlashAttentionImpl:

@@ -12,6 +12,7 @@ import pytest
 from driver import Driver, faulty, job
 from small import settings_of
 
+from shared.errors import EngineError
 from worker.engines.vllm.engine import VllmEngine
 
 pytestmark = [
@@ -87,6 +88,34 @@ def test_a_forward_that_is_not_the_models_is_not_taken(
         assert compiled.distances(*range(33)) == expected
     finally:
         compiled.call("poc_mend")
+
+
+@pytest.mark.parametrize("scale", [1.2, None])
+def test_without_a_fused_mlp_it_is_pruned_all_the_same(
+    scale: float | None, compiled: Driver
+) -> None:
+    """Whatever is wrong with the kernel, and the profile says what computes in its place."""
+    expected = distances(compiled, 4, 40)
+    compiled.call("poc_fuse_badly", scale)
+    try:
+        facts = compiled.call("poc_prepare", 4, TOKENS)
+        assert (facts["last_layer"], facts["mlp"]) == ("pruned", "separate")
+        assert compiled.distances(*range(33)) == expected
+    finally:
+        compiled.call("poc_mend")
+
+
+def test_a_scheme_that_finds_no_memory_waits_for_it(compiled: Driver) -> None:
+    """Its forward is that of the profile, or there is none: another one has other numbers."""
+    compiled.call("poc_prepare", 4, TOKENS)
+    expected = compiled.distances(*range(8))
+    compiled.call("poc_prune_without_memory")
+    try:
+        with pytest.raises(EngineError, match=r"scheme distance can.t be computed .*9 GiB"):
+            compiled.distances(*range(8))
+    finally:
+        compiled.call("poc_mend")
+    assert compiled.distances(*range(8)) == expected
 
 
 def test_requests_do_not_meet_it(compiled: Driver) -> None:

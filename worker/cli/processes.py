@@ -305,6 +305,7 @@ def bench(
         float,
         typer.Option(
             min=0.1,
+            max=86_400,
             metavar="<seconds>",
             help="How long to measure each candidate, in all its turns.",
         ),

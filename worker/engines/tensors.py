@@ -97,6 +97,45 @@ def check_types(directory: Path, tensors: Mapping[str, Entry]) -> None:
         )
 
 
+def check_scales(directory: Path, tensors: Mapping[str, Entry]) -> None:
+    """Raise `EngineError` for weights in float8 without a scale: vLLM would make one up."""
+    bare = sorted(
+        name
+        for name, entry in tensors.items()
+        if _is_float8(entry)
+        and name.endswith(".weight")
+        and not {f"{name}_scale_inv", f"{name}_scale"} & tensors.keys()
+    )
+    if bare:
+        raise EngineError(
+            f"{directory}: {len(bare)} of its weights are in float8 and have no scale, {bare[0]} "
+            "the first; download or make the model again"
+        )
+
+
+def check_float8(tensors: Mapping[str, Entry], layers: Iterable[str]) -> None:
+    """Raise `EngineError` for one of `layers` whose weights are not in float8.
+
+    The experts of a layer go by one name. vLLM, which takes `layers` for float8, would load any
+    weights, with any number in place of their scales.
+    """
+    small: dict[str, bool] = {}
+    for name, entry in tensors.items():
+        if name.endswith(".weight"):
+            stem, experts, _ = name.removesuffix(".weight").partition(".experts")
+            small[stem + experts] = small.get(stem + experts, True) and _is_float8(entry)
+    if wrong := next((layer for layer in layers if not small.get(layer)), None):
+        raise EngineError(
+            f"config.json says that the weights of {wrong} are in float8, and in the files they "
+            "are not: name the layer in modules_to_not_convert of quantization_config, or make the "
+            "checkpoint again"
+        )
+
+
+def _is_float8(entry: Entry) -> bool:
+    return entry.dtype.startswith("F8_")
+
+
 def check_names(directory: Path, tensors: Iterable[str]) -> None:
     """Raise `EngineError` for names that some libraries complete, and others don't know.
 

@@ -26,14 +26,15 @@ def check(directory: Path, config: PretrainedConfig) -> None:
     """Raise `EngineError` unless all weights of `config` are there, in their shapes, and no others.
 
     For vLLM, which computes with whatever its memory holds where one is missing. Reads headers
-    only. Of what is quantized only the number of layers is looked at: how its tensors are called is
-    up to the method.
+    only. Of what is quantized only the number of layers is looked at, and that weights in float8
+    have scales: how its other tensors are called is up to the method.
     """
     if checkpoint.quantization_of(directory, config) is None:
         load(directory, config, "auto", torch.device("meta"))
         return
     found = tensors.read(checkpoint.weight_files(directory))
     tensors.check_tied(directory, found, tied=config.tie_word_embeddings)
+    tensors.check_scales(directory, found)
     layers = ((name, re.match(r"model\.layers\.(\d+)\.", name)) for name in found)
     tensors.check_used(
         directory,

@@ -7,6 +7,7 @@ buckets, too. `tests/gpu/test_kernels.py` has the real sizes.
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from types import ModuleType
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from worker import gpu_random, kernels
+from worker.engines.vllm.options import ENTRY_BYTES
 
 NONCES = (0, 7, 2**32, 2**63 - 1)
 TOLERANCE = 2e-6
@@ -70,6 +72,15 @@ def test_buckets_of_four_do_spill() -> None:
     spilled = made.counts[:, -1, 0].tolist()  # the last count of each row
     assert all(0 < each < 40 for each in spilled)
     assert made.counts[:, :-1, 0].sum(1).tolist() == [80] * len(NONCES)
+
+
+def test_a_row_takes_the_memory_that_is_reckoned_with() -> None:
+    """Most where one entry more doubles the buckets, and they are little more than half full."""
+    vocab_size = int(kernels._FILL * kernels._SLOTS * 64) + 1
+    made = kernels.generate_permutations("b", "k", NONCES[:1], vocab_size, "cpu")
+    sums = 3 * made.offsets.numel() * 8
+    taken = sums + sum(getattr(made, each.name).nbytes for each in fields(made))
+    assert 17 * vocab_size < taken <= ENTRY_BYTES * vocab_size
 
 
 # numpy, which the interpreter computes with, says more than a device.

@@ -77,7 +77,7 @@ class GatedProjection(nn.Module):
 
 
 def _processors(device: torch.device) -> int:
-    if device.type == "cpu":  # in Triton's interpreter
+    if device.type == "cpu":  # in Triton's interpreter: fewer than blocks, so that one has several
         return 3
     return torch.cuda.get_device_properties(device).multi_processor_count
 

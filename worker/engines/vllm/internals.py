@@ -1,17 +1,16 @@
 """Every vLLM internal that is used as it is, one function each, with where it comes from.
 
 Those that a forward of our own is put together from are in `parts`. Nothing else in the project
-names vLLM's internals, so these are the pages to read when vLLM changes; each name has a contract
-test (`tests/with_vllm/test_contract.py`). All but the last five functions run in vLLM's worker
-process, where `worker` is vLLM's own (`vllm.v1.worker.gpu_worker.Worker`, or the CPU's). Read in
-vLLM 0.26.0, 0.32.0 and 0.33.0.
+names vLLM's internals, so these are the pages to read when vLLM changes. What is needed has a
+contract test (`tests/with_vllm/test_contract.py`); what not every vLLM has is asked for with a
+default. What takes a `worker` runs in vLLM's worker process, where that is vLLM's own
+(`vllm.v1.worker.gpu_worker.Worker`, or the CPU's). Read in vLLM 0.26.0, 0.32.0 and 0.33.0.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def facts(worker: Any) -> dict[str, Any]:
         "max_model_len": model.max_model_len,
         "max_tokens": config.scheduler_config.max_num_batched_tokens,
         "quantization": model.quantization or "none",
-        "kernels": kernels(worker),
+        "kernels": kernels(worker) or ("unknown" if model.quantization else ""),
         "compiled": not model.enforce_eager,
         "tensor_parallel": config.parallel_config.tensor_parallel_size,
         "attention": "+".join(sorted(backends)),
@@ -91,7 +90,7 @@ def facts(worker: Any) -> dict[str, Any]:
 
 
 def kernels(worker: Any) -> str:
-    """What computes the quantized products, as vLLM names it; empty where nothing is quantized.
+    """What computes the quantized products, as vLLM names it; empty where it names nothing.
 
     Each gives other numbers: CUTLASS, DeepGEMM with or without scales that are powers of two
     (E8M0), Triton, Marlin, FlashInfer.
@@ -115,21 +114,26 @@ def kernels(worker: Any) -> str:
     return "+".join(sorted(found))
 
 
-def unset_scale(worker: Any) -> str | None:
-    """The first layer whose weights have no scale from the checkpoint; None if all have theirs.
+def float8_layers(worker: Any) -> list[str]:
+    """The layers that vLLM takes for float8 in the checkpoint, by the files' names.
 
-    vLLM serves such a model, with the lowest number that there is in place of a scale.
+    The experts of a layer have one name together.
 
-    Source: `create_fp8_scale_parameter` in `vllm.model_executor.layers.quantization.utils`.
+    Source: `Fp8Config` and its methods in `vllm.model_executor.layers.quantization.fp8`, and
+    `packed_modules_mapping` of the models: what is joined has several names.
     """
-    for name, parameter in model_of(worker).named_parameters():
-        layer, _, last = name.rpartition(".")
-        # Scales of one byte are packed in ways that make any pattern of bits a proper one.
-        if "weight_scale" in last and parameter.is_floating_point() and parameter.itemsize > 1:
-            proper = (parameter >= 0) & (parameter < math.inf)
-            if not proper.all():
-                return str(layer)
-    return None
+    from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
+
+    if not getattr(worker.vllm_config.quant_config, "is_checkpoint_fp8_serialized", False):
+        return []
+    model, found = model_of(worker), []
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "quant_method", None), Fp8LinearMethod | Fp8MoEMethod):
+            stem, experts, _ = name.partition(".experts")
+            parent, _, last = name.rpartition(".")
+            joined = model.packed_modules_mapping.get(last, [last])
+            found += [stem + experts] if experts else [f"{parent}.{each}" for each in joined]
+    return found
 
 
 def kv_groups(worker: Any, block_table_width: int) -> list[KVGroup]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from pydantic import ValidationError
 from shared.errors import EngineError
 from shared.schemes import terms_of
 from shared.settings import CHECK_LEN, Settings
+from worker.children import forks_of
 from worker.engines.base import DEFAULT_TILE
 from worker.engines.checkpoint import first_line, longest
 
@@ -27,10 +30,15 @@ INSTALL = (
     "poc-worker's source is"
 )
 
+#: What forks vLLM's engine, and what asks vLLM where that would start CUDA.
+FORKED = f"{__package__}.forked"
+
 #: Positions of a sequence in a round, as most rounds have them.
 USUAL_LEN = 256
 #: Tokens in one forward at least, unless the options say otherwise: 32 sequences of 256.
 DEFAULT_TOKENS = 8192
+#: Bytes that `worker.kernels` takes for each entry of a row's vocabulary, at most.
+ENTRY_BYTES = 19
 #: Tiles of which `auto` takes the smallest that is about as fast as any of them
 #: (docs/benchmarks.md).
 TILES = (32, 64, 128, 256)
@@ -140,7 +148,7 @@ def reserve_bytes(config: Any, *, tile: int, tokens: int, ranks: int, width: int
       models with two kinds of layers,
     - what a recorded forward keeps for itself between two layers, twice what one layer makes,
     - inputs of two tiles, the recorded forward's own, and a copy while it is recorded,
-    - permutations of two tiles, at most 17 bytes for an entry of the vocabulary, and logits.
+    - permutations of two tiles, `ENTRY_BYTES` for an entry of the vocabulary, and logits.
     """
     heads, head_dim = _heads(config, ranks)
     kinds = len(set(getattr(config, "layer_types", None) or [None]))
@@ -151,7 +159,7 @@ def reserve_bytes(config: Any, *, tile: int, tokens: int, ranks: int, width: int
     layer = 2 * wide + 4 * config.hidden_size
     layer += (config.num_attention_heads // ranks + 2 * heads) * head_dim
     recorded = 2 * tokens * layer * width
-    outputs = tile * config.vocab_size * (width + 2 * 17)
+    outputs = tile * config.vocab_size * (width + 2 * ENTRY_BYTES)
     return int(scratch + recorded + inputs + outputs + (256 << 20))
 
 
@@ -259,20 +267,23 @@ def device_of(settings: Settings, dtype: str) -> Device:
 
 def _float8_options(config: Any, dtype: str, ranks: int) -> dict[str, Any]:
     """For weights in float8 with a scale for each block: what was measured as the fastest."""
-    quantization = getattr(config, "quantization_config", None) or {}
+    quantization = getattr(config, "quantization_config", None)
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "fp8":
+        return {}
     block = quantization.get("weight_block_size")
-    if quantization.get("quant_method") != "fp8" or not block:
+    if not block:
         return {}
     options: dict[str, Any] = {"compilation_config": _UNFUSED}
     experts = getattr(config, "moe_intermediate_size", 0)
-    whole = quantization.get("modules_to_not_convert") or ()
+    # As vLLM reads them: in this order.
+    whole = quantization.get("ignored_layers") or quantization.get("modules_to_not_convert") or ()
     if (
         experts
         # vLLM refuses to start with what DeepGEMM can't compute, once it is asked for.
         and dtype == "bfloat16"
-        and list(block) == [128, 128]
-        and experts // ranks % 128 == 0
-        and not any("experts" in name for name in whole)
+        and block == [128, 128]
+        and not (experts // ranks % 128 or config.hidden_size % 128)
+        and not any(".experts" in str(name) for name in whole)
         and _deep_gemm_is_better()
     ):
         options["moe_backend"] = "deep_gemm"
@@ -280,9 +291,18 @@ def _float8_options(config: Any, dtype: str, ranks: int) -> dict[str, Any]:
 
 
 def _deep_gemm_is_better() -> bool:
+    """What vLLM says in a process of its own: to ask imports DeepGEMM, and that starts CUDA."""
     from worker.engines.vllm.internals import deep_gemm_instead_of_triton
 
-    return deep_gemm_instead_of_triton()
+    try:
+        with ProcessPoolExecutor(1, mp_context=forks_of(FORKED)) as pool:
+            return pool.submit(deep_gemm_instead_of_triton).result()
+    except BrokenProcessPool:
+        return False  # what can't be imported can't compute
+    except ValueError as error:
+        raise EngineError(
+            f"one of vLLM's variables (VLLM_...) is no number ({error}); its switches are 0 or 1"
+        ) from None
 
 
 def check_options(settings: Settings) -> dict[str, Any]:

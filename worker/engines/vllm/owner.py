@@ -31,7 +31,7 @@ from shared.schemes import DEFAULT, Proof
 from worker.children import Forks, end_with_us, forks_of
 from worker.engines.base import tile_of
 from worker.engines.vllm.backlog import Backlog, Submitted
-from worker.engines.vllm.options import USUAL_LEN, cause_of, tokens_of
+from worker.engines.vllm.options import FORKED, USUAL_LEN, cause_of, tokens_of
 from worker.engines.vllm.timing import best_of, seconds_a_nonce
 from worker.job import Job
 
@@ -404,7 +404,7 @@ def _forks(*, serves: bool) -> Forks:
     if not serves:
         # For minutes it would compile kernels for all numbers of tokens that requests may have.
         os.environ.setdefault("VLLM_DEEP_GEMM_WARMUP", "skip")
-    return forks_of(f"{__package__}.forked")
+    return forks_of(FORKED)
 
 
 def _start_vllm(arguments: Any, forks: Forks) -> Any:

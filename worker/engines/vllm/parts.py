@@ -1,9 +1,9 @@
 """A deployed model's layers, taken apart and put together again for a forward of our own.
 
-This page and `internals` are the only ones that know how vLLM's modules are made; each name has a
-contract test (`tests/with_vllm/test_contract.py`). What it makes are shallow copies on the deployed
-weights, and they run in vLLM's worker process: `worker` is as in `internals`. Which forwards are
-made of it, `forwards` says. Read in vLLM 0.26.0, 0.32.0 and 0.33.0.
+This page and `internals` are the only ones that know how vLLM's modules are made, and contract
+tests hold them to it (`tests/with_vllm/test_contract.py`). What it makes are shallow copies on the
+deployed weights, and they run in vLLM's worker process: `worker` is as in `internals`. Which
+forwards are made of it, `forwards` says. Read in vLLM 0.26.0, 0.32.0 and 0.33.0.
 """
 
 from __future__ import annotations

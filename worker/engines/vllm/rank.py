@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from shared.errors import EngineError
 from shared.schemes import Proof
+from worker.engines import checkpoint, tensors
 from worker.engines.checkpoint import first_line
 from worker.engines.tile import Forward, Tiles, cut, join
 from worker.engines.vllm import forwards, internals
@@ -42,33 +44,30 @@ class Rank:
     """The deployed model and its scratch pages on one rank."""
 
     def __init__(self, worker: Any, tile: int, max_tokens: int, *, prunes: bool) -> None:
-        self._worker, self._device = worker, internals.device_of(worker)
+        self._worker, self.device = worker, internals.device_of(worker)
         facts = internals.facts(worker)
-        if unset := internals.unset_scale(worker):
-            raise EngineError(
-                f"the checkpoint has no scale for the weights of {unset}, which its config.json "
-                "says are quantized: name the layer in modules_to_not_convert of "
-                "quantization_config, or make the checkpoint again"
-            )
+        if layers := internals.float8_layers(worker):
+            directory = Path(worker.vllm_config.model_config.model)
+            tensors.check_float8(tensors.read(checkpoint.weight_files(directory)), layers)
         facts["max_tokens"] = min(facts["max_tokens"], max_tokens)
         self._max_tokens: int = facts["max_tokens"]
         self._hidden_size: int = facts["hidden_size"]
-        self._dtype: torch.dtype = getattr(torch, facts["dtype"])
+        self.dtype: torch.dtype = getattr(torch, facts["dtype"])
         self._tiles = Tiles(
             tile,
             Deployed(
                 layers=facts["layers"],
                 hidden_size=self._hidden_size,
                 vocab_size=facts["vocab_size"],
-                device=self._device,
-                dtype=self._dtype,
+                device=self.device,
+                dtype=self.dtype,
             ),
             max_tokens=self._max_tokens,
             tensors_of=_tensors_of,
         )
         self._alone = facts["tensor_parallel"] == 1
         self._records = (
-            self._device.type == "cuda"
+            self.device.type == "cuda"
             and facts["compiled"]
             and facts["attention"] in _RECORDABLE
             # Ranks would record their exchange as well, which vLLM has ways of its own for.
@@ -84,6 +83,7 @@ class Rank:
         self._direct = internals.direct_attention(self._layers)
         self._scratch = {} if self._direct else self._allocate()
         self._launched: dict[int, tuple[Job, _Launched]] = {}
+        self._prepared = False
         self._prunes = (
             prunes and self._alone and facts["compiled"] and facts["quantization"] == "none"
         )
@@ -123,13 +123,15 @@ class Rank:
         """Compile the forward of a scheme; the facts, with what came of it."""
         own = self._own(scheme)
         self.facts |= forwards.WHOLE if own is None else own.facts
+        self._prepared = True
         return self.facts
 
     def _own(self, scheme: str) -> forwards.OwnForward | None:
         """The forward of ours that a scheme has; None if it takes vLLM's.
 
         Made once in a process. Raises `EngineError` if it must have one, and there is none; from
-        then on at once, unless it was memory that was missing.
+        then on at once, unless it was memory that was missing. For want of memory a lesser one is
+        taken by `prepare` alone, whose facts the profile has.
         """
         if scheme in self.facts["without"]:
             raise EngineError(self.facts["without"][scheme])
@@ -142,7 +144,7 @@ class Rank:
         return found
 
     def _make(self, scheme: str, tensors: Tensors) -> forwards.OwnForward | None:
-        why, out_of_memory = "", False
+        why, out_of_memory, may_be_lesser = "", False, not self._prepared
         ours = (forwards.fused, forwards.pruned) * self._prunes + (forwards.whole,) * tensors.edits
         for make in ours:
             try:
@@ -154,9 +156,11 @@ class Rank:
                 why = first_line(error)
                 out_of_memory |= isinstance(error, torch.OutOfMemoryError)
                 log.warning("no %s forward for %s: %s", make.__name__, scheme, why)
+                if out_of_memory and not may_be_lesser:
+                    break  # the next one would not be what the profile says by now
             else:
                 return own
-        if not tensors.edits:
+        if not tensors.edits and (may_be_lesser or not out_of_memory):
             return None
         why = f"the scheme {scheme} can't be computed with this model: {why}"
         if out_of_memory:
@@ -172,10 +176,10 @@ class Rank:
         The shape is that of most rounds whatever the tile: kernels are chosen for it.
         """
         tile = min(TILES[0], self._tiles.size, self._max_tokens)
-        usual = USUAL_LEN if self._device.type == "cuda" else 8  # a CPU would take seconds
+        usual = USUAL_LEN if self.device.type == "cuda" else 8  # a CPU would take seconds
         seq_len = min(usual, self.facts["max_model_len"], self._max_tokens // tile)
         shape = torch.Size((tile, seq_len, self._hidden_size))
-        inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
+        inputs = torch.randn(shape, dtype=self.dtype, device=self.device)
         tensors, began = self._tiles.tensors(scheme), time.perf_counter()
         tensors.leave()
         whole = self._hidden_states(None, shape)(inputs.clone())
@@ -202,15 +206,15 @@ class Rank:
     def _time(self, tile: int, seq_len: int, count: int, scheme: str) -> float:
         shape = tile, seq_len, self._hidden_size
         # Random, as in a round: what a GPU draws, and so its clock, depends on the numbers.
-        inputs = torch.randn(shape, dtype=self._dtype, device=self._device)
-        forward = self._forward(scheme)
+        inputs = torch.randn(shape, dtype=self.dtype, device=self.device)
+        forward = self.forward(scheme)
         self._tiles.tensors(scheme).enter(Job(NO_BLOCK, "", (), seq_len))
         if forward.recorded != inputs.shape:
             self._forget()
             for _ in range(FIRST_AFTER):
                 forward(inputs.clone())
         recorded = forward.recorded is not None
-        launched = _Launched(self._device)
+        launched = _Launched(self.device)
         for _ in range(count):
             forward(inputs if recorded else inputs.clone())  # a recording copies them itself
         launched.close(None)
@@ -218,7 +222,7 @@ class Rank:
 
     def launch(self, handle: int, job: Job) -> bool:
         """Queue a job, all of it or nothing; whether the device still computes."""
-        launched = _Launched(self._device)
+        launched = _Launched(self.device)
         # The ranks of a group must do the same: one that halves alone waits for ever.
         may_halve = self._alone and not job.whole_tiles
         compute = self._compute_or_halve if may_halve else self._compute
@@ -243,7 +247,7 @@ class Rank:
 
     def _compute(self, job: Job, nonces: Sequence[int], size: int) -> Tensor | None:
         """The rows of one tile."""
-        return self._tiles.rows(job, nonces, self._forward(job.scheme), size)
+        return self._tiles.rows(job, nonces, self.forward(job.scheme), size)
 
     def _compute_or_halve(self, job: Job, nonces: Sequence[int], size: int) -> Tensor | None:
         """The rows of one tile; when memory runs out in it, of its halves."""
@@ -264,10 +268,10 @@ class Rank:
         )
         self._tiles.forget()
         self._forget()
-        plain = self._forward(job.scheme).plain
+        plain = self.forward(job.scheme).plain
         return join([self._tiles.rows(job, part, plain, half) for part in cut(nonces, half)])
 
-    def _forward(self, scheme: str) -> Recorder:
+    def forward(self, scheme: str) -> Recorder:
         """The forward of a scheme, recorded once it may be. What it gives holds until the next."""
         if scheme not in self._forwards:
             # Here, and not at its first call: the check of a new one leaves another block in use
@@ -302,7 +306,7 @@ class Rank:
     ) -> Callable[[Tensor], Tensor]:
         """A forward of ours, or vLLM's, to hidden states after the norm, of the last positions."""
         metadata = [
-            internals.prefill_metadata(group, shape[0], shape[1], self._device)
+            internals.prefill_metadata(group, shape[0], shape[1], self.device)
             for group in self._groups
         ]
         pages = set(self._scratch.values())
@@ -325,9 +329,9 @@ class Rank:
 
     def _end_if_lost(self, error: Exception) -> None:
         """End this process, which vLLM reports as a dead engine, if it can't go on as it is."""
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             try:
-                torch.cuda.synchronize(self._device)
+                torch.cuda.synchronize(self.device)
             except Exception:
                 log.critical("the GPU is lost to this process: %s", error, exc_info=error)
                 os._exit(1)

@@ -130,7 +130,7 @@ def _batch(published: Published, config: PoCConfig) -> Callable[[Sequence[int]],
 
 
 class Limit:
-    """What a product of large matrices would leave of this model's forwards: no one can be faster.
+    """Forwards at the pace of one product of large matrices.
 
     It counts the operations of a forward that computes all positions in all layers, and the head
     for the last one.

@@ -23,7 +23,7 @@ class PublishedExtension(PoCWorkerExtension):
         """Distances of `nonces`, a tile at a time, by the published algorithm."""
         ours, facts = self.poc_rank, self.poc_rank.facts
         sizes = facts["hidden_size"], facts["vocab_size"]
-        published = Published(*sizes, ours._device, ours._dtype, ours._forward(DEFAULT))
+        published = Published(*sizes, ours.device, ours.dtype, ours.forward(DEFAULT))
         target = published.target(block_hash)
         size = tile_of(facts["tile"], facts["max_tokens"], seq_len)
         return [

@@ -5,9 +5,8 @@ All of it computes on one model, on one device, in turns of one run. No figure c
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from shared.errors import ConfigError, EngineError
 from shared.schemes import DEFAULT, terms_from
 from shared.schemes.distance import r_target_for
 from shared.settings import Settings, load_settings
+from worker.children import vanishing_directory
 from worker.engines import Engine, EngineInfo
 from worker.engines.base import TimesForwards
+from worker.engines.checkpoint import first_line
 from worker.engines.vllm.options import extended_by
 from worker.node.node import Node
 from worker.queue.app import pin
@@ -68,6 +69,8 @@ class Plan:
         Raises `ConfigError` for an opponent or a sweep that there is not, or not of the scheme.
         """
         named = {each.strip() for each in against.split(",") if each.strip()}
+        if named and gpu:
+            raise ConfigError("--against: --gpu measures against all there are; leave one out")
         if unknown := sorted(named - {*OPPONENTS}):
             raise ConfigError(f"--against {unknown[0]}: choose from {', '.join(OPPONENTS)}")
         swept, _, values = sweep.partition("=")
@@ -105,17 +108,18 @@ def run(plan: Plan, *, json: bool = False, picture: Path | None = None) -> int:
     pin(load_settings())
     if plan.gpu:
         _require_gpu()
-    if picture and not picture.absolute().parent.is_dir():
-        raise ConfigError(f"--picture {picture}: there is no directory for it")
+    if picture:
+        with _writes(picture):
+            picture.open("ab").close()
     with (
         out_alone(),
-        tempfile.TemporaryDirectory(prefix="poc-bench-") as directory,
+        vanishing_directory("poc-bench-") as directory,
         EmbeddedRedis() as server,
         news.status("loading") as status,
         ExitStack() as stack,
     ):
         points: list[Point] = []
-        model = plan.model or _make_model(Path(directory) / "model", status, gpu=plan.gpu)
+        model = plan.model or _make_model(directory / "model", status, gpu=plan.gpu)
         if "published" in plan.against:
             from worker.tools.bench.opponents import EXTENSION
 
@@ -133,10 +137,21 @@ def run(plan: Plan, *, json: bool = False, picture: Path | None = None) -> int:
                 **given,
             )
             points += _points(plan, settings, status)
-    if picture:
-        picture.write_text(picture_of(points), encoding="utf-8")
     (show_json if json else show_table)(points)
+    if picture:
+        with _writes(picture):
+            picture.write_text(picture_of(points), encoding="utf-8")
     return 0
+
+
+@contextmanager
+def _writes(picture: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--picture {picture}: can't be written ({error.strerror}); name another file"
+        ) from None
 
 
 def _points(plan: Plan, settings: Settings, status: Status) -> list[Point]:
@@ -241,9 +256,16 @@ class _Opponents:
 
 def _make_model(directory: Path, status: Status, *, gpu: bool) -> str:
     status.update("loading torch, making a model")
-    if gpu:
-        return str(make_model(directory, **SHAPES[SHAPE], device="cuda"))
-    return str(make_model(directory, **SMALL))
+    shape = SHAPES[SHAPE] | {"device": "cuda"} if gpu else SMALL
+    from safetensors import SafetensorError  # which comes with the engine's libraries
+
+    try:
+        return str(make_model(directory, **shape))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{directory}: the model to measure can't be written ({first_line(error)}); set TMPDIR "
+            "to a directory with room, or give --model"
+        ) from None
 
 
 def _require_gpu() -> None:

@@ -215,10 +215,11 @@ class TestArguments:
         ("quantization", "more"),
         [
             ({}, {}),
-            ({"modules_to_not_convert": ["model.layers.0.mlp.gate"]}, {}),
+            ({"modules_to_not_convert": ["model.layers.0.mlp.gate", None]}, {}),
+            ({"ignored_layers": ["model.layers.0.mlp.shared_experts.up_proj"]}, {}),
             ({}, {"tensor_parallel": 3}),
         ],
-        ids=["plain", "a whole router", "whole blocks"],
+        ids=["plain", "a whole router", "whole shared experts", "whole blocks"],
     )
     def test_experts_in_blocks_are_left_to_deep_gemm(
         self,
@@ -241,9 +242,14 @@ class TestArguments:
             ({}, {"dtype": "float16"}, True),
             ({}, {"tensor_parallel": 4}, True),
             ({"weight_block_size": [128, 64]}, {}, True),
+            ({"weight_block_size": 128}, {}, True),
             ({"modules_to_not_convert": ["model.layers.0.mlp.experts"]}, {}, True),
+            ({"ignored_layers": ["model.layers.0.mlp.experts.0.up_proj"]}, {}, True),
         ],
-        ids=["no DeepGEMM", "float16", "parts of blocks", "other blocks", "experts left whole"],
+        ids=[
+            *("no DeepGEMM", "float16", "parts of blocks", "other blocks", "no blocks"),
+            *("experts left whole", "one left whole"),
+        ],
     )
     def test_what_deep_gemm_can_not_compute_is_not_left_to_it(
         self,

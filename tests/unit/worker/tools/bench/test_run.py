@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shared.errors import ConfigError
+from worker.tools.bench import run as module
 from worker.tools.bench.run import OPPONENTS, Plan, run
 
 
@@ -35,13 +37,14 @@ def test_a_gpu_asks_for_all_opponents() -> None:
             {"against": "published", "scheme": "artifact"},
             "--against published: it has no scheme but distance; leave it out",
         ),
+        ({"against": "limit", "gpu": True}, "--against: --gpu measures against all there are"),
         ({"sweep": "dtype=float16"}, r"--sweep dtype=float16: give tile=32,64"),
         ({"sweep": "tile"}, "give whole numbers"),
         ({"sweep": "tile=a,b"}, "give whole numbers"),
         ({"sweep": "tile=0,8"}, "give whole numbers"),
     ],
 )
-def test_words_that_mean_nothing(words: dict[str, str], says: str) -> None:
+def test_words_that_mean_nothing(words: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Plan.of(**words)
 
@@ -53,7 +56,19 @@ def test_without_a_gpu_there_are_no_ratios_of_one() -> None:
         run(Plan.of(gpu=True))
 
 
-def test_a_picture_that_could_not_be_written_is_refused_first() -> None:
+@pytest.mark.parametrize("picture", ["/nowhere/bench.svg", "/proc/bench.svg", "/dev"])
+def test_a_picture_that_could_not_be_written_is_refused_first(picture: str) -> None:
     """Rather than after minutes of measuring."""
-    with pytest.raises(ConfigError, match=r"--picture /nowhere/bench\.svg: there is no directory"):
-        run(Plan(), picture=Path("/nowhere/bench.svg"))
+    with pytest.raises(ConfigError, match=f"--picture {picture}: can't be written"):
+        run(Plan(), picture=Path(picture))
+
+
+def test_a_model_that_there_is_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it would be is said, and what to do."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "make_model", full)
+    with pytest.raises(ConfigError, match=r"poc-bench-.*No space left.*set TMPDIR"):
+        run(Plan())

@@ -1,0 +1,72 @@
+"""Weights in float8, which mean nothing without a scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import EngineError
+from worker.engines.tensors import Entry, check_float8, check_scales
+
+LAYER = "model.layers.0.self_attn.q_proj"
+EXPERTS = "model.layers.0.mlp.experts"
+EXPERT = f"{EXPERTS}.3.up_proj"
+
+
+def entries(**dtypes: str) -> dict[str, Entry]:
+    """Headers of tensors; `__` is a dot."""
+    file = Path("model.safetensors")
+    return {
+        name.replace("__", "."): Entry(file, dtype, (2, 2), 0, 4) for name, dtype in dtypes.items()
+    }
+
+
+def named(**dtypes: str) -> dict[str, Entry]:
+    """Those of `LAYER`."""
+    return {f"{LAYER}.{name}": entry for name, entry in entries(**dtypes).items()}
+
+
+@pytest.mark.parametrize(
+    "scale", [{"weight_scale_inv": "F32"}, {"weight_scale": "BF16"}], ids=["blocks", "whole"]
+)
+def test_weights_with_a_scale_are_taken(scale: dict[str, str]) -> None:
+    check_scales(Path("m"), named(weight="F8_E4M3", **scale))
+
+
+def test_weights_of_a_type_with_numbers_of_its_own_need_none() -> None:
+    check_scales(Path("m"), named(weight="BF16", bias="F8_E4M3"))
+
+
+@pytest.mark.parametrize("layer", [LAYER, EXPERT], ids=["a projection", "one of the experts"])
+def test_weights_without_a_scale_are_refused(layer: str) -> None:
+    """VLLM would make one up: the lowest number, 1, or that of another projection."""
+    found = named(weight="F8_E4M3", weight_scale_inv="F32") | {
+        "model.layers.1.mlp.up_proj.weight_scale_inv": entries(a="F32")["a"]
+    }
+    found[f"{layer}.weight"] = entries(a="F8_E4M3")["a"]
+    found.pop(f"{layer}.weight_scale_inv", None)
+    with pytest.raises(EngineError, match=rf"m: 1 of its weights .* {layer}\.weight the first"):
+        check_scales(Path("m"), found)
+
+
+def test_layers_in_float8_are_taken() -> None:
+    found = named(weight="F8_E4M3", bias="BF16")
+    found |= {f"{EXPERT}.weight": entries(a="F8_E4M3")["a"]}
+    check_float8(found, [LAYER, EXPERTS])
+
+
+@pytest.mark.parametrize("layer", [LAYER, EXPERT], ids=["a router", "one of the experts"])
+def test_a_layer_that_only_the_config_calls_quantized_is_refused(layer: str) -> None:
+    """What to do is said with its name."""
+    eight, wide = entries(a="F8_E4M3", b="BF16").values()
+    found = {f"{LAYER}.weight": eight, f"{EXPERTS}.0.up_proj.weight": eight}
+    found[f"{layer}.weight"] = wide
+    said = layer.partition(".3")[0]
+    with pytest.raises(EngineError, match=rf"weights of {said} are .* modules_to_not_convert"):
+        check_float8(found, [LAYER, EXPERTS])
+
+
+def test_a_layer_that_is_not_in_the_files_is_refused() -> None:
+    with pytest.raises(EngineError, match="in the files they are not"):
+        check_float8({}, [LAYER])
