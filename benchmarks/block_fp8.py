@@ -22,6 +22,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shared.errors import PoCError
+from worker.tools.extras import require_gpu
 from worker.tools.make_model import SHAPES
 
 #: Rows and columns that share a scale, and the largest float8 (e4m3).
@@ -38,8 +40,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the shape, if not all: they are alike")
     parser.add_argument("--plain", type=Path, metavar="DIR", help="the same weights in bfloat16")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(f"block_fp8.py: torch {torch.__version__} sees no GPU, and the weights need one")
+    require_gpu("a model to quantize")
     config = config_of(options.shape, options.layers)
     with torch.random.fork_rng(devices=[0]), torch.device("cuda"):
         torch.cuda.manual_seed(0)
@@ -139,4 +140,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PoCError as error:
+        sys.exit(f"block_fp8.py: {error}")

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from shared.errors import PoCError
 from worker.engines.clock import keep_busy
 from worker.engines.vllm.gated import fits, gated
 from worker.tools.bench.turns import interleave
+from worker.tools.extras import require_gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="of a turn")
     parser.add_argument("--rounds", type=int, default=6)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(f"gated.py: torch {torch.__version__} sees no GPU, and the kernel needs one")
+    require_gpu("the kernel")
     made = torch.Generator("cuda").manual_seed(0)
     values, weight = (
         torch.randn(rows, options.hidden_size, generator=made, device="cuda").bfloat16()
@@ -89,4 +90,7 @@ def _activated(both: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PoCError as error:
+        sys.exit(f"gated.py: {error}")

@@ -19,6 +19,7 @@ from typing import Any
 
 from shared.errors import PoCError
 from worker.tools.bench.turns import interleave
+from worker.tools.extras import require_gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,14 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--nonces", type=int, default=8, help="in a tile")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
     on_gpu = options.device.startswith("cuda")
+    if on_gpu:
+        require_gpu(f"--device {options.device}")
     for name, (ours, published) in _parts(options).items():
         turns = interleave([ours, published], options.seconds, options.rounds)
         mine, theirs = turns[ours.name], turns[published.name]

