@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from enum import Enum
 from pathlib import Path
@@ -20,6 +21,8 @@ from support import ROOT
 from worker.engines.vllm import options
 
 pytestmark = pytest.mark.vllm
+
+Answers = Callable[[Exception], None]
 
 
 @pytest.mark.parametrize("source", sources(), ids=str)
@@ -165,27 +168,32 @@ def test_where_experts_are_left_to_deep_gemm(
     assert internals.deep_gemm_instead_of_triton() is expected
 
 
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """Lets the process that is asked for DeepGEMM raise."""
+
+    def answers(error: Exception) -> None:
+        def submit(*_: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(options.ProcessPoolExecutor, "submit", submit)
+
+    return answers
+
+
 def test_deep_gemm_is_asked_for_in_another_process() -> None:
     """Since its import starts CUDA; here there is none."""
     assert options._deep_gemm_is_better() is False
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"), [(BrokenProcessPool(), False), (ValueError("'off'"), EngineError)]
-)
-def test_a_process_that_can_not_tell_of_deep_gemm(
-    error: Exception, expected: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that dies of the import, and one where a switch of vLLM's is no number."""
+def test_what_dies_of_the_import_of_deep_gemm_does_without(answers: Answers) -> None:
+    answers(BrokenProcessPool())
+    assert options._deep_gemm_is_better() is False
 
-    def submit(*_: Any) -> Any:
-        raise error
 
-    monkeypatch.setattr(options.ProcessPoolExecutor, "submit", submit)
-    if expected is False:
-        assert options._deep_gemm_is_better() is False
-        return
-    with pytest.raises(expected, match=r"VLLM_.* \('off'\)"):
+def test_a_switch_of_vllms_that_is_no_number_is_said(answers: Answers) -> None:
+    answers(ValueError("'off'"))
+    with pytest.raises(EngineError, match=r"VLLM_.* \('off'\)"):
         options._deep_gemm_is_better()
 
 

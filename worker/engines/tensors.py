@@ -114,22 +114,28 @@ def check_scales(directory: Path, tensors: Mapping[str, Entry]) -> None:
 
 
 def check_float8(tensors: Mapping[str, Entry], layers: Iterable[str]) -> None:
-    """Raise `EngineError` for one of `layers` whose weights are not in float8.
+    """Raise `EngineError` for one of `layers`, by `common_name`, whose weights are not in float8.
 
-    The experts of a layer go by one name. vLLM, which takes `layers` for float8, would load any
-    weights, with any number in place of their scales.
+    vLLM, which takes `layers` for float8, would load any weights, with any number in place of their
+    scales.
     """
     small: dict[str, bool] = {}
     for name, entry in tensors.items():
         if name.endswith(".weight"):
-            stem, experts, _ = name.removesuffix(".weight").partition(".experts")
-            small[stem + experts] = small.get(stem + experts, True) and _is_float8(entry)
+            layer = common_name(name.removesuffix(".weight"))
+            small[layer] = small.get(layer, True) and _is_float8(entry)
     if wrong := next((layer for layer in layers if not small.get(layer)), None):
         raise EngineError(
             f"config.json says that the weights of {wrong} are in float8, and in the files they "
             "are not: name the layer in modules_to_not_convert of quantization_config, or make the "
             "checkpoint again"
         )
+
+
+def common_name(module: str) -> str:
+    """The name of a module; of an expert, and of what is in it, that of all experts beside it."""
+    stem, experts, _ = module.partition(".experts")
+    return stem + experts
 
 
 def _is_float8(entry: Entry) -> bool:

@@ -29,8 +29,8 @@ class PoCWorkerExtension:
         """Allocate the scratch for tiles of `tile` sequences, `max_tokens` at most; what vLLM is.
 
         Called before any job, and again if another tile was found to be better. The forward of
-        `scheme` is compiled now, those of others at their first job. With `prunes`
-        the last layer may be pruned and MLPs fused; without, rounds compare with vLLM's own layers.
+        `scheme` is compiled now, those of others at their first job. With `prunes` the last layer
+        may be pruned and MLPs fused; without, all layers are vLLM's own, to compare with.
         """
         if before := vars(self).pop("poc_rank", None):
             before.close()  # its memory, before the next takes its own

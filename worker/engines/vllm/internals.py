@@ -23,6 +23,8 @@ from torch import Tensor
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
 
+from worker.engines.tensors import common_name
+
 #: Embeddings [tokens, hidden_size], positions int64 [tokens] and rows int64 [sequences] to normed
 #: hidden states at these rows, [sequences, hidden_size].
 HiddenAt = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -115,24 +117,21 @@ def kernels(worker: Any) -> str:
 
 
 def float8_layers(worker: Any) -> list[str]:
-    """The layers that vLLM takes for float8 in the checkpoint, by the files' names.
-
-    The experts of a layer have one name together.
+    """The layers that vLLM takes for float8 in the checkpoint, by the files' `common_name`.
 
     Source: `Fp8Config` and its methods in `vllm.model_executor.layers.quantization.fp8`, and
     `packed_modules_mapping` of the models: what is joined has several names.
     """
-    from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
-
     if not getattr(worker.vllm_config.quant_config, "is_checkpoint_fp8_serialized", False):
         return []
+    from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
+
     model, found = model_of(worker), []
     for name, module in model.named_modules():
         if isinstance(getattr(module, "quant_method", None), Fp8LinearMethod | Fp8MoEMethod):
-            stem, experts, _ = name.partition(".experts")
             parent, _, last = name.rpartition(".")
             joined = model.packed_modules_mapping.get(last, [last])
-            found += [stem + experts] if experts else [f"{parent}.{each}" for each in joined]
+            found += [common_name(f"{parent}.{each}") for each in joined]
     return found
 
 

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from shared.errors import EngineError
 from shared.schemes import Proof
-from worker.engines import checkpoint, tensors
+from worker.engines import checkpoint
 from worker.engines.checkpoint import first_line
+from worker.engines.tensors import check_float8
+from worker.engines.tensors import read as read_headers
 from worker.engines.tile import Forward, Tiles, cut, join
 from worker.engines.vllm import forwards, internals
 from worker.engines.vllm.options import TILES, USUAL_LEN
@@ -48,7 +50,7 @@ class Rank:
         facts = internals.facts(worker)
         if layers := internals.float8_layers(worker):
             directory = Path(worker.vllm_config.model_config.model)
-            tensors.check_float8(tensors.read(checkpoint.weight_files(directory)), layers)
+            check_float8(read_headers(checkpoint.weight_files(directory)), layers)
         facts["max_tokens"] = min(facts["max_tokens"], max_tokens)
         self._max_tokens: int = facts["max_tokens"]
         self._hidden_size: int = facts["hidden_size"]
@@ -144,7 +146,7 @@ class Rank:
         return found
 
     def _make(self, scheme: str, tensors: Tensors) -> forwards.OwnForward | None:
-        why, out_of_memory, may_be_lesser = "", False, not self._prepared
+        why, out_of_memory = "", False
         ours = (forwards.fused, forwards.pruned) * self._prunes + (forwards.whole,) * tensors.edits
         for make in ours:
             try:
@@ -156,11 +158,11 @@ class Rank:
                 why = first_line(error)
                 out_of_memory |= isinstance(error, torch.OutOfMemoryError)
                 log.warning("no %s forward for %s: %s", make.__name__, scheme, why)
-                if out_of_memory and not may_be_lesser:
+                if out_of_memory and self._prepared:
                     break  # the next one would not be what the profile says by now
             else:
                 return own
-        if not tensors.edits and (may_be_lesser or not out_of_memory):
+        if not (tensors.edits or (out_of_memory and self._prepared)):
             return None
         why = f"the scheme {scheme} can't be computed with this model: {why}"
         if out_of_memory:

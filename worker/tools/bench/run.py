@@ -255,10 +255,10 @@ class _Opponents:
 
 
 def _make_model(directory: Path, status: Status, *, gpu: bool) -> str:
-    status.update("loading torch, making a model")
-    shape = SHAPES[SHAPE] | {"device": "cuda"} if gpu else SMALL
     from safetensors import SafetensorError  # which comes with the engine's libraries
 
+    status.update("loading torch, making a model")
+    shape = SHAPES[SHAPE] | {"device": "cuda"} if gpu else SMALL
     try:
         return str(make_model(directory, **shape))
     except (OSError, SafetensorError) as error:

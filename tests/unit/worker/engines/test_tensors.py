@@ -14,54 +14,49 @@ EXPERTS = "model.layers.0.mlp.experts"
 EXPERT = f"{EXPERTS}.3.up_proj"
 
 
-def entries(**dtypes: str) -> dict[str, Entry]:
-    """Headers of tensors; `__` is a dot."""
-    file = Path("model.safetensors")
-    return {
-        name.replace("__", "."): Entry(file, dtype, (2, 2), 0, 4) for name, dtype in dtypes.items()
-    }
+def entry(dtype: str) -> Entry:
+    """The header of a tensor."""
+    return Entry(Path("model.safetensors"), dtype, (2, 2), 0, 4)
 
 
-def named(**dtypes: str) -> dict[str, Entry]:
+EIGHT, WIDE, SCALE = entry("F8_E4M3"), entry("BF16"), entry("F32")
+
+
+def named(**entries: Entry) -> dict[str, Entry]:
     """Those of `LAYER`."""
-    return {f"{LAYER}.{name}": entry for name, entry in entries(**dtypes).items()}
+    return {f"{LAYER}.{name}": each for name, each in entries.items()}
 
 
 @pytest.mark.parametrize(
-    "scale", [{"weight_scale_inv": "F32"}, {"weight_scale": "BF16"}], ids=["blocks", "whole"]
+    "scale", [{"weight_scale_inv": SCALE}, {"weight_scale": WIDE}], ids=["blocks", "whole"]
 )
-def test_weights_with_a_scale_are_taken(scale: dict[str, str]) -> None:
-    check_scales(Path("m"), named(weight="F8_E4M3", **scale))
+def test_weights_with_a_scale_are_taken(scale: dict[str, Entry]) -> None:
+    check_scales(Path("m"), named(weight=EIGHT, **scale))
 
 
 def test_weights_of_a_type_with_numbers_of_its_own_need_none() -> None:
-    check_scales(Path("m"), named(weight="BF16", bias="F8_E4M3"))
+    check_scales(Path("m"), named(weight=WIDE, bias=EIGHT))
 
 
 @pytest.mark.parametrize("layer", [LAYER, EXPERT], ids=["a projection", "one of the experts"])
 def test_weights_without_a_scale_are_refused(layer: str) -> None:
-    """VLLM would make one up: the lowest number, 1, or that of another projection."""
-    found = named(weight="F8_E4M3", weight_scale_inv="F32") | {
-        "model.layers.1.mlp.up_proj.weight_scale_inv": entries(a="F32")["a"]
-    }
-    found[f"{layer}.weight"] = entries(a="F8_E4M3")["a"]
+    """Else vLLM would make one up: the lowest number, 1, or that of another projection."""
+    found = named(weight=EIGHT, weight_scale_inv=SCALE)
+    found |= {"model.layers.1.mlp.up_proj.weight_scale_inv": SCALE, f"{layer}.weight": EIGHT}
     found.pop(f"{layer}.weight_scale_inv", None)
     with pytest.raises(EngineError, match=rf"m: 1 of its weights .* {layer}\.weight the first"):
         check_scales(Path("m"), found)
 
 
 def test_layers_in_float8_are_taken() -> None:
-    found = named(weight="F8_E4M3", bias="BF16")
-    found |= {f"{EXPERT}.weight": entries(a="F8_E4M3")["a"]}
+    found = named(weight=EIGHT, bias=WIDE) | {f"{EXPERT}.weight": EIGHT}
     check_float8(found, [LAYER, EXPERTS])
 
 
 @pytest.mark.parametrize("layer", [LAYER, EXPERT], ids=["a router", "one of the experts"])
 def test_a_layer_that_only_the_config_calls_quantized_is_refused(layer: str) -> None:
     """What to do is said with its name."""
-    eight, wide = entries(a="F8_E4M3", b="BF16").values()
-    found = {f"{LAYER}.weight": eight, f"{EXPERTS}.0.up_proj.weight": eight}
-    found[f"{layer}.weight"] = wide
+    found = named(weight=EIGHT) | {f"{EXPERTS}.0.up_proj.weight": EIGHT, f"{layer}.weight": WIDE}
     said = layer.partition(".3")[0]
     with pytest.raises(EngineError, match=rf"weights of {said} are .* modules_to_not_convert"):
         check_float8(found, [LAYER, EXPERTS])

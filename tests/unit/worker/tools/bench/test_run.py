@@ -63,7 +63,7 @@ def test_a_picture_that_could_not_be_written_is_refused_first(picture: str) -> N
         run(Plan(), picture=Path(picture))
 
 
-def test_a_model_that_there_is_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_there_is_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it would be is said, and what to do."""
 
     def full(*_: Any, **__: Any) -> None:
