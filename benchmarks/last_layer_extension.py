@@ -21,7 +21,7 @@ class LastLayerExtension(PoCWorkerExtension):
 
         As long as the pruned one takes, which is compiled when the engine starts.
         """
-        if self.poc_rank.facts["last_layer"] != "pruned":
+        if self.poc_rank.model.facts["last_layer"] != "pruned":
             raise RuntimeError("the last layer is not pruned; the log says why")
         vars(self).pop("poc_rank").close()  # its memory
         self.poc_ours = {
@@ -64,7 +64,7 @@ class LastLayerExtension(PoCWorkerExtension):
     def _rank_of(self, name: str, tile: int) -> Any:
         tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         rank = Rank(self, tile, tokens, prunes=False)
-        rank._own = lambda scheme: self.poc_ours.get(name)
+        rank.model._own = lambda scheme: self.poc_ours.get(name)
         torch.cuda.synchronize()
         return rank
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support import ROOT, clean_environment
-from worker.engines.vllm.options import installed
+from worker.engines.vllm.installed import installed
 
 pytestmark = pytest.mark.functional
 

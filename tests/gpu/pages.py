@@ -15,7 +15,7 @@ class ComparingExtension(FaultyExtension):
 
     def poc_record(self, records: bool) -> bool:
         """Whether a forward was recorded; from now on forwards are, or are not."""
-        forward = self.poc_rank.forward("distance")
+        forward = self.poc_rank.model.forward("distance")
         recorded = forward.recorded is not None
         forward.records = records
         if not records:
@@ -24,25 +24,25 @@ class ComparingExtension(FaultyExtension):
 
     def poc_direct(self, direct: bool) -> str:
         """Let attention read keys and values as they are computed, or from scratch pages."""
-        rank = self.poc_rank
-        rank._direct = internals.direct_attention(rank._layers) if direct else None
-        rank._scratch = {} if direct else rank._allocate()
-        rank._forget()
-        return str(rank.facts["keys_and_values"])
+        model = self.poc_rank.model
+        model._direct = internals.direct_attention(model._layers) if direct else None
+        model._scratch = {} if direct else model._allocate()
+        model.forget()
+        return str(model.facts["keys_and_values"])
 
     def poc_write_live_pages(self) -> None:
         """Leave the scratch alone; what was recorded with it is forgotten."""
         super().poc_write_live_pages()
-        self.poc_rank._forget()
+        self.poc_rank.model.forget()
 
     def poc_mend(self) -> None:
         """As it was."""
         super().poc_mend()
-        self.poc_rank._forget()
+        self.poc_rank.model.forget()
 
     def poc_compare_pages(self, job: dict[str, Any]) -> tuple[list[float], bool, bool]:
         """Compute `job`: its distances, whether any live page is in use, whether any changed."""
-        layers = self.poc_rank._layers.values()
+        layers = self.poc_rank.model._layers.values()
         before = [layer.kv_cache.clone() for layer in layers]
         self.poc_launch(-1, job)
         distances, _ = self.poc_collect(-1)
@@ -63,7 +63,7 @@ class ComparingExtension(FaultyExtension):
     def poc_free_memory(self, forget: bool) -> int:
         """Bytes of the GPU that are free; with `forget`, as before the first job."""
         if forget:
-            self.poc_rank._forget()
+            self.poc_rank.model.forget()
             torch.cuda.empty_cache()
         torch.cuda.synchronize()
         return torch.cuda.mem_get_info()[0]

@@ -22,7 +22,7 @@ from shared.errors import EngineDied, EngineError
 from support import assert_gone
 from worker.engines import Job
 from worker.engines.transformers_engine import TransformersEngine
-from worker.engines.vllm.options import reserve_bytes
+from worker.engines.vllm.memory import reserve_bytes
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import ROOT
-from worker.engines.vllm.options import INSTALL
+from worker.engines.vllm.installed import INSTALL
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 #: The backend packs these anyway.

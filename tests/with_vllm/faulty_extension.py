@@ -67,13 +67,13 @@ class FaultyExtension(PublishedExtension):
         forwards.fused = _REAL["fused"]
         forwards.pruned = _REAL["pruned"]
         forwards.whole = _REAL["whole"]
-        self.poc_rank.facts["without"].clear()
+        self.poc_rank.model.without.clear()
         self.poc_forget_forwards()
 
     def poc_forget_forwards(self) -> None:
         """Those of schemes are made anew."""
         vars(self).pop("poc_own", None)
-        self.poc_rank._forwards.clear()
+        self.poc_rank.model._forwards.clear()
 
     def poc_outlives(self) -> bool:
         """Whether the device is still there once another one is prepared in its place."""
@@ -131,7 +131,7 @@ class FaultyExtension(PublishedExtension):
 
     def poc_poison_scratch(self) -> None:
         """As a nonce without finite numbers leaves it."""
-        for pages in self.poc_rank._scratch.values():
+        for pages in self.poc_rank.model._scratch.values():
             pages.fill_(float("nan"))
 
     def poc_shapes(self) -> list[list[int]]:
@@ -182,7 +182,7 @@ class FaultyExtension(PublishedExtension):
 
     def poc_rows(self, behind: int) -> int:
         """Rows that the second half of the last layer computes for `behind` sequences."""
-        pruned, seen = self.poc_rank._own("distance"), []
+        pruned, seen = self.poc_rank.model._own("distance"), []
         second = pruned._tail
 
         def counted(attended: Any, residual: Any) -> Any:

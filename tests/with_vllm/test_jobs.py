@@ -16,7 +16,7 @@ from small import settings_of
 from shared.errors import EngineDied, EngineError
 from worker.engines import JobCancelled
 from worker.engines.vllm.engine import VllmEngine
-from worker.engines.vllm.options import reserve_bytes
+from worker.engines.vllm.memory import reserve_bytes
 from worker.tools.make_model import make_model
 
 pytestmark = [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worker import gpu_random, kernels
-from worker.engines.vllm.options import ENTRY_BYTES
+from worker.engines.vllm.memory import ENTRY_BYTES
 
 NONCES = (0, 7, 2**32, 2**63 - 1)
 TOLERANCE = 2e-6

@@ -21,14 +21,9 @@ from shared.schemes import DEFAULT
 from shared.settings import Settings
 from worker.engines import checkpoint
 from worker.engines.base import EngineInfo, FuturePending, tile_of
-from worker.engines.vllm.options import (
-    check_options,
-    check_version,
-    device_of,
-    engine_arguments,
-    installed,
-    tiles_of,
-)
+from worker.engines.vllm.installed import check_version, device_of, installed
+from worker.engines.vllm.memory import tiles_of
+from worker.engines.vllm.options import check_options, engine_arguments
 from worker.engines.vllm.owner import Owner
 from worker.engines.vllm.timing import time_forwards
 from worker.job import Job

@@ -58,5 +58,4 @@ class PoCWorkerExtension:
 
     def poc_without(self) -> dict[str, str]:
         """The schemes that can't be computed, and why, as far as is known: a first job may tell."""
-        without: dict[str, str] = self.poc_rank.facts["without"]
-        return without
+        return self.poc_rank.model.without

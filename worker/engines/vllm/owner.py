@@ -31,7 +31,8 @@ from shared.schemes import DEFAULT, Proof
 from worker.children import Forks, end_with_us, forks_of
 from worker.engines.base import tile_of
 from worker.engines.vllm.backlog import Backlog, Submitted
-from worker.engines.vllm.options import FORKED, USUAL_LEN, cause_of, tokens_of
+from worker.engines.vllm.memory import USUAL_LEN, tokens_of
+from worker.engines.vllm.options import FORKED, cause_of
 from worker.engines.vllm.timing import best_of, seconds_a_nonce
 from worker.job import Job
 

@@ -21,11 +21,13 @@ class PublishedExtension(PoCWorkerExtension):
         self, block_hash: str, public_key: str, nonces: Sequence[int], seq_len: int
     ) -> list[float]:
         """Distances of `nonces`, a tile at a time, by the published algorithm."""
-        ours, facts = self.poc_rank, self.poc_rank.facts
-        sizes = facts["hidden_size"], facts["vocab_size"]
-        published = Published(*sizes, ours.device, ours.dtype, ours.forward(DEFAULT))
+        ours = self.poc_rank.model
+        its = ours.deployed
+        published = Published(
+            its.hidden_size, its.vocab_size, its.device, its.dtype, ours.forward(DEFAULT)
+        )
         target = published.target(block_hash)
-        size = tile_of(facts["tile"], facts["max_tokens"], seq_len)
+        size = tile_of(ours.facts["tile"], ours.max_tokens, seq_len)
         return [
             distance
             for tile in cut(nonces, size)
