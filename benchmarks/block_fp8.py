@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared.errors import PoCError
+from worker.tools import script
 from worker.tools.extras import require_gpu
 from worker.tools.make_model import SHAPES
 
@@ -37,7 +36,9 @@ def main() -> None:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--shape", choices=[*SHAPES, "experts"], default="8B")
-    parser.add_argument("--layers", type=int, help="of the shape, if not all: they are alike")
+    parser.add_argument(
+        "--layers", type=script.size, help="of the shape, if not all: they are alike"
+    )
     parser.add_argument("--plain", type=Path, metavar="DIR", help="the same weights in bfloat16")
     options = parser.parse_args()
     require_gpu("a model to quantize")
@@ -140,7 +141,4 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PoCError as error:
-        sys.exit(f"block_fp8.py: {error}")
+    script.run(main)

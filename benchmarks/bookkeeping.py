@@ -42,6 +42,7 @@ from worker.node.heartbeat import Heartbeat
 from worker.node.loop import LOOK_S
 from worker.node.node import Node
 from worker.node.pipeline import Pipeline
+from worker.tools import script
 from worker.tools.embedded import EmbeddedRedis
 
 #: Distances that the engine takes its answers from, one after the other.
@@ -63,27 +64,31 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("rate", help="nonces per second, and what a batch costs")
-    command.add_argument("--batch-size", type=int, default=32)
-    command.add_argument("--seconds", type=float, default=10.0)
+    command.add_argument("--batch-size", type=script.size, default=32)
+    command.add_argument("--seconds", type=script.seconds, default=10.0)
     command.add_argument("--valid-share", type=float, default=0.1)
     command.set_defaults(run=rate)
     command = commands.add_parser("workers", help="many workers on one Redis, and a stop")
-    command.add_argument("--count", type=int, default=1000)
-    command.add_argument("--processes", type=int, default=2, help="that the workers are spread on")
-    command.add_argument("--seconds", type=float, default=10.0)
-    command.add_argument("--batch-seconds", type=float, default=2.0, help="what a batch takes")
-    command.add_argument("--batch-size", type=int, default=32)
+    command.add_argument("--count", type=script.size, default=1000)
+    command.add_argument(
+        "--processes", type=script.size, default=2, help="that the workers are spread on"
+    )
+    command.add_argument("--seconds", type=script.seconds, default=10.0)
+    command.add_argument(
+        "--batch-seconds", type=script.seconds, default=2.0, help="what a batch takes"
+    )
+    command.add_argument("--batch-size", type=script.size, default=32)
     command.add_argument("--valid-share", type=float, default=0.1)
     command.add_argument("--join", metavar="URL", help="be one of the processes")
     command.set_defaults(run=workers)
     command = commands.add_parser(
         "large", help="a poll and pages of a round with many valid nonces"
     )
-    command.add_argument("--valid", type=int, default=1_000_000)
+    command.add_argument("--valid", type=script.size, default=1_000_000)
     command.set_defaults(run=large)
     command = commands.add_parser("long", help="speed and memory as the round grows")
-    command.add_argument("--nonces", type=int, default=100_000_000)
-    command.add_argument("--batch-size", type=int, default=MAX_BATCH_SIZE)
+    command.add_argument("--nonces", type=script.size, default=100_000_000)
+    command.add_argument("--batch-size", type=script.size, default=MAX_BATCH_SIZE)
     command.add_argument("--valid-share", type=float, default=1e-4)
     command.set_defaults(run=long)
     options = parser.parse_args()
@@ -459,7 +464,4 @@ class _Silence:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PoCError as error:
-        sys.exit(f"bookkeeping.py: {error}")
+    script.run(main)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from shared.errors import PoCError
 from worker.engines.clock import keep_busy
 from worker.engines.vllm.gated import fits, gated
+from worker.tools import script
 from worker.tools.bench.turns import interleave
 from worker.tools.extras import require_gpu
 
@@ -44,11 +44,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hidden-size", type=int, default=1024)
-    parser.add_argument("--intermediate-size", type=int, default=3072)
-    parser.add_argument("--tokens", type=int, default=32_768, help="in one forward")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--hidden-size", type=script.size, default=1024)
+    parser.add_argument("--intermediate-size", type=script.size, default=3072)
+    parser.add_argument("--tokens", type=script.size, default=32_768, help="in one forward")
+    parser.add_argument("--seconds", type=script.seconds, default=0.3, help="of a turn")
+    parser.add_argument("--rounds", type=script.size, default=6)
     options = parser.parse_args()
     require_gpu("the kernel")
     made = torch.Generator("cuda").manual_seed(0)
@@ -90,7 +90,4 @@ def _activated(both: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PoCError as error:
-        sys.exit(f"gated.py: {error}")
+    script.run(main)

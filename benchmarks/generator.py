@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shared.errors import PoCError
+from worker.tools import script
 from worker.tools.bench.turns import interleave
 from worker.tools.extras import require_gpu
 
@@ -44,13 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--vocab-size", type=int, default=151_936)
-    parser.add_argument("--hidden-size", type=int, default=1024)
-    parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--nonces", type=int, default=8, help="in a tile")
+    parser.add_argument("--vocab-size", type=script.size, default=151_936)
+    parser.add_argument("--hidden-size", type=script.size, default=1024)
+    parser.add_argument("--seq-len", type=script.size, default=256)
+    parser.add_argument("--nonces", type=script.size, default=8, help="in a tile")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=script.seconds, default=1.0, help="of a turn")
+    parser.add_argument("--rounds", type=script.size, default=5)
     options = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
     on_gpu = options.device.startswith("cuda")
@@ -142,7 +141,4 @@ def _parts(options: argparse.Namespace) -> dict[str, tuple[Part, Part]]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PoCError as error:
-        sys.exit(f"generator.py: {error}")
+    script.run(main)

@@ -26,10 +26,10 @@ from typing import Any
 from shared.client import PoCClient
 from shared.config import PoCConfig, r_target_for
 from shared.data import ProofBatch
-from shared.errors import PoCError
 from shared.settings import load_settings
 from shared.store import Store
 from worker.children import end, spawn, vanishing_directory
+from worker.tools import script
 from worker.tools.embedded import EmbeddedRedis
 from worker.tools.extras import require_gpu
 from worker.tools.make_model import SHAPES, make_model
@@ -49,11 +49,11 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=SHAPES, default="0.6B")
     parser.add_argument("--model", type=Path, help="a checkpoint instead of a random one")
-    parser.add_argument("--layers", type=int, help="of the random one, if not the shape's")
+    parser.add_argument("--layers", type=script.size, help="of the random one, if not the shape's")
     parser.add_argument("--make", type=Path, metavar="DIR", help="write the random one, and end")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--seconds", type=script.seconds, default=30.0)
+    parser.add_argument("--batch-size", type=script.size, default=32)
+    parser.add_argument("--seq-len", type=script.size, default=256)
     options = parser.parse_args()
     require_gpu("a round, and the model that it makes")
     shape = SHAPES[options.shape] | ({"layers": options.layers} if options.layers else {})
@@ -165,7 +165,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PoCError as error:
-        sys.exit(f"gpu_round.py: {error}")
+    script.run(main)

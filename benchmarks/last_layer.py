@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from typing import Any
 
-from shared.errors import PoCError
 from shared.settings import load_settings
 from worker.engines.vllm.engine import VllmEngine
 from worker.engines.vllm.options import extended_by
+from worker.tools import script
 
 
 def main() -> None:
@@ -32,11 +31,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--tiles", type=_sizes, default=(32, 128))
-    parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
-    parser.add_argument("--nonces", type=int, default=1024, help="whose distances are compared")
+    parser.add_argument("--tiles", type=script.sizes, default=(32, 128))
+    parser.add_argument("--seq-len", type=script.size, default=256)
+    parser.add_argument("--rounds", type=script.size, default=6)
+    parser.add_argument("--seconds", type=script.seconds, default=1.0, help="of a turn")
+    parser.add_argument(
+        "--nonces", type=script.size, default=1024, help="whose distances are compared"
+    )
     options = parser.parse_args()
     settings = load_settings(engine="vllm", model=options.model, tile=str(max(options.tiles)))
     # vLLM's process imports it by name, from beside this script.
@@ -85,12 +86,5 @@ def _row(
     return row
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(","))
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except PoCError as error:
-        sys.exit(f"last_layer.py: {error}")
+    script.run(main)

@@ -26,11 +26,11 @@ from statistics import NormalDist, fmean, pstdev
 from typing import Any
 
 from shared.data import PROBABILITY_MISMATCH
-from shared.errors import PoCError
 from shared.odds import at_least, flagged_from
 from shared.schemes import DEFAULT, SCHEMES
 from shared.schemes.artifact import ArtifactTerms
 from shared.settings import load_settings
+from worker.tools import script
 
 BLOCK_HASH, PUBLIC_KEY = "numerics", "node"
 #: Share of nonces that are valid: sets r_target.
@@ -275,11 +275,9 @@ def main() -> None:
     computing.add_argument("--dtype")
     computing.add_argument("--device")
     computing.add_argument("--tile")
-    computing.add_argument("--nonces", type=int, default=8192)
-    computing.add_argument("--seq-len", type=int, default=256)
-    computing.add_argument(
-        "--batches", type=lambda text: [int(size) for size in text.split(",")], default=[32]
-    )
+    computing.add_argument("--nonces", type=script.size, default=8192)
+    computing.add_argument("--seq-len", type=script.size, default=256)
+    computing.add_argument("--batches", type=script.sizes, default=[32])
     reporting = commands.add_parser("report", help="compare what was written")
     reporting.add_argument("files", type=Path, nargs="+")
     options = parser.parse_args()
@@ -290,7 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (PoCError, OSError) as error:  # the latter of a file that is not there, say
-        sys.exit(f"numerics.py: {error}")
+    script.run(main)

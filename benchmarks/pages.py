@@ -27,13 +27,13 @@ from typing import Any
 import bookkeeping
 import psutil
 
-from shared.errors import PoCError
 from shared.settings import Settings
 from shared.store import Store
 from worker.children import end, spawn
 from worker.engines import Job
 from worker.manager import PoCManager
 from worker.node.node import Node
+from worker.tools import script
 from worker.tools.embedded import EmbeddedRedis
 
 EVENTS = "/api/v1/pow/events"
@@ -48,9 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pages", type=int, default=100)
-    parser.add_argument("--turns", type=int, default=3, help="of each kind")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each turn")
+    parser.add_argument("--pages", type=script.size, default=100)
+    parser.add_argument("--turns", type=script.size, default=3, help="of each kind")
+    parser.add_argument("--seconds", type=script.seconds, default=10.0, help="of each turn")
     parser.add_argument("--join", metavar="URL", help="be the process that has the pages open")
     options = parser.parse_args()
     if options.join:
@@ -226,7 +226,4 @@ def _cpu(process: psutil.Process) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PoCError as error:
-        sys.exit(f"pages.py: {error}")
+    script.run(main)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 
-from shared.errors import PoCError
 from shared.settings import load_settings
 from worker.engines import Job
 from worker.engines.vllm.engine import VllmEngine
 from worker.engines.vllm.options import extended_by
+from worker.tools import script
 
 
 def main() -> None:
@@ -27,8 +26,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--batch-size", type=int, help="a whole tile unless given")
-    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--batch-size", type=script.size, help="a whole tile unless given")
+    parser.add_argument("--seq-len", type=script.size, default=256)
     options = parser.parse_args()
     # vLLM's process imports it by name, from beside this script.
     with extended_by("timeline_extension.TimelineExtension"):
@@ -46,7 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PoCError as error:
-        sys.exit(f"timeline.py: {error}")
+    script.run(main)
