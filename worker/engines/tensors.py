@@ -113,7 +113,7 @@ def check_scales(directory: Path, tensors: Mapping[str, Entry]) -> None:
         )
 
 
-def check_float8(tensors: Mapping[str, Entry], layers: Iterable[str]) -> None:
+def check_float8(directory: Path, tensors: Mapping[str, Entry], layers: Iterable[str]) -> None:
     """Raise `EngineError` for one of `layers`, by `common_name`, whose weights are not in float8.
 
     vLLM, which takes `layers` for float8, would load any weights, with any number in place of their
@@ -126,9 +126,9 @@ def check_float8(tensors: Mapping[str, Entry], layers: Iterable[str]) -> None:
             small[layer] = small.get(layer, True) and _is_float8(entry)
     if wrong := next((layer for layer in layers if not small.get(layer)), None):
         raise EngineError(
-            f"config.json says that the weights of {wrong} are in float8, and in the files they "
-            "are not: name the layer in modules_to_not_convert of quantization_config, or make the "
-            "checkpoint again"
+            f"{directory}: its config says that the weights of {wrong} are in float8, and in the "
+            "files they are not: name the layer in modules_to_not_convert of quantization_config, "
+            "or make the checkpoint again"
         )
 
 

@@ -55,7 +55,7 @@ class Model:
         facts, device = internals.facts(worker), internals.device_of(worker)
         if layers := internals.float8_layers(worker):
             directory = Path(worker.vllm_config.model_config.model)
-            check_float8(read_headers(checkpoint.weight_files(directory)), layers)
+            check_float8(directory, read_headers(checkpoint.weight_files(directory)), layers)
         #: Or fewer, where vLLM has no room for them.
         self.max_tokens: int = min(facts["max_tokens"], max_tokens)
         self.deployed = Deployed(

@@ -50,7 +50,7 @@ def test_weights_without_a_scale_are_refused(layer: str) -> None:
 
 def test_layers_in_float8_are_taken() -> None:
     found = named(weight=EIGHT, bias=WIDE) | {f"{EXPERT}.weight": EIGHT}
-    check_float8(found, [LAYER, EXPERTS])
+    check_float8(Path("m"), found, [LAYER, EXPERTS])
 
 
 @pytest.mark.parametrize("layer", [LAYER, EXPERT], ids=["a router", "one of the experts"])
@@ -58,10 +58,12 @@ def test_a_layer_that_only_the_config_calls_quantized_is_refused(layer: str) -> 
     """What to do is said with its name."""
     found = named(weight=EIGHT) | {f"{EXPERTS}.0.up_proj.weight": EIGHT, f"{layer}.weight": WIDE}
     said = layer.partition(".3")[0]
-    with pytest.raises(EngineError, match=rf"weights of {said} are .* modules_to_not_convert"):
-        check_float8(found, [LAYER, EXPERTS])
+    with pytest.raises(
+        EngineError, match=rf"m: its config .* weights of {said} are .* modules_to_not_convert"
+    ):
+        check_float8(Path("m"), found, [LAYER, EXPERTS])
 
 
 def test_a_layer_that_is_not_in_the_files_is_refused() -> None:
     with pytest.raises(EngineError, match="in the files they are not"):
-        check_float8({}, [LAYER])
+        check_float8(Path("m"), {}, [LAYER])
