@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import MAX_BATCH_SIZE, PoCConfig
-from shared.errors import EngineError, PoCError
+from shared.errors import ConfigError, EngineError, PoCError
 from shared.requests import GenerateRequest
 from shared.settings import Settings, load_settings
 from shared.store import Computed, Store, fresh_id
@@ -66,7 +66,7 @@ def main() -> None:
     command = commands.add_parser("rate", help="nonces per second, and what a batch costs")
     command.add_argument("--batch-size", type=script.size, default=32)
     command.add_argument("--seconds", type=script.seconds, default=10.0)
-    command.add_argument("--valid-share", type=float, default=0.1)
+    command.add_argument("--valid-share", type=script.share, default=0.1)
     command.set_defaults(run=rate)
     command = commands.add_parser("workers", help="many workers on one Redis, and a stop")
     command.add_argument("--count", type=script.size, default=1000)
@@ -78,7 +78,7 @@ def main() -> None:
         "--batch-seconds", type=script.seconds, default=2.0, help="what a batch takes"
     )
     command.add_argument("--batch-size", type=script.size, default=32)
-    command.add_argument("--valid-share", type=float, default=0.1)
+    command.add_argument("--valid-share", type=script.share, default=0.1)
     command.add_argument("--join", metavar="URL", help="be one of the processes")
     command.set_defaults(run=workers)
     command = commands.add_parser(
@@ -89,7 +89,7 @@ def main() -> None:
     command = commands.add_parser("long", help="speed and memory as the round grows")
     command.add_argument("--nonces", type=script.size, default=100_000_000)
     command.add_argument("--batch-size", type=script.size, default=MAX_BATCH_SIZE)
-    command.add_argument("--valid-share", type=float, default=1e-4)
+    command.add_argument("--valid-share", type=script.share, default=1e-4)
     command.set_defaults(run=long)
     options = parser.parse_args()
     figures = options.run(options)
@@ -131,6 +131,8 @@ def workers(options: argparse.Namespace) -> dict[str, Any] | None:
         _Crowd(options).run()
         return None
     share = options.count // options.processes
+    if not share:
+        raise ConfigError(f"--count {options.count}: each of --processes needs one at least")
     with EmbeddedRedis() as server, closing(_store(server.url)) as store:
         command = [sys.executable, *sys.argv, "--join", server.url, "--count", str(share)]
         crowds = [

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from shared.errors import ConfigError
 from worker.engines.clock import keep_busy
 from worker.engines.vllm.gated import fits, gated
 from worker.tools import script
@@ -58,7 +58,7 @@ def main() -> None:
         for rows in (options.tokens, 2 * options.intermediate_size)
     )
     if not fits(weight):
-        sys.exit("gated.py: the kernel is for Hopper, and for sizes that its blocks divide")
+        raise ConfigError("the kernel is for Hopper, and for sizes that its blocks divide")
     activated = torch.compile(_activated, dynamic=False)
     ways = [
         Way("product, activation", _recorded(lambda: activated(linear(values, weight)))),

@@ -23,6 +23,7 @@ class LastLayerExtension(PoCWorkerExtension):
         """
         if self.poc_rank.model.facts["last_layer"] != "pruned":
             raise RuntimeError("the last layer is not pruned; the log says why")
+        self.poc_tokens = self.poc_rank.model.max_tokens
         vars(self).pop("poc_rank").close()  # its memory
         self.poc_ours = {
             "ours": forwards.whole(self, _unedited),
@@ -62,8 +63,7 @@ class LastLayerExtension(PoCWorkerExtension):
         return turns, distances
 
     def _rank_of(self, name: str, tile: int) -> Any:
-        tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
-        rank = Rank(self, tile, tokens, prunes=False)
+        rank = Rank(self, tile, self.poc_tokens, prunes=False)
         rank.model._own = lambda scheme: self.poc_ours.get(name)
         torch.cuda.synchronize()
         return rank

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support import ROOT, clean_environment
-from worker.engines.vllm.installed import installed
+from worker.engines.vllm.installed import distribution
 
 pytestmark = pytest.mark.functional
 
@@ -83,7 +83,7 @@ def test_what_counting_costs(
     ],
 )
 def test_what_it_misses_is_one_line(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    if "vLLM" in says and installed():
+    if "vLLM" in says and distribution():
         pytest.skip("vLLM is installed here")
     done = run(*(word.format(tmp=tmp_path) for word in words))
     assert done.returncode == 1

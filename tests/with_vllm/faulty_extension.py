@@ -76,8 +76,8 @@ class FaultyExtension(PublishedExtension):
         self.poc_rank.model._forwards.clear()
 
     def poc_outlives(self) -> bool:
-        """Whether the device is still there once another one is prepared in its place."""
-        before = weakref.ref(self.poc_rank)
+        """Whether the model is still there once another one is prepared in its place."""
+        before = weakref.ref(self.poc_rank.model)
         gc.disable()
         try:
             self.poc_prepare(4, 8192)

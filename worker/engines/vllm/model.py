@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ _RECORDABLE = frozenset({"FLASH_ATTN"})
 _SAME = 0.1
 
 #: Those of this process: what is compiled points at them.
-tensors_of = cache(schemes.tensors_of)
+_tensors_of = cache(schemes.tensors_of)
 
 
 class Model:
@@ -54,9 +53,9 @@ class Model:
         self._worker, self._tile = worker, tile
         facts, device = internals.facts(worker), internals.device_of(worker)
         if layers := internals.float8_layers(worker):
-            directory = Path(worker.vllm_config.model_config.model)
+            directory = internals.directory_of(worker)
             check_float8(directory, read_headers(checkpoint.weight_files(directory)), layers)
-        #: Or fewer, where vLLM has no room for them.
+        #: Positions of a tile: those asked for, or as many as vLLM has room for.
         self.max_tokens: int = min(facts["max_tokens"], max_tokens)
         self.deployed = Deployed(
             layers=facts["layers"],
@@ -89,7 +88,7 @@ class Model:
         )
         #: The schemes that can't be computed, and why, as far as is known: a first job may tell.
         self.without = schemes.refused(internals.model_of(worker), self.tensors)
-        #: What is known of it, by the names that the engine's profile has.
+        #: What is known of it.
         self.facts = facts | {
             **forwards.WHOLE,
             "tile": tile,
@@ -103,7 +102,7 @@ class Model:
 
     def tensors(self, scheme: str) -> Tensors:
         """Those of a scheme. Raises `EngineError` for an unknown one."""
-        return tensors_of(scheme, self.deployed)
+        return _tensors_of(scheme, self.deployed)
 
     def prepare(self, scheme: str) -> dict[str, Any]:
         """Compile the forward of a scheme; the facts, with what came of it."""

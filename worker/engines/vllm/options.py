@@ -19,7 +19,8 @@ from worker.engines.checkpoint import first_line, longest
 from worker.engines.vllm.installed import Device
 from worker.engines.vllm.memory import DEFAULT_SEQUENCES, reserve_bytes, tokens_of
 
-#: What forks vLLM's engine, and what asks vLLM where that would start CUDA.
+#: What a process imports that is then forked: into vLLM's engine, and to ask vLLM what would start
+#: CUDA.
 FORKED = f"{__package__}.forked"
 
 #: Bytes of KV cache on a CPU, where the engine is for trying things out.

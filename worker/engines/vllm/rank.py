@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shared.schemes import Proof
 from worker.engines.tile import Tiles, cut, join
-from worker.engines.vllm.model import Model, tensors_of
+from worker.engines.vllm.model import Model
 from worker.engines.vllm.recording import FIRST_AFTER
 from worker.job import NO_BLOCK, Job
 
@@ -24,11 +24,18 @@ class Rank:
     """Jobs on the deployed model of one rank."""
 
     def __init__(self, worker: Any, tile: int, max_tokens: int, *, prunes: bool) -> None:
+        model = Model(worker, tile, max_tokens, prunes=prunes)
         #: What computes.
-        self.model = Model(worker, tile, max_tokens, prunes=prunes)
-        deployed = self.model.deployed
-        self._device = deployed.device
-        self._tiles = Tiles(tile, deployed, max_tokens=self.model.max_tokens, tensors_of=tensors_of)
+        self.model = model
+        self._device = model.deployed.device
+        self._tiles = Tiles(
+            tile,
+            model.deployed,
+            max_tokens=model.max_tokens,
+            # Those of its forwards: edits of others would change nothing. Bound to the model, since
+            # a cycle would keep its memory until the next collection.
+            tensors_of=lambda scheme, _: model.tensors(scheme),
+        )
         self._launched: dict[int, tuple[Job, _Launched]] = {}
 
     def prepare(self, scheme: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_the_version_of_vllm_is_told(
     found: Any, level: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is looked up, not imported."""
-    monkeypatch.setattr("worker.engines.vllm.installed.installed", lambda: found)
+    monkeypatch.setattr("worker.engines.vllm.installed.distribution", lambda: found)
     finding = findings(NOWHERE | {"POC_ENGINE": "vllm"})["vllm"]
     assert finding.level == level
     assert says in finding.text
@@ -133,7 +133,7 @@ def test_the_version_of_vllm_is_told(
 
 def test_options_that_vllm_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would be refused at the start as well."""
-    monkeypatch.setattr("worker.engines.vllm.installed.installed", lambda: ("vllm", "0.26.0"))
+    monkeypatch.setattr("worker.engines.vllm.installed.distribution", lambda: ("vllm", "0.26.0"))
     options = {"POC_ENGINE": "vllm", "POC_VLLM_OPTIONS": '{"hf_token": "x"}'}
     finding = findings(NOWHERE | options)["vllm"]
     assert (finding.level, finding.text) == (FAIL, "POC_VLLM_OPTIONS: hf_token can't be set")
@@ -163,7 +163,7 @@ def test_an_engine_that_nobody_knows_is_told_with_those_there_are() -> None:
 def test_vllm_that_auto_takes_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a GPU, and a vLLM that is too old."""
     monkeypatch.setattr("worker.engines.vllm.engine.fits", lambda _: True)
-    monkeypatch.setattr("worker.engines.vllm.installed.installed", lambda: ("vllm", "0.11.0"))
+    monkeypatch.setattr("worker.engines.vllm.installed.distribution", lambda: ("vllm", "0.11.0"))
     finding = findings(NOWHERE)["vllm"]
     assert finding.level == FAIL
     assert finding.text.startswith("vLLM 0.11.0 is not supported")
@@ -172,7 +172,7 @@ def test_vllm_that_auto_takes_is_told_by_its_name(monkeypatch: pytest.MonkeyPatc
 def test_without_torch_the_engine_is_still_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an environment of a controller, where vLLM was asked for."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr("worker.engines.vllm.installed.installed", lambda: None)
+    monkeypatch.setattr("worker.engines.vllm.installed.distribution", lambda: None)
     found = findings(NOWHERE | {"POC_ENGINE": "vllm"})
     assert "torch is not installed" in found["gpu"].text
     assert "vLLM is not installed" in found["vllm"].text

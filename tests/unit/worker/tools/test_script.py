@@ -19,6 +19,8 @@ from worker.tools import script
         (script.size, "1", 1),
         (script.sizes, "1,7,32", [1, 7, 32]),
         (script.seconds, "0.25", 0.25),
+        (script.share, "0", 0.0),
+        (script.share, "1", 1.0),
     ],
 )
 def test_numbers(kind: Callable[[str], Any], text: str, number: Any) -> None:
@@ -31,6 +33,7 @@ def test_numbers(kind: Callable[[str], Any], text: str, number: Any) -> None:
         *((script.size, text) for text in ("0", "-1", "1.5", "²", "")),
         *((script.sizes, text) for text in ("32,0", "32,", "")),
         *((script.seconds, text) for text in ("0", "-1", "inf", "nan", "soon")),
+        *((script.share, text) for text in ("-0.1", "1.1", "nan", "half")),
     ],
 )
 def test_what_there_can_not_be(kind: Callable[[str], Any], text: str) -> None:
