@@ -156,24 +156,15 @@ class FaultyExtension(PublishedExtension):
         forwards.fused = _badly(scale)
         self.poc_forget_forwards()
 
-    def poc_prune_without_memory(self) -> None:
-        """No forward can be made for want of memory."""
-
-        def pruned(*_: Any) -> Any:
-            raise torch.OutOfMemoryError("9 GiB")
-
-        forwards.pruned = pruned
-        self.poc_forget_forwards()
-
-    def poc_make_nothing(self, out_of_memory: bool) -> None:
-        """No forward with edited layers can be made."""
+    def poc_make_nothing(self, kind: str, out_of_memory: bool) -> None:
+        """No forward of a kind can be made: `pruned`, or `whole`, which has edited layers."""
         self.poc_made = 0
 
-        def whole(*_: Any) -> Any:
+        def nothing(*_: Any) -> Any:
             self.poc_made += 1
             raise torch.OutOfMemoryError("9 GiB") if out_of_memory else ValueError("no layers")
 
-        forwards.whole = whole
+        setattr(forwards, kind, nothing)
         self.poc_forget_forwards()
 
     def poc_tries(self) -> int:

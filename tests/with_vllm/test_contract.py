@@ -14,14 +14,14 @@ RUNNER = {"get_model", "attn_groups", "kv_cache_config"}
 #: Of `internals`, with the functions that need them.
 INTERNALS = [
     ("v1/worker/worker_base.py", "WorkerBase", {"device", "vllm_config", "model_runner"}),
-    # model_of, facts, kv_groups, live_blocks
+    # model_of, directory_of, facts, kv_groups, live_blocks
     ("v1/worker/gpu_model_runner.py", "GPUModelRunner", RUNNER),
     ("v1/worker/gpu/model_runner.py", "GPUModelRunner", RUNNER),
     (
         "config/model.py",
         "ModelConfig",
         {"hf_text_config", "get_hidden_size", "dtype", "max_model_len", "quantization"}
-        | {"enforce_eager", "enable_prompt_embeds"},
+        | {"enforce_eager", "enable_prompt_embeds", "model"},
     ),
     ("config/scheduler.py", "SchedulerConfig", {"max_num_batched_tokens"}),
     ("config/parallel.py", "ParallelConfig", {"tensor_parallel_size", "worker_extension_cls"}),

@@ -37,7 +37,7 @@ def test_the_first_batch_of_a_scheme_that_it_was_not_made_ready_for(driver: Driv
 @pytest.mark.parametrize("out_of_memory", [False, True])
 def test_a_scheme_without_a_forward(out_of_memory: bool, driver: Driver) -> None:
     """The engine says so from then on, and makes no second try but for want of memory."""
-    driver.call("poc_make_nothing", out_of_memory)
+    driver.call("poc_make_nothing", "whole", out_of_memory)
     for _ in range(2):
         with pytest.raises(EngineError, match="the scheme artifact can't be computed"):
             driver.engine.submit(job(1, scheme="artifact", parameters={"k_dim": 12})).result()

@@ -109,7 +109,7 @@ def test_a_scheme_that_finds_no_memory_waits_for_it(compiled: Driver) -> None:
     """Its forward is that of the profile, or there is none: another one has other numbers."""
     compiled.call("poc_prepare", 4, TOKENS)
     expected = compiled.distances(*range(8))
-    compiled.call("poc_prune_without_memory")
+    compiled.call("poc_make_nothing", "pruned", True)
     try:
         with pytest.raises(EngineError, match=r"scheme distance can.t be computed .*9 GiB"):
             compiled.distances(*range(8))
