@@ -1,4 +1,4 @@
-"""`poc` in forks of a process that has imported all that it needs.
+"""`poc`, and scripts, in forks of a process that has imported all that they need.
 
 Most of a worker's start, and of a short command, is imports: torch and transformers take seconds. A
 fork of a process that has done them is a process like any other from there on, with an environment,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from worker.children import _lead_and_follow
 
+_HERE = Path(__file__).parent
 _CONTEXT = multiprocessing.get_context("forkserver")
 #: What any of them needs, and what one with a model needs besides.
 _ALWAYS = [
@@ -45,7 +47,7 @@ def without_models() -> None:
 
 
 class Fork:
-    """`poc` with `words`, in a process of its own; it has the face of `subprocess.Popen`.
+    """`poc`, or a script, with `words` in a process of its own, with the face of `Popen`.
 
     It reads `stdin`, and appends what it says to `log_path`, but errors to `errors_path` if there
     is one.
@@ -59,12 +61,13 @@ class Fork:
         cwd: Path,
         log_path: Path,
         errors_path: Path | None = None,
+        script: Path | None = None,
         stdin: Path = Path(os.devnull),
     ) -> None:
         log_path.touch()
         streams = (stdin, log_path, errors_path or log_path)
         self._process = _CONTEXT.Process(
-            target=_become, args=(list(words), dict(env), cwd, streams), daemon=True
+            target=_become, args=(script, list(words), dict(env), cwd, streams), daemon=True
         )
         self._process.start()
         assert self._process.pid is not None
@@ -101,13 +104,24 @@ class Fork:
 
 
 def run(
-    words: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdin: str = "", timeout: float = 60
+    words: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    script: Path | None = None,
+    stdin: str = "",
+    timeout: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """`poc` with `words` to its end, as `subprocess.run` with captured output. Raises so, too."""
+    """`poc`, or a script, with `words` to its end, as `subprocess.run` with captured output.
+
+    Raises `TimeoutExpired`.
+    """
     with tempfile.TemporaryDirectory() as directory:
         given, out, err = (Path(directory) / name for name in ("in", "out", "err"))
         given.write_text(stdin)
-        process = Fork(words, env=env, cwd=cwd, log_path=out, errors_path=err, stdin=given)
+        process = Fork(
+            words, env=env, cwd=cwd, log_path=out, errors_path=err, script=script, stdin=given
+        )
         try:
             status = process.wait(timeout)
         finally:
@@ -116,7 +130,11 @@ def run(
 
 
 def _become(
-    words: list[str], env: dict[str, str], cwd: Path, streams: tuple[Path, Path, Path]
+    script: Path | None,
+    words: list[str],
+    env: dict[str, str],
+    cwd: Path,
+    streams: tuple[Path, Path, Path],
 ) -> None:
     _lead_and_follow(os.getppid())  # a Ctrl-C is for whoever started it
     append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -130,7 +148,13 @@ def _become(
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    sys.argv = ["poc", *words]
+    sys.argv = [str(script or "poc"), *words]
+    if script:
+        # A script finds what lies beside it, and no module of the tests.
+        elsewhere = [each for each in sys.path if not Path(each).is_relative_to(_HERE)]
+        sys.path[:] = [str(script.parent), *elsewhere]
+        runpy.run_path(str(script), run_name="__main__")
+        return
 
     from worker.cli import main
 

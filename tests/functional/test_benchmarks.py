@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import preloaded
 from support import ROOT, clean_environment
 from worker.engines.vllm.installed import distribution
 
@@ -24,11 +24,8 @@ SCRIPTS = sorted(
 
 def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a script where torch sees no GPU."""
-    command = [sys.executable, f"benchmarks/{script}", *words]
     env = clean_environment(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
-    return subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
-    )
+    return preloaded.run(words, env=env, cwd=ROOT, script=ROOT / "benchmarks" / script)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
