@@ -47,12 +47,12 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=script.size, default=1024)
     parser.add_argument("--seq-len", type=script.size, default=256)
     parser.add_argument("--nonces", type=script.size, default=8, help="in a tile")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seconds", type=script.seconds, default=1.0, help="of a turn")
     parser.add_argument("--rounds", type=script.size, default=5)
     options = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
-    on_gpu = options.device.startswith("cuda")
+    on_gpu = options.device == "cuda"
     if on_gpu:
         require_gpu(f"--device {options.device}")
     for name, (ours, published) in _parts(options).items():

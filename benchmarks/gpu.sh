@@ -120,7 +120,7 @@ float8() {
 }
 
 numerics() {
-  local n=(python3 benchmarks/numerics.py)
+  local n=(env POC_TILE=32 python3 benchmarks/numerics.py)
   step model-0.6B model 0.6B 0.6B
   step model-half model half 0.6B 14
   step numerics-vllm "${VLLM[@]}" "${n[@]}" compute "$out/vllm.json" \

@@ -19,7 +19,9 @@ import json
 import statistics
 from typing import Any
 
+from shared.errors import ConfigError
 from shared.settings import load_settings
+from worker.engines.base import tile_of
 from worker.engines.vllm.engine import VllmEngine
 from worker.engines.vllm.options import extended_by
 from worker.tools import script
@@ -45,6 +47,7 @@ def main() -> None:
         engine = VllmEngine(settings)
     figures: dict[str, Any] = {}
     try:
+        _check_room(max(options.tiles), options.seq_len, engine.info.max_tokens)
         figures["compiled_s"] = engine.call("poc_first", options.tiles[0])
         print(f"ours compiled in {figures['compiled_s']:.1f} s")
         print(f"{'tile':>4}  {'forward':7} {'ms':>8} {'over vllm':>9}  {'equal bits':>12}  largest")
@@ -57,6 +60,15 @@ def main() -> None:
     finally:
         engine.close()
     print(json.dumps(figures))
+
+
+def _check_room(tile: int, seq_len: int, tokens: int | None) -> None:
+    """Raise `ConfigError` if one forward has no room for a whole tile."""
+    if tile_of(tile, tokens, seq_len) < tile:
+        raise ConfigError(
+            f"--seq-len {seq_len}: a tile of {tile} would have more than the {tokens} tokens of "
+            "one forward; lower --tiles, or set max_num_batched_tokens in POC_VLLM_OPTIONS"
+        )
 
 
 def _row(

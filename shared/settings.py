@@ -152,7 +152,9 @@ class Settings(BaseModel):
         pattern=r"^(auto|float32|b?float16)$",
     )
     device: str = Field(
-        "auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+        "auto",
+        description="auto, cpu or cuda; which GPU, POC_GPU says",
+        pattern=r"^(auto|cpu|cuda)$",
     )
     gpu: str | None = Field(
         None,

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worker.children import _lead_and_follow
+from worker.children import follow
 
 _HERE = Path(__file__).parent
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -136,7 +136,7 @@ def _become(
     cwd: Path,
     streams: tuple[Path, Path, Path],
 ) -> None:
-    _lead_and_follow(os.getppid())  # a Ctrl-C is for whoever started it
+    follow(os.getppid())  # a Ctrl-C is for whoever started it
     append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     for descriptor, (path, flags) in enumerate(
         zip(streams, (os.O_RDONLY, append, append), strict=True)

@@ -170,7 +170,7 @@ class Forks(multiprocessing.context.ForkServerContext):
 
         def run(self) -> None:
             """In the child."""
-            _lead_and_follow(os.getppid())  # should the server not have imported its module
+            follow(os.getppid())  # should the server not have imported its module
             os.environ.clear()
             os.environ.update(self._environment)
             super().run()
@@ -210,11 +210,11 @@ def lead_and_follow() -> None:
         nonlocal parent
         parent = os.getpid()  # a child that asked might hear of another, once this one is gone
 
-    os.register_at_fork(before=note, after_in_child=lambda: _lead_and_follow(parent))
+    os.register_at_fork(before=note, after_in_child=lambda: follow(parent))
 
 
-def _lead_and_follow(parent: int) -> None:
-    """Unless this process does so already: a fork never leads a session at first."""
+def follow(parent: int) -> None:
+    """Lead a session, and end with `parent`; nothing if this process leads one already."""
     if os.getsid(0) == os.getpid():
         return
     os.setsid()

@@ -77,6 +77,7 @@ def test_what_counting_costs(
         ),
         (("numerics.py", "compute", "{tmp}/o.json", "--model", "/none"), "no such directory"),
         (("numerics.py", "report", "/none.json"), "No such file"),
+        (("bookkeeping.py", "rate", "--batch-size", "5000"), "batch_size"),
     ],
 )
 def test_what_it_misses_is_one_line(words: tuple[str, ...], says: str, tmp_path: Path) -> None:

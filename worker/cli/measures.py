@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shared.config import MAX_BATCH_SIZE, PoCConfig
+from shared.config import PoCConfig
 from shared.errors import ConfigError, InvalidRequest, PoCError
 from shared.requests import read
 from shared.schemes import DEFAULT, SCHEMES, Terms, terms_of
@@ -20,18 +20,15 @@ from worker.cli.options import (
     CONFIG_HELP,
     ENGINE,
     FRAUD,
+    BatchSize,
     Json,
     Scheme,
+    SeqLen,
     known_scheme,
     read_json,
     takes_network,
     takes_settings,
 )
-
-SeqLen = Annotated[int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")]
-BatchSize = Annotated[
-    int, typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="<int>", help="Nonces in one batch.")
-]
 
 
 def _of_each(value: Callable[[Terms], float]) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from shared.config import PoCConfig
+from shared.config import MAX_BATCH_SIZE, PoCConfig
 from shared.errors import ConfigError, InvalidRequest
 from shared.schemes import DEFAULT, SCHEMES, terms_of
 from shared.settings import PREFIX, Settings, default_of, load_settings
@@ -83,6 +83,10 @@ Scheme = Annotated[
     typer.Option(
         metavar="<name>", help=f"{CONFIG_HELP['scheme'].capitalize()}.", callback=known_scheme
     ),
+]
+SeqLen = Annotated[int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="<int>", help="Nonces in one batch.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Timeout = Annotated[

@@ -20,7 +20,7 @@ import typer
 from shared.errors import ConfigError
 from shared.schemes import DEFAULT
 from shared.settings import EVERY_GPU, Settings
-from worker.cli.options import ENGINE, Json, Scheme, takes_settings
+from worker.cli.options import ENGINE, BatchSize, Json, Scheme, SeqLen, takes_settings
 from worker.tools import show
 
 if TYPE_CHECKING:
@@ -295,12 +295,8 @@ def bench(
         ),
     ] = None,
     scheme: Scheme = DEFAULT,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="<int>", help="Nonces in one batch.")
-    ] = 32,
-    seq_len: Annotated[
-        int, typer.Option(min=1, metavar="<int>", help="Positions of one forward.")
-    ] = 256,
+    batch_size: BatchSize = 32,
+    seq_len: SeqLen = 256,
     seconds: Annotated[
         float,
         typer.Option(

@@ -43,9 +43,11 @@ class EngineInfo:
     profile: dict[str, str] = field(default_factory=dict)
     #: Whether a nonce has the same bits each time that this engine computes it, in any batch.
     exact: bool = False
-    #: Sequences that it computes at a time, of several jobs if need be, and their positions.
+    #: Sequences of one forward, and how many positions they may have together.
     tile: int = 1
     max_tokens: int | None = None
+    #: Whether the sequences of one forward may be of several jobs.
+    joins_jobs: bool = False
     #: Schemes that it can't compute, and why. Of some an engine learns by their first job.
     without: dict[str, str] = field(default_factory=dict)
 

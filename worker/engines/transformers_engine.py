@@ -105,6 +105,7 @@ class TransformersEngine:
             max_seq_len=checkpoint.longest(config),
             profile=_profile(self._model, target, self._tiles),
             exact=True,
+            tile=self._tiles.size,
             without=refused(self._model, self._tiles.tensors),
         )
         self._busy_seconds = 0.0
@@ -239,20 +240,13 @@ def _choose_device(device: str, gpu: str | None) -> torch.device:
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = torch.device("meta")  # a name that torch does not know: refused below
-    usable = {
-        "cpu": True,
-        "cuda": (chosen.index or 0) < torch.cuda.device_count(),
-    }
-    if not usable.get(chosen.type, False):
+    # No cuda:1: kernels run on the first GPU that this process sees, and POC_GPU chooses that.
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise EngineError(
             f"POC_DEVICE={device}: torch {torch.__version__} sees no such device; "
             "use POC_DEVICE=cpu, or install a torch built for this machine's GPU"
         )
-    return chosen
+    return torch.device(device)
 
 
 def _describe(device: torch.device) -> str:

@@ -93,7 +93,7 @@ class Heartbeat:
             "host": socket.gethostname(),
             "vocab_size": str(info.vocab_size),
             "max_seq_len": str(info.max_seq_len),
-            "tile": info.profile.get("tile", str(info.tile)),
+            "tile": str(info.tile),
             "batches": str(self._pipeline.batches),
             "busy_seconds": f"{engine.busy_seconds:.3f}",
             "checks": str(check.passed if check else 0),

@@ -52,6 +52,8 @@ class InFlight:
 
 def depth_of(info: EngineInfo, seq_len: int, batch_size: int) -> int:
     """Batches that keep an engine busy."""
+    if not info.joins_jobs:
+        return DEPTH
     return max(DEPTH, DEPTH * tile_of(info.tile, info.max_tokens, seq_len) // batch_size)
 
 

@@ -7,8 +7,12 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from pydantic import ValidationError
 
 from shared.errors import PoCError
+from shared.requests import explain
 
 
 def size(text: str) -> int:
@@ -50,5 +54,11 @@ def run(main: Callable[[], None]) -> None:
     """Run a script; what its user can mend ends it in one line."""
     try:
         main()
+    except ValidationError as error:  # of a config that was made of the options
+        _end(explain(error))
     except (PoCError, OSError) as error:  # the latter of a file that is not there, say
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        _end(str(error))
+
+
+def _end(why: str) -> NoReturn:
+    sys.exit(f"{Path(sys.argv[0]).name}: {why}")

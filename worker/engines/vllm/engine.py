@@ -130,6 +130,7 @@ class VllmEngine:
                 exact=True,
                 tile=facts["tile"],
                 max_tokens=facts["max_tokens"],
+                joins_jobs=True,
             )
             undo.pop_all()
 

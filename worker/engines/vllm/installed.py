@@ -78,10 +78,6 @@ def check_device(settings: Settings, dtype: str) -> Device:
             f"POC_GPU={settings.gpu}: the installed vLLM computes on the CPU; unset POC_GPU, or "
             f"install another: {INSTALL}"
         )
-    if wanted.startswith("cuda:"):
-        raise EngineError(
-            f"POC_DEVICE={wanted}: vLLM takes the first GPUs that it sees; choose with POC_GPU"
-        )
     if kind not in DEFAULT_TILE:
         raise EngineError(
             f"POC_ENGINE=vllm: this vLLM sees no GPU ({kind or 'no device of its kind'}); mend the "

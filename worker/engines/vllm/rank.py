@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.schemes import Proof
+from worker.engines.checkpoint import first_line
 from worker.engines.tile import Tiles, cut, join
 from worker.engines.vllm.model import Model
 from worker.engines.vllm.recording import FIRST_AFTER
@@ -105,7 +106,7 @@ class Rank:
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
         # Out here, since the exception's traceback would keep the failed tile's tensors alive.
         half = -(-size // 2)
         log.error(

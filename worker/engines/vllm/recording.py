@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker.engines.checkpoint import first_line
 from worker.engines.tile import Forward
 
 log = logging.getLogger("vllm.poc")  # vLLM shows what is below its own name
@@ -80,7 +81,7 @@ class Recorder:
         try:
             return Recording(self._forward_of(inputs.shape), inputs, self._pool and self._pool())
         except Exception as error:  # noqa: BLE001 - memory, or any of a hundred kernels
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
         # Out here, since the exception's traceback would keep what was recorded alive.
         if inputs.is_cuda:
             torch.cuda.synchronize(inputs.device)  # raises if the device is lost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable
@@ -119,11 +118,6 @@ class Round:
         return sample.nonces, sample.seconds
 
     @property
-    def batch_seconds(self) -> float:
-        """The median of all turns."""
-        return statistics.median(each.seconds_for(self._config.batch_size) for each in self.samples)
-
-    @property
     def _generates(self) -> bool:
         return self._node.pipeline.state != PoCState.IDLE
 
@@ -131,7 +125,8 @@ class Round:
         pipeline, measured = self._node.pipeline, _Measuring(self._node.engine)
         look = LOOK_S[0]
         if self.samples:
-            look = min(max(look, LOOK_SHARE * self.batch_seconds), LOOK_S[1])
+            batch_s = self.samples[-1].seconds_for(self._config.batch_size)
+            look = min(max(look, LOOK_SHARE * batch_s), LOOK_S[1])
         seen = pipeline.computed
         while measured.goes_on(seconds):
             now = seen

@@ -48,12 +48,13 @@ def dtype_of(info: EngineInfo) -> torch.dtype:
 def published_of(info: EngineInfo) -> Published:
     """The published algorithm on a copy of the engine's model: its forward, as transformers has it.
 
-    Raises `ConfigError` if there is no room for the copy, or none can be loaded.
+    Raises `EngineError` for a checkpoint that is computed otherwise there, as one in float8 is, and
+    `ConfigError` if there is no room for the copy.
     """
     device, dtype = device_of(info), dtype_of(info)
     directory = checkpoint.find(info.model)
+    config = checkpoint.read_config(directory, checkpoint.DENSE, quantized=False)
     try:
-        config = checkpoint.read_config(directory, checkpoint.DENSE, quantized=False)
         model = weights.load(directory, config, info.profile.get("dtype", "float32"), device)
     except EngineError as error:
         raise _no_room(error) from None
@@ -100,12 +101,12 @@ def on_its_forward(published: Published, config: PoCConfig) -> PublishedAlgorith
 
 
 def on_our_forward(
-    published: Published, config: PoCConfig, engine: Engine
+    published: Published | None, config: PoCConfig, engine: Engine
 ) -> PublishedAlgorithm | None:
     """The same around the engine's own forward, tile by tile; None where we can't reach that."""
-    info = engine.info
-    name, tile = "published_our_forward", tile_of(info.tile, info.max_tokens, config.seq_len)
+    name, info = "published_our_forward", engine.info
     if isinstance(engine, VllmEngine):
+        tile = tile_of(info.tile, info.max_tokens, config.seq_len)
         return PublishedAlgorithm(
             name,
             lambda nonces: engine.call(
@@ -117,9 +118,8 @@ def on_our_forward(
             ),
             BATCHES_A_CALL * tile,
         )
-    if info.profile.get("engine") == "transformers":  # whose forward is that very one
-        tile = int(info.profile["tile"])
-        return PublishedAlgorithm(name, _batch(published, config), tile)
+    if published and info.profile.get("engine") == "transformers":  # whose forward is that very one
+        return PublishedAlgorithm(name, _batch(published, config), info.tile)
     return None
 
 

@@ -55,14 +55,9 @@ class Point:
     start_s: Sequence[float]
 
     @property
-    def loaded_tile(self) -> int:
-        """Sequences that its engine was loaded for."""
-        return int(self.info.profile.get("tile", self.info.tile))
-
-    @property
     def tile(self) -> int:
         """Sequences in one forward."""
-        return tile_of(self.loaded_tile, self.info.max_tokens, self.config.seq_len)
+        return tile_of(self.info.tile, self.info.max_tokens, self.config.seq_len)
 
     @property
     def ratios(self) -> dict[tuple[str, str], float]:
@@ -129,7 +124,7 @@ def show_table(points: Sequence[Point]) -> None:
                 "this machine. Run it again when it is quiet, or with more --rounds."
             )
         out.print()
-    if len({each.loaded_tile for each in points}) > 1:
+    if len({each.info.tile for each in points}) > 1:
         out.print("Each tile was loaded and measured after the one before: in other turns.")
     out.print(Text(f"on {_where(points)}"))
 

@@ -167,7 +167,7 @@ def _points(plan: Plan, settings: Settings, status: Status) -> list[Point]:
         device = node.engine.info.device
         if plan.gpu and not device.startswith("cuda"):
             raise ConfigError(f"--gpu: the engine computes on {device}; unset POC_DEVICE")
-        opponents = _Opponents(plan, node.engine, status)
+        opponents = Opponents(plan, node.engine, status)
         client = stack.enter_context(closing(PoCClient(settings)))
         return [_measure(plan, node, client, each, opponents, status) for each in seq_lens]
 
@@ -177,7 +177,7 @@ def _measure(
     node: Node,
     client: PoCClient,
     seq_len: int,
-    opponents: _Opponents,
+    opponents: Opponents,
     status: Status,
 ) -> Point:
     engine, info = node.engine, node.engine.info
@@ -219,27 +219,35 @@ def _config(plan: Plan, scheme: str, info: EngineInfo, seq_len: int) -> PoCConfi
     )
 
 
-class _Opponents:
+class Opponents:
     """Those of a plan, on the model and the device of an engine."""
 
     def __init__(self, plan: Plan, engine: Engine, status: Status) -> None:
         self._against, self._engine = plan.against, engine
         self._published: Any = None
+        #: Why there is no published algorithm.
+        self._unpublished = ""
         if "published" in plan.against:
             from worker.tools.bench.opponents import published_of
 
             status.update("loading the model once more, for the published algorithm")
-            self._published = published_of(engine.info)
+            try:
+                self._published = published_of(engine.info)
+            except EngineError as error:
+                self._unpublished = first_line(error)
 
     def of(self, config: PoCConfig) -> tuple[list[Candidate], dict[str, str]]:
         """Those for a round of `config`; and of others, why they are missing."""
         found: list[Candidate] = []
         missing: dict[str, str] = {}
         info = self._engine.info
-        if self._published:
+        if "published" in self._against:
             from worker.tools.bench.opponents import on_its_forward, on_our_forward
 
-            found.append(on_its_forward(self._published, config))
+            if self._published:
+                found.append(on_its_forward(self._published, config))
+            else:
+                missing["published"] = self._unpublished
             if ours := on_our_forward(self._published, config, self._engine):
                 found.append(ours)
             else:

@@ -64,11 +64,10 @@ def usual(settings: Settings, info: EngineInfo) -> Sequence[Side]:
     `info` is that of the engine with `settings`.
     """
     sides = [Side()]
-    engine, tile = info.profile.get("engine", ""), info.profile.get("tile", "")
+    engine = info.profile.get("engine", "")
     if engine not in BUILT_IN:  # of an engine of somebody's own nothing else is known
         return sides
-    if tile.isdecimal():
-        sides.append(Side({"tile": str(int(tile) // 2 or 2)}))
+    sides.append(Side({"tile": str(info.tile // 2 or 2)}))
     others = [each for each in BUILT_IN if each != engine]
     sides += [Side({"engine": each}) for each in others if _can_run(each, settings)]
     if info.profile.get("dtype") in ("bfloat16", "float16"):

@@ -260,7 +260,7 @@ class TestInfo:
 class TestRefusals:
     """Every refusal says what is wrong and what to do."""
 
-    @pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99"])
+    @pytest.mark.parametrize("device", ["abacus", "meta", "cuda:1"])
     def test_a_device_that_is_not_there(
         self, device: str, model_dir: Path, load: LoadEngine
     ) -> None:

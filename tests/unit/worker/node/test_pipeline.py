@@ -117,7 +117,7 @@ class TestStep:
         """Given tiles of 13 nonces, and batches of 4."""
         engine = new_engine(Observed)
         assert isinstance(engine, Observed)
-        engine.info = replace(engine.info, tile=13)
+        engine.info = replace(engine.info, tile=13, joins_jobs=True)
         manager = PoCManager(engine, store)
         manager.start_generate(config)
         assert all(manager.pipeline.step() for _ in range(9))

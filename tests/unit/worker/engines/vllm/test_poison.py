@@ -62,7 +62,9 @@ class MortalEngine:
     def __init__(self) -> None:
         self._owner = Owner("m")
         self._owner.start(SimpleNamespace(model="m"), (TILE,))
-        self.info = EngineInfo("m", "none", "f", 1, 1, 64, exact=True, tile=TILE, max_tokens=4096)
+        self.info = EngineInfo(
+            "m", "none", "f", 1, 1, 64, exact=True, tile=TILE, max_tokens=4096, joins_jobs=True
+        )
 
     def submit(self, job: Job) -> FuturePending:
         return FuturePending(self._owner.submit(job))

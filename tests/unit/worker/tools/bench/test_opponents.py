@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
+from rich.status import Status
 
 from shared.config import PoCConfig
 from shared.errors import ConfigError
 from worker import gpu_random
-from worker.engines import Job
+from worker.engines import Engine, Job
 from worker.engines.transformers_engine import TransformersEngine
 from worker.tools.bench.opponents import (
     Limit,
@@ -21,6 +29,7 @@ from worker.tools.bench.opponents import (
     published_of,
 )
 from worker.tools.bench.published import Published
+from worker.tools.bench.run import Opponents, Plan
 from worker.tools.make_model import make_model
 
 NONCES = (0, 1, 7, 2**62)
@@ -88,6 +97,22 @@ def test_a_model_that_there_is_no_room_for(
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(ConfigError, match=r"9 GiB.*POC_GPU_MEMORY_UTILIZATION=0\.6"):
         published_of(engine.info)
+
+
+def test_a_model_that_the_published_algorithm_has_no_forward_for(
+    engine: TransformersEngine, config: PoCConfig, tmp_path: Path
+) -> None:
+    """It is quantized: what is missing is said, and all others are measured."""
+    shutil.copytree(engine.info.model, tmp_path, dirs_exist_ok=True)
+    plain = json.loads((tmp_path / "config.json").read_text())
+    quantized = plain | {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(quantized))
+    engine_of_it = SimpleNamespace(info=replace(engine.info, model=str(tmp_path)))
+    plan = Plan(against=("published",))
+    opponents = Opponents(plan, cast(Engine, engine_of_it), cast(Status, Mock()))
+    found, missing = opponents.of(config)
+    assert found == []
+    assert "is quantized" in missing["published"]
 
 
 @pytest.mark.parametrize("seq_len", [1, 16])

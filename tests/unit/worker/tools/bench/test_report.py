@@ -15,7 +15,7 @@ from worker.tools.bench.candidates import Sample
 from worker.tools.bench.report import Point, picture_of, show_json, show_table
 from worker.tools.bench.turns import Rates
 
-INFO = EngineInfo("a <model>", "cpu", "f", 16, 8, 64, {"tile": "8", "dtype": "float32"})
+INFO = EngineInfo("a <model>", "cpu", "f", 16, 8, 64, {"dtype": "float32"}, tile=8)
 
 
 @pytest.fixture
@@ -62,15 +62,15 @@ def test_a_table_warns_of_a_machine_that_is_busy(
     assert "differ by" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("loaded", [("8", "8"), ("8", "16")], ids=["one engine", "two engines"])
+@pytest.mark.parametrize("loaded", [(8, 8), (8, 16)], ids=["one engine", "two engines"])
 def test_points_of_several_engines_are_told_apart(
-    loaded: tuple[str, str], point: Point, capsys: pytest.CaptureFixture[str]
+    loaded: tuple[int, int], point: Point, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Given lengths that leave fewer sequences of a tile, all points are still of one engine."""
     points = [
         replace(
             point,
-            info=replace(INFO, profile={"tile": tile}, max_tokens=64),
+            info=replace(INFO, tile=tile, max_tokens=64),
             config=changed(point.config, seq_len=seq_len),
         )
         for tile, seq_len in zip(loaded, (8, 16), strict=True)

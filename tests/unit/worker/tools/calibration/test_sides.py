@@ -12,8 +12,8 @@ from worker.tools.calibration.sides import ODD_BATCH, Side, usual
 OURS = load_settings({}, model="m", engine="vllm", quantization="fp8", serve_port="8000")
 
 
-def info(**profile: str) -> EngineInfo:
-    return EngineInfo("m", "cpu", "f", 16, 8, 64, profile)
+def info(tile: int, **profile: str) -> EngineInfo:
+    return EngineInfo("m", "cpu", "f", 16, 8, 64, profile, tile=tile)
 
 
 def test_a_side_is_named_by_what_differs() -> None:
@@ -47,7 +47,7 @@ def test_a_setting_that_can_not_be_is_refused() -> None:
 
 def test_usual_sides_differ_in_batch_tile_engine_and_floats() -> None:
     """Given vLLM in bfloat16, then another tile, transformers, and float32."""
-    found = usual(OURS, info(engine="vllm", tile="32", dtype="bfloat16"))
+    found = usual(OURS, info(32, engine="vllm", dtype="bfloat16"))
     assert [each.name for each in found] == [
         f"batch_size={ODD_BATCH}",
         "tile=16",
@@ -60,9 +60,9 @@ def test_usual_sides_differ_in_batch_tile_engine_and_floats() -> None:
 def test_a_node_in_float32_needs_no_wider_floats() -> None:
     """Given transformers on a machine without a GPU, then there is no other engine either."""
     settings = load_settings({}, model="m", device="cpu")
-    found = usual(settings, info(engine="transformers", tile="1", dtype="float32"))
+    found = usual(settings, info(1, engine="transformers", dtype="float32"))
     assert [each.name for each in found] == [f"batch_size={ODD_BATCH}", "tile=2"]
 
 
 def test_of_an_engine_of_ones_own_only_the_batch_is_known() -> None:
-    assert usual(OURS, info(engine="fake")) == [Side()]
+    assert usual(OURS, info(32, engine="fake")) == [Side()]
