@@ -290,7 +290,7 @@ def _refused(name: str, why: str) -> Finding:
 
 def _check_model(settings: Settings, engine: str, architectures: frozenset[str]) -> Finding:
     if not settings.model:
-        return Finding("model", WARN, "POC_MODEL is not set, so no worker can start", REMEDY)
+        return Finding("model", WARN, "POC_MODEL is not set: a worker needs it, or --model", REMEDY)
     directory = Path(settings.model).expanduser()
     if directory.is_dir():
         return _check_checkpoint(directory, engine, architectures)

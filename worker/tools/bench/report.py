@@ -118,6 +118,7 @@ def show_table(points: Sequence[Point]) -> None:
         out.print(Text(_title(point), style="bold"))
         out.print(_rates_table(point))
         out.print(_ratios_table(point))
+        out.print("Each is the median of the ratios of turns side by side.")
         if (apart := max(_apart(each) for each in point.rates.values())) > STEADY:
             out.print(
                 f"Turns of one candidate differ by up to {apart:.1f} times: something else has "

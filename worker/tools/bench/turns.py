@@ -1,7 +1,8 @@
 """Candidates take turns, so that all of them meet the same machine.
 
 What a device gives depends on what it did a moment ago and on who shares it. So turns are short and
-many, their order rotates, and a ratio is taken between the turns of one round of turns.
+many, nobody always follows the same one, and a ratio is taken between the turns of one round of
+turns.
 """
 
 from __future__ import annotations
@@ -49,6 +50,16 @@ class Rates:
         return statistics.median(a / b for a, b in zip(self.turns, other.turns, strict=True))
 
 
+def order_of(index: int, count: int) -> list[int]:
+    """Who of `count` takes turns when, in one round of them.
+
+    In `count` rounds, if that is even, each comes behind each of the others once, and takes each
+    place once: a Latin square as E. J. Williams balanced it (1949).
+    """
+    zigzag = (-(place // 2) if place % 2 == 0 else place // 2 + 1 for place in range(count))
+    return [(index + step) % count for step in zigzag]
+
+
 def interleave(
     candidates: Sequence[Candidate],
     seconds: float,
@@ -64,8 +75,7 @@ def interleave(
         each.turn(min(seconds, WARM_UP_S))
     turns: dict[str, list[float]] = {each.name: [] for each in candidates}
     for index in range(rounds):
-        first = index % len(candidates)
-        for each in (*candidates[first:], *candidates[:first]):
+        for each in (candidates[place] for place in order_of(index, len(candidates))):
             say(f"turn {index + 1} of {rounds}", each.name)
             nonces, spent = each.turn(seconds)
             turns[each.name].append(nonces / spent)

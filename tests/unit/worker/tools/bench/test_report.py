@@ -50,6 +50,7 @@ def test_a_table_says_what_was_not_measured(
     said = " ".join(capsys.readouterr().out.split())
     assert "end to end over forward only 90.0%" in said
     assert "nobody knows" in said
+    assert "the median of the ratios of turns side by side" in said
 
 
 def test_a_table_warns_of_a_machine_that_is_busy(

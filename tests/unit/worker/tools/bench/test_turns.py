@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, permutations
+
 import pytest
 
-from worker.tools.bench.turns import WARM_UP_S, Rates, interleave
+from worker.tools.bench.turns import WARM_UP_S, Rates, interleave, order_of
 
 
 class Scripted:
@@ -21,12 +23,20 @@ class Scripted:
 
 
 def test_each_round_has_a_turn_of_each_and_begins_with_another() -> None:
-    """So nobody always comes after the same neighbour's heat."""
     log: list[str] = []
     interleave([Scripted(name, log, 1, 1, 1, 1) for name in "abc"], seconds=2.0, rounds=3)
     warm_up, *rounds = ("".join(log[at : at + 3]) for at in range(0, 12, 3))
     assert warm_up == "abc"
     assert rounds == ["abc", "bca", "cab"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 6])
+def test_nobody_always_comes_after_the_same_neighbours_heat(count: int) -> None:
+    """In as many rounds as there are candidates each follows each of the others once."""
+    rounds = [order_of(index, count) for index in range(count)]
+    assert all(sorted(each) == list(range(count)) for each in rounds)
+    followed = [pair for each in rounds for pair in pairwise(each)]
+    assert sorted(followed) == sorted(permutations(range(count), 2))
 
 
 def test_the_warm_up_does_not_count_and_is_short() -> None:
