@@ -95,6 +95,7 @@ def test_an_unknown_override_is_refused_too() -> None:
         ("POC_LEASE_S", "nan", "finite number"),
         ("POC_LEASE_S", "inf", "finite number"),
         ("POC_DEVICE", "mps", "auto, cpu or cuda"),
+        ("POC_DEVICE", "cuda:1", "which GPU, POC_GPU says"),
         ("POC_NAMESPACE", "a b", "letters, digits"),
         ("POC_NAMESPACE", "a\n", "letters, digits"),
         ("POC_ENGINE", "two words", "auto, transformers, vllm"),

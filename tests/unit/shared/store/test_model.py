@@ -667,7 +667,7 @@ def test_any_history_obeys_the_rules(
     run_state_machine_as_test(
         lambda: NodeMachine(redis, keys, new_store, key_problems, monkeypatch),
         settings=settings(
-            max_examples=settings.default.max_examples // 4,  # a test of this kind is slow
+            max_examples=settings.default.max_examples * 2 // 5,  # a test of this kind is slow
             stateful_step_count=60,
             deadline=None,
             suppress_health_check=list(HealthCheck),
