@@ -11,7 +11,7 @@ from worker.engines.vllm import forwards
 from worker.engines.vllm.extension import PoCWorkerExtension
 from worker.engines.vllm.rank import Rank
 from worker.job import Job
-from worker.tools.bench.turns import order_of
+from worker.tools.bench.turns import in_turn
 
 
 class LastLayerExtension(PoCWorkerExtension):
@@ -50,7 +50,7 @@ class LastLayerExtension(PoCWorkerExtension):
         }
         turns: dict[str, list[float]] = {name: [] for name in ranks}
         for turn in range(rounds):
-            for name in (named[place] for place in order_of(turn, len(named))):
+            for name in in_turn(named, turn):
                 spent = ranks[name].time(tile, seq_len, counts[name], "distance")
                 turns[name].append(spent / counts[name])
         job = Job("last layer", "node", tuple(range(nonces)), seq_len)

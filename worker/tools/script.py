@@ -7,7 +7,6 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -54,11 +53,7 @@ def run(main: Callable[[], None]) -> None:
     """Run a script; what its user can mend ends it in one line."""
     try:
         main()
-    except ValidationError as error:  # of a config that was made of the options
-        _end(explain(error))
-    except (PoCError, OSError) as error:  # the latter of a file that is not there, say
-        _end(str(error))
-
-
-def _end(why: str) -> NoReturn:
-    sys.exit(f"{Path(sys.argv[0]).name}: {why}")
+    # Of a config that was made of the options, or of a file that is not there, say.
+    except (PoCError, ValidationError, OSError) as error:
+        why = explain(error) if isinstance(error, ValidationError) else error
+        sys.exit(f"{Path(sys.argv[0]).name}: {why}")

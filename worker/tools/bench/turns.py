@@ -10,7 +10,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 #: Seconds of the turn that comes before all others and does not count, at most.
 WARM_UP_S = 1.0
@@ -50,14 +52,15 @@ class Rates:
         return statistics.median(a / b for a, b in zip(self.turns, other.turns, strict=True))
 
 
-def order_of(index: int, count: int) -> list[int]:
-    """Who of `count` takes turns when, in one round of them.
+def in_turn(candidates: Sequence[T], index: int) -> list[T]:
+    """All of them, in the order of one round of turns.
 
-    In `count` rounds, if that is even, each comes behind each of the others once, and takes each
-    place once: a Latin square as E. J. Williams balanced it (1949).
+    In as many rounds as there are of them, if that is even, each comes behind each of the others
+    once, and takes each place once: a Latin square as E. J. Williams balanced it (1949).
     """
+    count = len(candidates)
     zigzag = (-(place // 2) if place % 2 == 0 else place // 2 + 1 for place in range(count))
-    return [(index + step) % count for step in zigzag]
+    return [candidates[(index + step) % count] for step in zigzag]
 
 
 def interleave(
@@ -75,7 +78,7 @@ def interleave(
         each.turn(min(seconds, WARM_UP_S))
     turns: dict[str, list[float]] = {each.name: [] for each in candidates}
     for index in range(rounds):
-        for each in (candidates[place] for place in order_of(index, len(candidates))):
+        for each in in_turn(candidates, index):
             say(f"turn {index + 1} of {rounds}", each.name)
             nonces, spent = each.turn(seconds)
             turns[each.name].append(nonces / spent)

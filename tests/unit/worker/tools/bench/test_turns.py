@@ -6,7 +6,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from worker.tools.bench.turns import WARM_UP_S, Rates, interleave, order_of
+from worker.tools.bench.turns import WARM_UP_S, Rates, in_turn, interleave
 
 
 class Scripted:
@@ -33,7 +33,7 @@ def test_each_round_has_a_turn_of_each_and_begins_with_another() -> None:
 @pytest.mark.parametrize("count", [1, 2, 4, 6])
 def test_nobody_always_comes_after_the_same_neighbours_heat(count: int) -> None:
     """In as many rounds as there are candidates each follows each of the others once."""
-    rounds = [order_of(index, count) for index in range(count)]
+    rounds = [in_turn(range(count), index) for index in range(count)]
     assert all(sorted(each) == list(range(count)) for each in rounds)
     followed = [pair for each in rounds for pair in pairwise(each)]
     assert sorted(followed) == sorted(permutations(range(count), 2))
