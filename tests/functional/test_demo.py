@@ -157,6 +157,24 @@ def test_a_benchmark_that_is_killed_leaves_no_model(tmp_path: Path) -> None:
     wait_until(lambda: not [*tmp_path.glob("poc-*")], 10, "it to be gone")
 
 
+def test_a_benchmark_ends_with_its_redis(tmp_path: Path) -> None:
+    """Nobody could start that again."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "worker.cli", "bench", "--model=fake", "--seconds=30"]
+    path = os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
+    env = clean_environment(POC_ENGINE="fake_engine:load", PYTHONPATH=path)
+    with log.open("w") as said, subprocess.Popen(command, cwd=ROOT, env=env, stderr=said) as bench:
+
+        def in_use() -> psutil.Process | None:
+            found = psutil.Process(bench.pid).children()
+            server = next((each for each in found if "valkey" in each.name()), None)
+            return server if server and len(server.net_connections()) > 3 else None
+
+        wait_until(in_use, 60, "a worker on its Redis").kill()
+        assert bench.wait(10) == -signal.SIGTERM
+    assert "the embedded Redis has ended" in log.read_text()
+
+
 def test_a_benchmark_over_tiles_loads_an_engine_for_each() -> None:
     """One worker after the other in one process; and an engine of one's own need not do it all."""
     words = ["bench", "--model=fake?seconds=0.01", "--seconds=0.1", "--rounds=2"]

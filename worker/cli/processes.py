@@ -6,14 +6,13 @@ import json
 import os
 import re
 import secrets
-import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +21,6 @@ from shared.schemes import DEFAULT
 from shared.settings import EVERY_GPU, Settings
 from worker.cli.options import ENGINE, BatchSize, Json, Scheme, SeqLen, takes_settings
 from worker.tools import show
-
-if TYPE_CHECKING:
-    from worker.tools.embedded import EmbeddedRedis
 
 
 @takes_settings(
@@ -377,27 +373,6 @@ def _redis(settings: Settings, embedded: bool) -> Iterator[Settings]:
     with EmbeddedRedis(usual_port=USUAL_PORT) as server:
         show.news.print("Redis runs. In another terminal:", soft_wrap=True)
         show.news.print(f"  export POC_REDIS_URL={server.url}", soft_wrap=True)
-        with _ends_with(server):
+        advice = "this worker ends; run a Redis of your own where that must not happen"
+        with server.ending_us(advice):
             yield settings.model_copy(update={"redis_url": server.url})
-
-
-@contextmanager
-def _ends_with(server: EmbeddedRedis) -> Iterator[None]:
-    """End this process when `server` ends by itself: nobody else can bring it back."""
-    closing = threading.Event()
-
-    def watch() -> None:
-        server.wait()
-        if not closing.is_set():
-            show.news.print(
-                "the embedded Redis has ended, and its rounds with it: this worker ends; run a "
-                "Redis of your own where that must not happen",
-                soft_wrap=True,
-            )
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="poc-embedded", daemon=True).start()
-    try:
-        yield
-    finally:
-        closing.set()

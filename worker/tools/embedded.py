@@ -7,9 +7,13 @@ that it can be killed and started again on the same port with the same data.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +22,7 @@ import redis
 
 from shared.errors import ConfigError, StoreUnavailable
 from worker.children import end, spawn, vanishing_directory
+from worker.tools.show import news
 
 HOST = "127.0.0.1"
 #: The port that a person's server has, if it is free: what another shell exported stays right.
@@ -103,10 +108,29 @@ class EmbeddedRedis:
                 return self
         raise StoreUnavailable(f"found no free port in {BIND_ATTEMPTS} attempts")
 
-    def wait(self) -> None:
-        """Return when the server has ended, whoever ended it."""
-        if self._process is not None:
-            self._process.wait()
+    @contextlib.contextmanager
+    def ending_us(self, advice: str) -> Iterator[None]:
+        """End this process by SIGTERM once the server has ended while the block runs.
+
+        Nobody else can bring it back. What is said before is that, and `advice`.
+        """
+        closing, process = threading.Event(), self._process
+
+        def watch() -> None:
+            if process is not None:
+                process.wait()
+            if not closing.is_set():
+                news.print(
+                    f"the embedded Redis has ended, and its rounds with it: {advice}",
+                    soft_wrap=True,
+                )
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=watch, name="poc-embedded", daemon=True).start()
+        try:
+            yield
+        finally:
+            closing.set()
 
     def stop(self, timeout: float = 10.0) -> None:
         """End the server in an orderly way and remove a temporary data directory."""

@@ -115,6 +115,7 @@ def run(plan: Plan, *, json: bool = False, picture: Path | None = None) -> int:
         out_alone(),
         vanishing_directory("poc-bench-") as directory,
         EmbeddedRedis() as server,
+        server.ending_us("nothing was measured; run it again"),
         news.status("loading") as status,
         ExitStack() as stack,
     ):
