@@ -26,6 +26,7 @@ from statistics import NormalDist, fmean, pstdev
 from typing import Any
 
 from shared.data import PROBABILITY_MISMATCH
+from shared.errors import ConfigError
 from shared.odds import at_least, flagged_from
 from shared.schemes import DEFAULT, SCHEMES
 from shared.schemes.artifact import ArtifactTerms
@@ -46,6 +47,7 @@ LIMITS = ((0.02, 0.001), (0.2, 0.1), (0.4, 0.1), (0.75, 0.1))
 
 def compute(out: Path, options: argparse.Namespace) -> None:
     """Write the proofs of `options.nonces` nonces, in batches of each size."""
+    out.open("ab").close()  # rather than after minutes of computing
     from worker.engines import load_engine
 
     given = {"engine": options.engine, "model": options.model, "dtype": options.dtype}
@@ -130,7 +132,7 @@ class Compared:
         found = sum(v > r_target + tolerance for _, v in submitted)
         levels = NormalDist.from_samples(self.prover)
         if self.sd > 0.2 * levels.stdev:
-            return len(submitted), found, found / len(submitted)
+            return len(submitted), found, found / max(1, len(submitted))
         level = levels.cdf
         below = level(r_target - margin)
         deltas = self.deltas
@@ -145,11 +147,28 @@ def flagged(mismatch: float, samples: int, threshold: float, allowed: float) -> 
 
 def report(paths: list[Path]) -> None:
     """Compare each file with the first, and each file's batch sizes among themselves."""
-    files = {path.stem: json.loads(path.read_text()) for path in paths}
-    schemes = {file["scheme"] for file in files.values()}
-    if len(schemes) > 1:
-        sys.exit(f"numerics.py: files of more than one scheme: {', '.join(sorted(schemes))}")
-    (_report_artifacts if schemes == {ArtifactTerms.name} else _report_distances)(files)
+    names = [path.stem for path in paths]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two files are called {twice}, and rows by them: rename one")
+    files = {path.stem: _read(path) for path in paths}
+    for what in ("scheme", "seq_len"):
+        found = sorted({str(file[what]) for file in files.values()})
+        if len(found) > 1:
+            raise ConfigError(f"files of more than one {what} can't be compared: {found}")
+    of_artifacts = files[names[0]]["scheme"] == ArtifactTerms.name
+    (_report_artifacts if of_artifacts else _report_distances)(files)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `compute` wrote; raises `ConfigError` for anything else."""
+    try:
+        file = json.loads(path.read_text(encoding="utf-8"))
+        enough = len(file["runs"][0]["proofs"]) > 1 and {"scheme", "seq_len"} <= file.keys()
+    except (ValueError, LookupError, TypeError):
+        enough = False
+    if not enough:
+        raise ConfigError(f"{path}: `numerics.py compute` did not write it, with 2 nonces or more")
+    return dict(file)
 
 
 def _report_artifacts(files: dict[str, Any]) -> None:

@@ -76,7 +76,10 @@ def test_what_counting_costs(
             "vLLM is not installed, and 0.26 up to",
         ),
         (("numerics.py", "compute", "{tmp}/o.json", "--model", "/none"), "no such directory"),
+        (("numerics.py", "compute", "/none/o.json", "--model", "{tmp}"), "No such file"),
         (("numerics.py", "report", "/none.json"), "No such file"),
+        (("numerics.py", "report", "pyproject.toml"), "`numerics.py compute` did not write it"),
+        (("numerics.py", "report", "a/x.json", "b/x.json"), "two files are called x"),
         (("bookkeeping.py", "rate", "--batch-size", "5000"), "batch_size"),
     ],
 )

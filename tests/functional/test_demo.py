@@ -175,6 +175,16 @@ def test_a_benchmark_ends_with_its_redis(tmp_path: Path) -> None:
     assert "the embedded Redis has ended" in log.read_text()
 
 
+def test_a_benchmark_whose_round_is_full_says_so() -> None:
+    words = ["bench", "--model=fake?seconds=0.01", "--seconds=1", "--rounds=1"]
+    words += ["--batch-size=4096"]
+    path = os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
+    env = clean_environment(POC_ENGINE="fake_engine:load", PYTHONPATH=path, POC_MAX_VALID="1")
+    done = preloaded.run(words, env=env, cwd=ROOT, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "a round was full before its turn was over: take shorter turns" in done.stderr
+
+
 def test_a_benchmark_over_tiles_loads_an_engine_for_each() -> None:
     """One worker after the other in one process; and an engine of one's own need not do it all."""
     words = ["bench", "--model=fake?seconds=0.01", "--seconds=0.1", "--rounds=2"]

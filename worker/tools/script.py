@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
+from redis import RedisError
 
 from shared.errors import PoCError
 from shared.requests import explain
+
+#: Of a measurement: the shortest and the longest.
+SECONDS = 0.1, 86_400
 
 
 def size(text: str) -> int:
@@ -27,10 +31,10 @@ def sizes(text: str) -> list[int]:
 
 
 def seconds(text: str) -> float:
-    """A time, and no endless one."""
+    """A time in which something can be measured, and no endless one."""
     number = _number(text)
-    if not 0.0 < number < math.inf:
-        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    if not SECONDS[0] <= number <= SECONDS[1]:
+        raise ArgumentTypeError(f"{text!r} is no number of {SECONDS[0]:g} to {SECONDS[1]:g}")
     return number
 
 
@@ -54,6 +58,6 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     # Of a config that was made of the options, or of a file that is not there, say.
-    except (PoCError, ValidationError, OSError) as error:
+    except (PoCError, ValidationError, OSError, RedisError) as error:
         why = explain(error) if isinstance(error, ValidationError) else error
         sys.exit(f"{Path(sys.argv[0]).name}: {why}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from shared.client import PoCClient
 from shared.config import PoCConfig, PoCState
-from shared.errors import EngineError
+from shared.errors import ConfigError, EngineError
 from worker.engines import Engine, Job, Pending
 from worker.engines.base import TimesForwards
 from worker.node.node import Node
@@ -102,7 +102,8 @@ class Round:
     def turn(self, seconds: float) -> tuple[float, float]:
         """Nonces and seconds between the ends of two batches.
 
-        Raises `EngineError` once the worker has failed, and what its commands raise.
+        Raises `EngineError` once the worker has failed, `ConfigError` where the turn is longer
+        than a round can be, and what its commands raise.
         """
         with ThreadPoolExecutor(1) as commands:
             began = time.perf_counter()
@@ -132,7 +133,13 @@ class Round:
             now = seen
             while now == seen:
                 self._look_again(look)
+                ended = not self._generates
                 now = pipeline.computed
+                if ended and now == seen:
+                    raise ConfigError(
+                        "a round was full before its turn was over: take shorter turns (more "
+                        "--rounds, fewer --seconds), or raise POC_MAX_VALID"
+                    )
             measured.saw(now - seen)
             seen = now
         return measured.sample()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.errors import ConfigError
 from worker.tools import script
@@ -32,7 +33,7 @@ def test_numbers(kind: Callable[[str], Any], text: str, number: Any) -> None:
     [
         *((script.size, text) for text in ("0", "-1", "1.5", "²", "")),
         *((script.sizes, text) for text in ("32,0", "32,", "")),
-        *((script.seconds, text) for text in ("0", "-1", "inf", "nan", "soon")),
+        *((script.seconds, text) for text in ("0", "0.01", "1e300", "inf", "nan", "soon")),
         *((script.share, text) for text in ("-0.1", "1.1", "nan", "half")),
     ],
 )
@@ -46,6 +47,7 @@ def test_what_there_can_not_be(kind: Callable[[str], Any], text: str) -> None:
     [
         (ConfigError("POC_TILE: no"), "POC_TILE: no"),
         (FileNotFoundError(2, "No such file", "out.json"), "No such file: 'out.json'"),
+        (RedisConnectionError("Connection refused"), "Connection refused"),
     ],
 )
 def test_an_error_is_one_line(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
