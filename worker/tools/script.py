@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
-from redis import RedisError
 
 from shared.errors import PoCError
 from shared.requests import explain
@@ -58,6 +57,6 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     # Of a config that was made of the options, or of a file that is not there, say.
-    except (PoCError, ValidationError, OSError, RedisError) as error:
+    except (PoCError, ValidationError, OSError) as error:
         why = explain(error) if isinstance(error, ValidationError) else error
         sys.exit(f"{Path(sys.argv[0]).name}: {why}")

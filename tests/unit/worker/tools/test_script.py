@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.errors import ConfigError
 from worker.tools import script
@@ -47,7 +46,6 @@ def test_what_there_can_not_be(kind: Callable[[str], Any], text: str) -> None:
     [
         (ConfigError("POC_TILE: no"), "POC_TILE: no"),
         (FileNotFoundError(2, "No such file", "out.json"), "No such file: 'out.json'"),
-        (RedisConnectionError("Connection refused"), "Connection refused"),
     ],
 )
 def test_an_error_is_one_line(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
