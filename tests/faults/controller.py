@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -117,10 +116,8 @@ class Play:
     def _run(self) -> None:
         try:
             self._play()
-        except Broken as broken:
-            self._boss.broken.append(broken)
-        except Exception:  # noqa: BLE001 - a defect of the harness must end the run, too
-            self._boss.broken.append(Broken("the harness works", traceback.format_exc()))
+        except Exception as error:  # noqa: BLE001 - see Broken.of
+            self._boss.broken.append(Broken.of(error))
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from math import isnan, nan
@@ -46,6 +47,13 @@ class Broken(AssertionError):
     def __init__(self, invariant: str, detail: str) -> None:
         super().__init__(f"{invariant}: {detail}")
         self.invariant, self.detail = invariant, detail
+
+    @classmethod
+    def of(cls, error: Exception) -> Broken:
+        """What `error` tells: itself, or a defect of the harness, which has to end a run, too."""
+        if isinstance(error, cls):
+            return error
+        return cls("the harness works", "".join(traceback.format_exception(error)))
 
 
 def demand(holds: object, invariant: str, detail: str) -> None:

@@ -8,7 +8,6 @@ import json
 import statistics
 import threading
 import time
-import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -166,22 +165,18 @@ class Run:
                     break
             self._check_memory()
             self._check_logs()
-        except Broken as broken:
-            report.broken = self._told(broken)
-        except Exception:  # noqa: BLE001 - a defect of the harness is to be reported, too
-            report.broken = self._told(Broken("the harness works", traceback.format_exc()))
+        except Exception as error:  # noqa: BLE001 - see Broken.of
+            broken = Broken.of(error)
+            report.broken = {
+                "invariant": broken.invariant,
+                "detail": broken.detail,
+                "during": self._during,
+                "journal": self.journal.about(f"{broken.detail} {self._during}"),
+            }
         finally:
             self._close()
         self._fill(report)
         return report
-
-    def _told(self, broken: Broken) -> dict[str, Any]:
-        return {
-            "invariant": broken.invariant,
-            "detail": broken.detail,
-            "during": self._during,
-            "journal": self.journal.about(f"{broken.detail} {self._during}"),
-        }
 
     # The play.
 

@@ -176,3 +176,14 @@ def test_news_under_two_keys_is_noticed(played: Played) -> None:
     played.receiver.take("/round/generated", "another", received.raw)
     with pytest.raises(Broken):
         played.check()
+
+
+def test_a_defect_of_the_harness_is_told_with_its_traceback() -> None:
+    broken = Broken("claims do not overlap", "they do")
+    assert Broken.of(broken) is broken
+    try:
+        int("none")
+    except ValueError as error:
+        told = Broken.of(error)
+    assert told.invariant == "the harness works"
+    assert 'int("none")' in told.detail

@@ -161,8 +161,7 @@ def test_a_benchmark_ends_with_its_redis(tmp_path: Path) -> None:
     """Nobody could start that again."""
     log = tmp_path / "log"
     command = [sys.executable, "-m", "worker.cli", "bench", "--model=fake", "--seconds=30"]
-    path = os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
-    env = clean_environment(POC_ENGINE="fake_engine:load", PYTHONPATH=path)
+    env = with_fake_engine()
     with log.open("w") as said, subprocess.Popen(command, cwd=ROOT, env=env, stderr=said) as bench:
 
         def in_use() -> psutil.Process | None:
@@ -178,8 +177,7 @@ def test_a_benchmark_ends_with_its_redis(tmp_path: Path) -> None:
 def test_a_benchmark_whose_round_is_full_says_so() -> None:
     words = ["bench", "--model=fake?seconds=0.01", "--seconds=1", "--rounds=1"]
     words += ["--batch-size=4096"]
-    path = os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
-    env = clean_environment(POC_ENGINE="fake_engine:load", PYTHONPATH=path, POC_MAX_VALID="1")
+    env = with_fake_engine(POC_MAX_VALID="1")
     done = preloaded.run(words, env=env, cwd=ROOT, timeout=60)
     assert done.returncode == 2, done.stderr
     assert "a round was full before its turn was over: take shorter turns" in done.stderr
@@ -189,8 +187,7 @@ def test_a_benchmark_over_tiles_loads_an_engine_for_each() -> None:
     """One worker after the other in one process; and an engine of one's own need not do it all."""
     words = ["bench", "--model=fake?seconds=0.01", "--seconds=0.1", "--rounds=2"]
     words += ["--sweep=tile=4,8", "--json"]
-    path = os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
-    env = clean_environment(POC_ENGINE="fake_engine:load", PYTHONPATH=path)
+    env = with_fake_engine()
     done = preloaded.run(words, env=env, cwd=ROOT, timeout=100)
     assert done.returncode == 0, done.stderr
     points = json.loads(done.stdout)["points"]
@@ -198,6 +195,12 @@ def test_a_benchmark_over_tiles_loads_an_engine_for_each() -> None:
     for figures in points:
         assert set(figures["nonces_per_second"]) == {"engine", "round"}
         assert figures["not_measured"] == {"forward": "this engine has no time_forwards"}
+
+
+def with_fake_engine(**variables: str) -> dict[str, str]:
+    """The environment of a benchmark that needs no model."""
+    path = os.pathsep.join((str(ROOT), f"{ROOT}/tests"))
+    return clean_environment(POC_ENGINE="fake_engine:load", PYTHONPATH=path, **variables)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -133,7 +133,7 @@ class Round:
             now = seen
             while now == seen:
                 self._look_again(look)
-                ended = not self._generates
+                ended = not self._generates  # before the count, which is whole then
                 now = pipeline.computed
                 if ended and now == seen:
                     raise ConfigError(
